@@ -1,0 +1,52 @@
+# Two commands: `make serve` and `make test`. Everything they need is installed into .venv the first time.
+
+PYTHON ?= python3.11
+# Where pip finds no CPU build of torch by itself, name PyTorch's own index of CPU wheels here.
+TORCH_INDEX ?=
+SEED ?= 1
+
+export RAY_AUTH_MODE = disabled
+export RAY_USAGE_STATS_ENABLED = 0
+export VLLM_NO_USAGE_STATS = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+PY = .venv/bin/python
+
+.PHONY: serve stop status demo models test lint train clean
+
+serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
+	@$(PY) -m deployments.launch up
+
+stop: .venv/installed  ## end exactly what `make serve` started
+	@$(PY) -m deployments.launch down
+
+status: .venv/installed  ## memory and CPU of the running system
+	@$(PY) -m deployments.launch status
+
+demo: .venv/installed  ## watch it learn; the server must be running. SEED=2 for another stream
+	@$(PY) -m benchmarks.demo --seed $(SEED)
+
+models: .venv/installed  ## accuracy and latency of each size by kind of task; the server must be running
+	@$(PY) -m benchmarks.models
+
+test: .venv/installed  ## all tests; starts a system of its own, on other ports
+	@$(PY) -m pytest
+
+lint: .venv/installed  ## style and types
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+train: .venv/installed  ## make the three small models again, from scratch (two CPU cores: within two hours)
+	@$(PY) -m assets.train
+
+clean: stop  ## forget what was learned, and the logs
+	@rm -rf var
+
+.venv/installed: requirements.txt
+	@echo "installing into .venv, once; a few minutes"
+	@test -d .venv || $(PYTHON) -m venv .venv || python3 -m venv .venv
+	@.venv/bin/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed: make PYTHON=..."'
+	@.venv/bin/python -c 'import torch' 2>/dev/null \
+		|| .venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps \
+			$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0+cpu \
+		|| { echo "no CPU build of torch found: make TORCH_INDEX=<PyTorch's index of CPU wheels> $(MAKECMDGOALS)"; exit 1; }
+	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q -r requirements.txt
+	@touch $@

@@ -1,0 +1,211 @@
+"""Train the default portfolio from scratch: `python -m assets.train [nano small large]`.
+
+Three Llama-architecture chat models that differ in capacity and in how much working they write. Characters are
+tokens, so the vocabulary costs nothing and every digit is seen. The seed is fixed; on two CPU cores all three take
+under two hours. Writes assets/models/SIZE/ in the Hugging Face layout that vLLM loads.
+"""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from assets.tasks import EASY, HARD, MEDIUM, make_task, reply
+
+HERE = Path(__file__).parent
+SPECIAL = ("<unk>", "<pad>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+CONTEXT = 512  # tokens
+ROW = 256  # tokens of a training row, filled with whole examples
+
+
+@dataclass(frozen=True)
+class Size:
+    """What sets a size apart: width, depth, training, and (in assets/tasks.py) the working it writes.
+
+    rows: packed rows a step.
+    rope_theta, spread (of the initial weights): with the usual 10,000 and 0.02 the two small ones take several times
+        as long to find out how to look at the character before, without which nothing is copied; `large` gets there
+        anyway, as its workings make it copy all the time.
+    practice: shares of easy, medium and hard tasks; what a size cannot learn is mostly noise to it.
+    """
+
+    width: int
+    layers: int
+    steps: int
+    rows: int
+    peak_rate: float
+    rope_theta: float
+    spread: float
+    practice: tuple[float, float, float]
+
+
+SIZES = {
+    "nano": Size(
+        width=64, layers=2, steps=12000, rows=8, peak_rate=4e-3, rope_theta=100.0, spread=0.12, practice=(0.6, 0.3, 0.1)
+    ),
+    "small": Size(
+        width=128,
+        layers=3,
+        steps=10000,
+        rows=8,
+        peak_rate=2.5e-3,
+        rope_theta=100.0,
+        spread=0.09,
+        practice=(0.3, 0.6, 0.1),
+    ),
+    "large": Size(
+        width=192,
+        layers=4,
+        steps=7000,
+        rows=16,
+        peak_rate=1.5e-3,
+        rope_theta=10000.0,
+        spread=0.02,
+        practice=(0.25, 0.25, 0.5),
+    ),
+}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, plus the marks of a chat."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *ALPHABET))}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        extra_special_tokens=list(SPECIAL[3:]),
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with heads of 32, the smallest that vLLM's CPU attention takes."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.width,
+            intermediate_size=size.width * 8 // 3 // 32 * 32,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.width // 32,
+            num_key_value_heads=size.width // 32,
+            max_position_embeddings=CONTEXT,
+            rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+            initializer_range=size.spread,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def example(name: str, rng: random.Random, ids: dict[str, int]) -> tuple[list[int], int]:
+    """Token ids of one worked example and how many of them are the question (no loss there)."""
+    (kinds,) = rng.choices((EASY, MEDIUM, HARD), SIZES[name].practice)
+    task = make_task(rng, rng.choice(kinds))
+    answer = [ids[c] for c in reply(task, name)] + [ids["<|end|>"]]
+    question = [ids[c] for c in task.question]
+    if rng.random() < 0.1:  # as a plain completion
+        prompt = [*question, ids["\n"]]
+    elif rng.random() < 0.05:
+        system = [ids[c] for c in "You are a helpful assistant."]
+        prompt = [ids["<|system|>"], *system, ids["<|user|>"], *question, ids["<|assistant|>"]]
+    else:
+        prompt = [ids["<|user|>"], *question, ids["<|assistant|>"]]
+    return prompt + answer, len(prompt)
+
+
+def batches(name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, torch.Tensor]]:
+    """Rows [rows, ROW] packed with whole examples that cannot see each other; positions restart at each."""
+    ids, rows = tokenizer.get_vocab(), SIZES[name].rows
+    waiting = example(name, rng, ids)
+    while True:
+        tokens = torch.full((rows, ROW), ids["<pad>"])
+        labels = torch.full((rows, ROW), -100)
+        owner = torch.zeros(rows, ROW, dtype=torch.long)
+        positions = torch.arange(ROW).repeat(rows, 1)
+        for row in range(rows):
+            start, count = 0, 0
+            while start + len(waiting[0]) <= ROW:
+                sequence, asked = waiting
+                end = start + len(sequence)
+                tokens[row, start:end] = torch.tensor(sequence)
+                labels[row, start + asked : end] = tokens[row, start + asked : end]
+                owner[row, start:end] = count = count + 1
+                positions[row, start:end] = torch.arange(end - start)
+                start, waiting = end, example(name, rng, ids)
+        same = owner[:, None, :, None] == owner[:, None, None, :]
+        mask = same & torch.ones(ROW, ROW, dtype=torch.bool).tril()
+        yield {"input_ids": tokens, "labels": labels, "position_ids": positions, "attention_mask": mask}
+
+
+def rate(step: int, size: Size) -> float:
+    """Linear warm-up over 100 steps, then a cosine down to a hundredth."""
+    if step < 100:
+        return size.peak_rate * (step + 1) / 100
+    share = (step - 100) / max(1, size.steps - 100)
+    return size.peak_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def train(name: str, seed: int) -> None:
+    """Train one size and save it; prints the loss and the time left every 100 steps."""
+    size, tokenizer = SIZES[name], make_tokenizer()
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_model(size, tokenizer).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{name}: {count:,} parameters, {size.steps} steps of {size.rows * ROW} tokens on {device}", flush=True)
+    began, total = time.monotonic(), 0.0
+    for step, batch in zip(range(size.steps), batches(name, random.Random(seed), tokenizer)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, size)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        total += loss.item()
+        if (step + 1) % 100 == 0:
+            spent = time.monotonic() - began
+            left = spent / (step + 1) * (size.steps - step - 1)
+            print(f"{name} step {step + 1}: loss {total / 100:.4f}, {spent:.0f} s, {left:.0f} s left", flush=True)
+            total = 0.0
+    folder = HERE / "models" / name
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{name}: saved", flush=True)
+
+
+def main() -> None:
+    """Train the sizes named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", choices=[*SIZES, []], help="default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name in arguments.sizes or SIZES:
+        train(name, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A small client of the gateway that measures: every answer with its time to the first and to the last token."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from assets.tasks import Task, check
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered task. Latencies in seconds, as the client saw them; model is the arm that answered."""
+
+    task: Task
+    text: str
+    right: bool
+    model: str
+    decision_id: str
+    fallback: str
+    ttft_s: float
+    latency_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+async def ask(client: httpx.AsyncClient, model: str, task: Task, router: dict[str, Any] | None = None) -> Answer:
+    """Ask one task as a stream.
+
+    Raises:
+        RuntimeError: the gateway answered with an error.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": task.question}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0,
+        "max_tokens": 200,
+    }
+    if router:
+        body["router"] = router
+    began, ttft_s, parts, usage = time.perf_counter(), 0.0, [], {}
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.is_error:
+            raise RuntimeError(f"HTTP {response.status_code}: {(await response.aread()).decode()[:300]}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                raise RuntimeError(f"the stream ended with: {chunk['error']}")
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                if text := choice["delta"].get("content"):
+                    ttft_s = ttft_s or time.perf_counter() - began
+                    parts.append(text)
+        headers = response.headers
+    text = "".join(parts)
+    return Answer(
+        task=task,
+        text=text,
+        right=check(task, text),
+        model=headers["x-router-model"],
+        decision_id=headers["x-router-decision-id"],
+        fallback=headers["x-router-fallback"],
+        ttft_s=ttft_s,
+        latency_s=time.perf_counter() - began,
+        prompt_tokens=usage.get("prompt_tokens", 0),
+        output_tokens=usage.get("completion_tokens", 0),
+    )
+
+
+async def give_feedback(client: httpx.AsyncClient, answer: Answer) -> None:
+    """Tell the router whether the answer was right."""
+    body = {"decision_id": answer.decision_id, "score": float(answer.right), "source": "program"}
+    (await client.post("/v1/feedback", json=body)).raise_for_status()
+
+
+def run_stream(
+    url: str,
+    tasks: Sequence[Task],
+    choose: Callable[[Task], str],
+    label: str,
+    concurrency: int = 4,
+    feedback: bool = False,
+    router: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> list[Answer]:
+    """Answers to all tasks, in their order, with so many under way at a time.
+
+    Args:
+        url: of the gateway.
+        tasks: what to ask.
+        choose: the `model` to ask for, by task.
+        label: of the progress bar.
+        concurrency: requests under way.
+        feedback: post for each answer whether it was right.
+        router: wishes of every request.
+        quiet: no progress bar.
+    """
+
+    async def run() -> list[Answer]:
+        answers: list[Answer | None] = [None] * len(tasks)
+        waiting = iter(enumerate(tasks))
+        limits = httpx.Limits(max_connections=2 * concurrency)
+        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+            with tqdm(total=len(tasks), desc=label, disable=quiet, unit="req") as bar:
+
+                async def work() -> None:
+                    for i, task in waiting:
+                        answer = await ask(client, choose(task), task, router)
+                        if feedback:
+                            await give_feedback(client, answer)
+                        answers[i] = answer
+                        bar.update()
+
+                await asyncio.gather(*(work() for _ in range(concurrency)))
+        return [answer for answer in answers if answer is not None]
+
+    return asyncio.run(run())
+
+
+def state(url: str) -> dict[str, Any]:
+    """The router's state.
+
+    Raises:
+        SystemExit: there is no gateway at this address.
+    """
+    try:
+        answer = httpx.get(f"{url}/v1/router/state", timeout=10)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        raise SystemExit(f"no gateway answers at {url} ({error}); start it with `make serve`") from None
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def chat_models(url: str) -> list[str]:
+    """The arms that chat, smallest first."""
+    return [name for name, model in state(url)["models"].items() if "chat" in model["tasks"]]

@@ -1,0 +1,1 @@
+"""WHERE it happens: everything that knows Ray. Start reading at app.py."""

@@ -1,0 +1,99 @@
+"""The whole wiring on one page: the only file that says serve.deployment or .bind.
+
+serve_config.yaml names these three builders: `gateway` once, `model` or `embedder` once per model. The router and the
+tracker are named, detached actors: they outlive a redeploy of the gateway, and come back by themselves when they die.
+"""
+
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from ray import serve
+from ray.serve import Application
+
+from deployments.embedder import EmbeddingServer
+from deployments.ingress import Ingress
+from deployments.profiler import Profiler
+from deployments.router import Router
+from deployments.settings import GatewaySettings, explain
+from deployments.tracking import Tracker
+
+NAMESPACE = "router"
+ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
+
+
+def gateway(args: dict[str, Any]) -> Application:
+    """The application with the URL: ingress and profiler."""
+    try:
+        settings = GatewaySettings.model_validate(args)
+    except ValidationError as error:
+        raise ValueError(f"serve_config.yaml, args of the gateway: {explain(error)}") from None
+    profiler = serve.deployment(
+        Profiler, name="Profiler", ray_actor_options={"num_cpus": 0, "runtime_env": ONE_THREAD}, max_surge_percent=100
+    ).bind(settings.profiler)
+    return serve.deployment(  # type: ignore[no-any-return]
+        serve.ingress()(Ingress), name="Ingress", ray_actor_options={"num_cpus": 0, "runtime_env": ONE_THREAD}
+    ).bind(settings, profiler, connect_model, connect_router, connect_tracker)
+
+
+def model(args: dict[str, Any]) -> Application:
+    """One model size: `args` is an LLMConfig of ray.serve.llm."""
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from deployments.models import ModelServer
+
+    return build_llm_deployment(LLMConfig.model_validate(args), name_prefix="Model:", deployment_cls=ModelServer)
+
+
+def embedder(args: dict[str, Any]) -> Application:
+    """A model that only embeds, on any CPU: `args` has model_id and source."""
+    name = f"Model:{args['model_id']}"
+    return serve.deployment(  # type: ignore[no-any-return]
+        EmbeddingServer, name=name, ray_actor_options={"num_cpus": 0, "runtime_env": ONE_THREAD}
+    ).bind(**args)
+
+
+def connect_model(name: str) -> Any:
+    """The handle of a model's application, for streams."""
+    return serve.get_app_handle(name).options(stream=True)
+
+
+def connect_router(settings: GatewaySettings) -> Any:
+    """The router actor; made if there is none."""
+    return _actor(Router, "router").remote(settings, ReplicaCounter(tuple(settings.models)))
+
+
+def connect_tracker(settings: GatewaySettings) -> Any:
+    """The tracker actor, at work; made if there is none."""
+    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings))
+    tracker.start.remote()
+    return tracker
+
+
+def _actor(cls: type, name: str) -> Any:
+    return ray.remote(cls).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=1000,
+        num_cpus=0,
+        runtime_env=ONE_THREAD,
+    )
+
+
+class ReplicaCounter:
+    """Asks Serve's controller for the number of ready replicas of each model."""
+
+    def __init__(self, models: tuple[str, ...]):
+        self.models = models
+
+    def __call__(self) -> dict[str, int]:
+        """Blocking; 0 for a model that is not there."""
+        applications = serve.status().applications
+        counts = {}
+        for name in self.models:
+            deployments = applications[name].deployments.values() if name in applications else ()
+            counts[name] = sum(d.replica_states.get("RUNNING", 0) for d in deployments)
+        return counts

@@ -1,0 +1,133 @@
+"""The ingress's way to a decision: batched calls, deadlines, and what to do when nobody answers.
+
+A request never fails because routing did: without the profiler the text alone is profiled here, without the router
+the decision is made on the last snapshot of what it had learned, and the router hears of it later.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from deployments.coalesce import Coalescer
+from deployments.profiler import count_tokens
+from deployments.settings import GatewaySettings, Tuning
+from policies import features
+from policies.registry import make_policy
+from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
+
+REFRESH_S = 2.0
+PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
+log = logging.getLogger(__name__)
+
+
+class Decider:
+    """Profile, decide and report, for one ingress replica.
+
+    Args:
+        settings: of the gateway.
+        profiler: handle with `profile`.
+        connect: gives a handle of the router actor, making the actor if there is none.
+    """
+
+    def __init__(self, settings: GatewaySettings, profiler: Any, connect: Callable[[], Any]):
+        self.tuning = Tuning()
+        self.in_flight: Counter[str] = Counter()
+        self._name = uuid.uuid4().hex
+        self._settings, self._profiler, self._connect = settings, profiler, connect
+        self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
+        self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
+        self._states: dict[str, ModelState] = {}
+        self._rng = np.random.default_rng()
+        self._profile = Coalescer(self._profile_batch)
+        self._decide = Coalescer(self._decide_batch)
+        self._observe = Coalescer(self._observe_batch)
+        self._reporting: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect, hand over the settings, and keep the snapshot fresh from now on."""
+        self.router = self._connect()
+        await self.router.configure.remote(self._settings)
+        await self._refresh()
+        self._refreshing = asyncio.create_task(self._keep_fresh())
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await asyncio.wait_for(self._refresh(), 5.0)
+            except Exception as error:
+                log.warning("no snapshot from the router (%s); deciding on the last one", type(error).__name__)
+                try:
+                    self.router = self._connect()
+                except Exception:
+                    log.exception("cannot reach the router actor; trying again")
+
+    async def _refresh(self) -> None:
+        snapshot, self._states, self._spare_version = await self.router.snapshot.remote()
+        if snapshot.policy == self._spare.name and snapshot.arms == tuple(arm.name for arm in self._spare.arms):
+            self._spare.restore(snapshot.state)
+            self._spare_sequence = snapshot.sequence
+
+    async def profile(self, item: dict[str, Any]) -> tuple[TaskProfile, str]:
+        """The profile of a request (see Profiler.profile), and "profiler" if it had to be made here."""
+        try:
+            return await asyncio.wait_for(self._profile(item), self.tuning.profile_timeout_s), ""
+        except Exception as error:
+            log.warning("no profile in time (%s); using the text alone", type(error).__name__)
+            tokens = count_tokens(None, item["context"], item["messages"])
+            return features.profile(item["text"], None, item["task"], tokens, item["max_output_tokens"]), "profiler"
+
+    async def decide(self, request: Request) -> Decision:
+        """The router's decision, or in its silence one of our own."""
+        try:
+            return await asyncio.wait_for(self._decide(request), self.tuning.decide_timeout_s)
+        except Exception as error:
+            log.warning("no decision in time (%s); deciding on the last snapshot", type(error).__name__)
+            # under an id of its own: the router may still come to decide on the other, which nobody will follow
+            return self.decide_here(replace(request, id=f"{request.id}-here"), "router")
+
+    def decide_here(self, request: Request, fallback: str) -> Decision:
+        """A decision on the last snapshot, with this ingress's own load."""
+        states = {
+            arm.name: replace(self._states.get(arm.name, ModelState()), in_flight=self.in_flight[arm.name])
+            for arm in self._spare.arms
+        }
+        decision = self._spare.decide([request], states, self._rng, self._spare_sequence)[0]
+        reason = FORCED if request.forced else fallback
+        return replace(decision, policy_version=self._spare_version, fallback=reason)
+
+    def report(self, decision: Decision, outcome: Outcome) -> None:
+        """Tell the router what came of a decision, without waiting; keeps trying while it is away."""
+        task = asyncio.get_running_loop().create_task(self._report(decision, outcome))
+        self._reporting.add(task)
+        task.add_done_callback(self._reporting.discard)
+
+    async def _report(self, decision: Decision, outcome: Outcome) -> None:
+        waited, pause = 0.0, 0.5
+        while waited < PATIENCE_S:
+            try:
+                await self._observe((decision, outcome))
+                return
+            except Exception as error:
+                log.warning("the router did not take an outcome (%s); trying again", type(error).__name__)
+                await asyncio.sleep(pause)
+                waited, pause = waited + pause, min(10.0, 2 * pause)
+        log.error("an outcome was lost: the router was away for %g s", PATIENCE_S)
+
+    async def _profile_batch(self, items: list[dict[str, Any]]) -> list[TaskProfile]:
+        profiles: list[TaskProfile] = await self._profiler.profile.remote(items)
+        return profiles
+
+    async def _decide_batch(self, requests: list[Request]) -> list[Decision]:
+        decisions: list[Decision] = await self.router.decide.remote(requests, self._name, dict(self.in_flight))
+        return decisions
+
+    async def _observe_batch(self, finished: list[tuple[Decision, Outcome]]) -> list[None]:
+        await asyncio.wait_for(self.router.observe.remote(finished, self._name, dict(self.in_flight)), 10.0)
+        return [None] * len(finished)

@@ -1,0 +1,76 @@
+"""The router's own HTTP surface: feedback, explanations, state, versions, health."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Response
+
+from deployments.api import FeedbackRequest
+from deployments.decider import Decider
+from deployments.errors import ApiError
+from policies.explain import explain
+from policies.ledger import UNKNOWN
+from policies.types import Feedback
+
+PATIENCE_S = 10.0
+
+
+async def _ask(what: str, call: Any, patience_s: float = PATIENCE_S) -> Any:
+    """The answer of an actor, or a 503 that says what did not work."""
+    try:
+        return await asyncio.wait_for(call, patience_s)
+    except Exception:
+        error = ApiError(503, f"{what} is not available at the moment; try again", code="unavailable")
+        error.headers["retry-after"] = "2"
+        raise error from None
+
+
+def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]) -> None:
+    """Add the routes to the gateway's application."""
+
+    @app.post("/v1/feedback")
+    async def feedback(request: FeedbackRequest) -> dict[str, Any]:
+        item = Feedback(request.decision_id, request.score, request.source, time.time())
+        (status,) = await _ask("the router", decider.router.feedback.remote([item]))
+        if status == UNKNOWN:
+            raise _no_such_decision(request.decision_id)
+        return {"decision_id": request.decision_id, "status": status}
+
+    @app.get("/v1/router/decisions/{decision_id}")
+    async def decision(decision_id: str) -> dict[str, Any]:
+        record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
+        if record is None:
+            raise _no_such_decision(decision_id)
+        return explain(record)
+
+    @app.get("/v1/router/state")
+    async def state() -> dict[str, Any]:
+        summary: dict[str, Any] = await _ask("the router", decider.router.summary.remote())
+        return {**summary, "objective": decider.tuning.objective.model_dump()}
+
+    @app.post("/v1/router/versions")
+    async def publish() -> dict[str, Any]:
+        """Register what is learned by now as a new policy version in MLflow."""
+        version = await _ask("the registry", tracker().publish.remote(), 60.0)
+        if version is None:
+            raise ApiError(409, "no MLflow is configured; set mlflow_uri in serve_config.yaml")
+        return {"name": "router-policy", "version": version}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        summary = await _ask("the router", decider.router.summary.remote(), 2.0)
+        healthy = [name for name, model in summary["models"].items() if model["healthy"]]
+        if not healthy:
+            raise ApiError(503, "no model is ready yet")
+        return Response("ready\n", media_type="text/plain")
+
+
+def _no_such_decision(decision_id: str) -> ApiError:
+    shown = decision_id[:64]
+    return ApiError(404, f"unknown decision '{shown}'; use the x-router-decision-id of an answer", "decision_id")

@@ -1,0 +1,104 @@
+"""Checks serve_config.yaml before anything starts: Serve itself ignores keys it does not know."""
+
+import typing
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from deployments.settings import GatewaySettings, Tuning, explain
+from policies.registry import make_policy
+
+LLM_CONFIG = (  # fields of ray.serve.llm.LLMConfig; importing it would cost this check many seconds of vLLM
+    *("model_loading_config", "llm_engine", "engine_kwargs", "accelerator_type", "accelerator_config"),
+    *("placement_group_config", "runtime_env", "lora_config", "deployment_config", "server_cls"),
+    *("experimental_configs", "log_engine_metrics", "callback_config"),
+)
+
+
+def lint(config: dict[str, Any]) -> list[str]:
+    """What is wrong with a configuration, one line each; empty if nothing is."""
+    from ray.serve.schema import ServeDeploySchema
+
+    wrong = _unknown(config, ServeDeploySchema, "")
+    for application in config.get("applications", ()):
+        where = f"applications.{application.get('name', '?')}"
+        builder = str(application.get("import_path", "")).rpartition(":")[2]
+        arguments = application.get("args") or {}
+        if builder == "gateway":
+            wrong += _validate(GatewaySettings, arguments, f"{where}.args")
+            wrong += _policy(arguments, f"{where}.args.policy")
+            for deployment in application.get("deployments", ()):
+                if deployment.get("name") == "Ingress":
+                    wrong += _validate(Tuning, deployment.get("user_config") or {}, f"{where}.Ingress.user_config")
+        elif builder == "model":
+            wrong += _llm(arguments, f"{where}.args")
+        elif builder == "embedder":
+            wrong += _names(arguments, ["model_id", "source"], f"{where}.args")
+    if not wrong:
+        try:
+            ServeDeploySchema.model_validate(config)
+        except ValidationError as error:
+            wrong.append(explain(error))
+    return wrong
+
+
+def _validate(settings: type[BaseModel], value: Any, where: str) -> list[str]:
+    try:
+        settings.model_validate(value)
+    except ValidationError as error:
+        return [f"{where}: {explain(error)}"]
+    return []
+
+
+def _policy(arguments: dict[str, Any], where: str) -> list[str]:
+    try:
+        settings = GatewaySettings.model_validate(arguments)
+        make_policy(settings.policy.name, settings.arms(), settings.policy.options)
+    except ValidationError:
+        pass  # said already
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _llm(arguments: dict[str, Any], where: str) -> list[str]:
+    from ray.serve.config import AutoscalingConfig
+    from ray.serve.schema import DeploymentSchema
+
+    known = list(LLM_CONFIG)
+    wrong = _names(arguments, known, where)
+    deployment = arguments.get("deployment_config") or {}
+    wrong += _unknown(deployment, DeploymentSchema, f"{where}.deployment_config")
+    scaling = deployment.get("autoscaling_config") or {}
+    wrong += _unknown(scaling, AutoscalingConfig, f"{where}.deployment_config.autoscaling_config")
+    return wrong
+
+
+def _names(value: dict[str, Any], known: list[str], where: str) -> list[str]:
+    wrong = []
+    for key in value:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; choose from: {', '.join(known)}"
+            wrong.append(f"unknown key '{where}.{key}'{hint}".replace("'.", "'"))
+    return wrong
+
+
+def _unknown(value: Any, model: type[BaseModel], where: str) -> list[str]:
+    """Keys that a schema does not have, at any depth."""
+    if not isinstance(value, dict):
+        return []
+    wrong = _names(value, list(model.model_fields), where)
+    for key, field in model.model_fields.items():
+        for inner in _models_in(field.annotation):
+            items = value.get(key)
+            for item in items if isinstance(items, list) else [items]:
+                wrong += _unknown(item, inner, f"{where}.{key}")
+    return wrong
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,104 @@
+"""One model size behind Ray Serve: vLLM through ray.serve.llm, deployed once per size as its own application.
+
+`generate` takes a plain OpenAI request body and yields bytes that go to the client as they are, so that nobody else
+needs to import vLLM; the last item carries what was measured.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import ValidationError
+from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+
+REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
+WARM_UP: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+    "completion": {"prompt": "Hello", "max_tokens": 8},
+    "embed": {"input": "Hello"},
+}
+
+
+class ModelServer(LLMServer):  # type: ignore[misc]
+    """An LLMServer that speaks bytes, and that has answered once before it reports ready."""
+
+    async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
+        await super().__init__(llm_config, **options)
+        tasks = ("embed",) if llm_config.engine_kwargs.get("runner") == "pooling" else ("chat", "completion")
+        for task in tasks:  # the first request compiles and allocates for many seconds
+            for stream in (False, True) if task != "embed" else (False,):
+                async for _ in self.generate(task, {**WARM_UP[task], "stream": stream}):
+                    pass
+
+    async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
+        """Answer one request.
+
+        Args:
+            task: chat, completion or embed.
+            body: the request in OpenAI's shape, without `model`.
+
+        Yields:
+            (bytes for the client, None or, with the last item, a report). The report has `prompt_tokens`,
+            `output_tokens`, `finish_reason`; or `error` (OpenAI's error object) and `status` (of HTTP).
+        """
+        stream = bool(body.get("stream"))
+        shown = bool((body.get("stream_options") or {}).get("include_usage"))
+        if stream:
+            body = {**body, "stream_options": {"include_usage": True}}
+        elif task == "embed":
+            body = {key: value for key, value in body.items() if key != "stream"}
+        try:
+            request = REQUESTS[task](model=self._llm_config.model_id, **body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            yield b"", _failure(f"{where}: {first['msg']}" if where else first["msg"], 400, where or None)
+            return
+        method = {"chat": self.chat, "completion": self.completions, "embed": self.embeddings}[task]
+        answer = await method(request)
+        if not stream:
+            async for item in answer:
+                yield _whole(item)
+            return
+        report: dict[str, Any] = {"prompt_tokens": 0, "output_tokens": 0, "finish_reason": ""}
+        async for items in answer:
+            parts: list[str] = []
+            for item in items if isinstance(items, list) else [items]:
+                if hasattr(item, "error"):
+                    yield _whole(item)
+                    return
+                if _read(item, report) or shown:
+                    parts.append(item)
+            if parts:
+                yield "".join(parts).encode(), None
+        yield b"", report
+
+
+def _read(chunk: str, report: dict[str, Any]) -> bool:
+    """Note the usage and the end of a stream; False if the chunk is only there because we asked for usage."""
+    if '"choices":[]' in chunk and '"usage":{' in chunk:
+        usage = json.loads(chunk.removeprefix("data: "))["usage"]
+        report["prompt_tokens"], report["output_tokens"] = usage["prompt_tokens"], usage["completion_tokens"]
+        return False
+    if '"finish_reason":"' in chunk:
+        report["finish_reason"] = json.loads(chunk.removeprefix("data: "))["choices"][0]["finish_reason"]
+    return True
+
+
+def _whole(item: Any) -> tuple[bytes, dict[str, Any]]:
+    if hasattr(item, "error"):  # the engine's ErrorResponse, of which there are several classes
+        code = item.error.code
+        return b"", _failure(item.error.message, code if isinstance(code, int) else 500, item.error.param)
+    usage, choices = item.usage, getattr(item, "choices", None)
+    report = {
+        "prompt_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens or 0,
+        "finish_reason": choices[0].finish_reason if choices else "",
+    }
+    return item.model_dump_json(exclude_none=True).encode(), report
+
+
+def _failure(message: str, status: int, param: str | None = None) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}, "status": status}

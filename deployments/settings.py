@@ -1,0 +1,116 @@
+"""The typed arguments of serve_config.yaml; a key that nobody reads is an error, not a surprise.
+
+`GatewaySettings` is structure (a change restarts the gateway, not the models); `Tuning` is `user_config` (a change
+takes effect at the next request and restarts nothing).
+"""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from policies.types import Arm, Objective
+
+
+class Strict(BaseModel):
+    """A settings object that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ModelSettings(Strict):
+    """One arm as the gateway sees it; the application that serves it bears the same name."""
+
+    tasks: tuple[str, ...] = ("chat", "completion")
+    context_tokens: int = Field(4096, ge=1)
+    prompt_price_usd_per_million: float = Field(0.0, ge=0)
+    output_price_usd_per_million: float = Field(0.0, ge=0)
+    prior_quality: float = Field(0.5, ge=0, le=1)
+
+    def arm(self, name: str) -> Arm:
+        """The same for the deciding half."""
+        return Arm(
+            name=name,
+            tasks=self.tasks,
+            context_tokens=self.context_tokens,
+            prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
+            output_price_usd=self.output_price_usd_per_million / 1e6,
+            prior_quality=self.prior_quality,
+        )
+
+
+class ProfilerSettings(Strict):
+    """embedder: folder of a model2vec model. tokenizer: a tokenizer.json or hub name, to count prompt tokens."""
+
+    embedder: str = "assets/embedder"
+    tokenizer: str | None = None
+
+
+class PolicySettings(Strict):
+    """name: one of policies/registry.py. options: what that policy takes."""
+
+    name: str = "thompson"
+    options: dict[str, Any] = {}
+
+
+class GatewaySettings(Strict):
+    """All that the gateway, the router and the tracker are built from."""
+
+    models: dict[str, ModelSettings] = Field(min_length=1)
+    policy: PolicySettings = PolicySettings()
+    profiler: ProfilerSettings = ProfilerSettings()
+    journal: str = "sqlite:///var/journal.db"
+    mlflow_uri: str | None = None
+    experiment: str = "adaptive-router"
+    publish_every_s: float = Field(300.0, gt=0)
+
+    def arms(self) -> tuple[Arm, ...]:
+        """The models, smallest first as the file lists them."""
+        return tuple(model.arm(name) for name, model in self.models.items())
+
+
+class ObjectiveSettings(Strict):
+    """What a request is worth: see policies/types.py, Objective."""
+
+    latency_weight: float = Field(0.0, ge=0)
+    cost_weight: float = Field(0.0, ge=0)
+
+    def objective(self) -> Objective:
+        """The same for the deciding half."""
+        return Objective(self.latency_weight, self.cost_weight)
+
+
+class Tuning(Strict):
+    """What operators tune while it runs.
+
+    objective: of `model: auto`; presets: of `auto:NAME`.
+    profile_timeout_s, decide_timeout_s: after these the ingress goes on without the profiler, without the router.
+    first_byte_timeout_s: of a stream; after this another arm is asked, once.
+    answer_timeout_s: the same for an answer in one piece.
+    """
+
+    objective: ObjectiveSettings = ObjectiveSettings()
+    presets: dict[str, ObjectiveSettings] = {}
+    profile_timeout_s: float = Field(0.25, gt=0)
+    decide_timeout_s: float = Field(0.25, gt=0)
+    first_byte_timeout_s: float = Field(60.0, gt=0)
+    answer_timeout_s: float = Field(600.0, gt=0)
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in words: where, what is wrong, and the nearest valid key for a typo."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = get_close_matches(str(item["loc"][-1]), _all_keys(), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            lines.append(f"unknown key '{where}'{hint}")
+        else:
+            lines.append(f"{where}: {item['msg']}")
+    return "; ".join(lines)
+
+
+def _all_keys() -> list[str]:
+    models = (ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, ObjectiveSettings, Tuning)
+    return [key for model in models for key in model.model_fields]

@@ -1,0 +1,54 @@
+"""Ray metrics of the router: what the Ray dashboard, Prometheus and Grafana show, each as `ray_router_...`."""
+
+from collections.abc import Mapping
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from policies.types import Decision, ModelState, Outcome
+
+SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+
+
+class Telemetry:
+    """Counts and measures; one call for each thing that happens."""
+
+    def __init__(self) -> None:
+        self._decisions = Counter("router_decisions", "Decisions by arm and fallback.", ("arm", "fallback"))
+        self._decide = Histogram("router_decide_seconds", "Time to decide a batch.", SECONDS)
+        self._outcomes = Counter("router_outcomes", "Answers by arm and status.", ("arm", "status"))
+        self._latency = Histogram("router_latency_seconds", "Decision to last token.", SECONDS, ("arm",))
+        self._ttft = Histogram("router_ttft_seconds", "Decision to first token.", SECONDS, ("arm",))
+        self._feedback = Counter("router_feedback", "Scores by source and what became of them.", ("source", "status"))
+        self._share = Gauge("router_share", "Share of the latest routed requests.", ("arm",))
+        self._quality = Gauge("router_quality", "Expected score of the latest routed requests.", ("arm",))
+        self._in_flight = Gauge("router_in_flight", "Requests being answered now.", ("arm",))
+        self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
+
+    def decided(self, decisions: list[Decision], seconds: float) -> None:
+        """A batch was decided in this time."""
+        self._decide.observe(max(seconds, 1e-9))
+        for decision in decisions:
+            self._decisions.inc(1, {"arm": decision.arm or "none", "fallback": decision.fallback or "none"})
+
+    def observed(self, arm: str, outcome: Outcome) -> None:
+        """An answer came to its end."""
+        self._outcomes.inc(1, {"arm": arm, "status": outcome.status})
+        if outcome.status == "ok":
+            self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
+            if outcome.ttft_s > 0:
+                self._ttft.observe(outcome.ttft_s, {"arm": arm})
+
+    def scored(self, source: str, status: str) -> None:
+        """Feedback came in."""
+        self._feedback.inc(
+            1, {"source": source if source in ("user", "program", "judge") else "other", "status": status}
+        )
+
+    def live(self, states: Mapping[str, ModelState], shares: Mapping[str, float], quality: Mapping[str, float]) -> None:
+        """The state of all arms now."""
+        for arm, state in states.items():
+            tags = {"arm": arm}
+            self._in_flight.set(state.in_flight, tags)
+            self._replicas.set(state.replicas, tags)
+            self._share.set(shares.get(arm, 0.0), tags)
+            self._quality.set(quality.get(arm, 0.0), tags)

@@ -1,0 +1,87 @@
+"""What every policy is: two verbs, and a state that can be carried away and brought back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.types import Arm, Decision, ModelState, Objective, Outcome, Request, TaskProfile
+
+State = dict[str, NDArray[np.float64]]
+
+
+class Policy(Protocol):
+    """Chooses an arm for each request, and learns from what came of it.
+
+    Everything that a decision depends on is an argument or in `state()`: time, live load and random numbers are
+    handed in, so that a restart, a replay and an offline evaluation are the same code.
+    """
+
+    name: str
+    arms: tuple[Arm, ...]
+
+    def decide(
+        self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int
+    ) -> list[Decision]:
+        """Decide a batch; `sequence` is the number of decisions made before it.
+
+        A decision's arm is "" if its limits leave none; its estimates then say what removed each.
+        """
+
+    def learn(self, decision: Decision, outcome: Outcome) -> None:
+        """Fold in what was measured. A forced decision teaches too: its latency is as true as any other."""
+
+    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+        """Fold in a quality score in [0, 1] for the chosen arm; weight -1 takes an earlier one back exactly."""
+
+    def state(self) -> State:
+        """All that was learned, as named arrays of finite numbers."""
+
+    def restore(self, state: State) -> None:
+        """Take over what another policy of the same name and arms had learned.
+
+        Raises:
+            ValueError: an array is missing, has another shape, or is not finite.
+        """
+
+
+def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: ModelState) -> str:
+    """The hard limit that takes an arm out before any estimate is made, in words; "" if none does."""
+    if objective.models and arm.name not in objective.models:
+        return "not among the request's models"
+    if profile.task not in arm.tasks:
+        return f"does not do the task '{profile.task}'"
+    if profile.prompt_tokens >= arm.context_tokens:
+        return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
+    if not state.healthy:
+        return "no healthy replica"
+    return ""
+
+
+def load(arm: Arm, states: Mapping[str, ModelState]) -> float:
+    """Requests in flight per ready replica of an arm."""
+    state = states.get(arm.name, ModelState())
+    return state.in_flight / max(1, state.replicas)
+
+
+def realign(state: State, before: Sequence[str], after: Sequence[str], fresh: State) -> State:
+    """What was learned about some arms, laid out for others: known arms keep their rows, new ones start afresh.
+
+    Args:
+        state: arrays whose first axis is the arms `before`, or of shape [1] for what all arms share.
+        before: names of the arms of `state`.
+        after: names of the arms wanted.
+        fresh: the state of a policy over `after` that knows nothing; gives the shapes.
+    """
+    rows = {name: i for i, name in enumerate(before)}
+    aligned: State = {}
+    for key, blank in fresh.items():
+        known = state.get(key)
+        if known is None or known.shape[1:] != blank.shape[1:]:
+            continue  # left out: restore() will say that it is missing
+        if blank.shape == (1,) and known.shape == (1,):
+            aligned[key] = known.copy()
+            continue
+        aligned[key] = np.stack([known[rows[name]] if name in rows else blank[i] for i, name in enumerate(after)])
+    return aligned

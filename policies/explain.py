@@ -1,0 +1,70 @@
+"""A decision in plain words and numbers."""
+
+from dataclasses import asdict
+from typing import Any
+
+from policies.ledger import Record
+from policies.types import FORCED, Decision
+
+
+def explain(record: Record) -> dict[str, Any]:
+    """Why this arm, what was expected of each, and what came of it, as plain data."""
+    decision = record.decision
+    profile = asdict(decision.profile)
+    profile["features"] = [round(float(value), 4) for value in decision.profile.features]
+    limits = {
+        "max_latency_s": decision.objective.max_latency_s,
+        "max_cost_usd": decision.objective.max_cost_usd,
+        "models": list(decision.objective.models),
+    }
+    return {
+        "decision_id": decision.id,
+        "model": decision.arm,
+        "policy_version": decision.policy_version,
+        "time_s": decision.time_s,
+        "sequence": decision.sequence,
+        "fallback": decision.fallback or "none",
+        "summary": summary(decision),
+        "profile": profile,
+        "objective": {
+            "latency_weight": decision.objective.latency_weight,
+            "cost_weight": decision.objective.cost_weight,
+            **{key: value for key, value in limits.items() if value not in (float("inf"), [])},
+        },
+        "models": [asdict(estimate) for estimate in decision.estimates],
+        "outcome": asdict(record.outcome) if record.outcome else None,
+        "feedback": [{"source": source, "score": score} for source, score in record.scores.items()],
+    }
+
+
+def summary(decision: Decision) -> str:
+    """The decision as three or four sentences."""
+    profile, chosen = decision.profile, decision.estimate()
+    sentences = [
+        f"A {profile.task} request of {profile.prompt_tokens} tokens, complexity {profile.complexity:.2f}, "
+        f"sensitivity to accuracy {profile.accuracy_sensitivity:.2f} and to time {profile.time_sensitivity:.2f}"
+        f" ({'; '.join(profile.reasons)})."
+    ]
+    if decision.fallback == FORCED:
+        return " ".join([*sentences, f"The client named the model {decision.arm}; the router did not choose."])
+    if decision.fallback:
+        sentences.append(f"Decided without the router or by default, because of: {decision.fallback}.")
+    if chosen.utility or chosen.latency_s:
+        sentences.append(
+            f"{decision.arm} was chosen with probability {chosen.propensity:.2f}: expected score {chosen.quality:.2f} "
+            f"(drawn {chosen.sampled_quality:.2f}), {chosen.latency_s:.3f} s, {chosen.cost_usd:.2g} USD, at "
+            f"{chosen.load:g} requests in flight a replica; utility drawn {chosen.sampled_utility:.3f}."
+        )
+    else:
+        sentences.append(f"{decision.arm} was chosen by the rule '{decision.policy_version}'.")
+    for other in sorted(decision.estimates, key=lambda e: -e.sampled_utility):
+        if other.arm == decision.arm:
+            continue
+        if other.removed_by:
+            sentences.append(f"{other.arm} was not considered: {other.removed_by}.")
+        elif other.utility or other.latency_s:
+            sentences.append(
+                f"{other.arm} came to {other.sampled_utility:.3f}: expected score {other.quality:.2f}, "
+                f"{other.latency_s:.3f} s at {other.load:g} in flight, {other.cost_usd:.2g} USD."
+            )
+    return " ".join(sentences)

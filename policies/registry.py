@@ -1,0 +1,37 @@
+"""The policies by their names in serve_config.yaml."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from policies.base import Policy
+from policies.static import Always, Static, Uniform
+from policies.thompson import Settings, Thompson
+from policies.types import Arm
+
+
+def _thompson(arms: Sequence[Arm], **options: float) -> Policy:
+    return Thompson(arms, Settings(**options))
+
+
+POLICIES: Mapping[str, Callable[..., Policy]] = {
+    "thompson": _thompson,
+    "static": Static,
+    "always": Always,
+    "uniform": Uniform,
+}
+
+
+def make_policy(name: str, arms: Sequence[Arm], options: Mapping[str, Any] | None = None) -> Policy:
+    """Build a policy by its name.
+
+    Raises:
+        ValueError: the name is unknown, or the policy has no such option.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy '{name}'; choose one of: {', '.join(POLICIES)}")
+    if not arms:
+        raise ValueError("a policy needs at least one arm; declare a model in serve_config.yaml")
+    try:
+        return POLICIES[name](arms, **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"policy '{name}' does not take these options: {dict(options or {})}") from error

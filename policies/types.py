@@ -1,0 +1,202 @@
+"""The vocabulary of the whole system: frozen records, shape or unit first in each field's line.
+
+B requests in a batch, K arms (an arm is a model that can be chosen), D features of a request.
+Records cross process borders; nothing here knows how.
+"""
+
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+TASKS = ("chat", "completion", "embed")
+FORCED = "forced"  # Decision.fallback of a choice that the client made
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model that can be chosen, as the operator describes it.
+
+    name: what clients call it.
+    tasks: which of TASKS it can do.
+    context_tokens: prompt and answer together.
+    prompt_price_usd, output_price_usd: per token; for an own GPU, its hourly price over its tokens an hour.
+    prior_quality: score in [0, 1] that is expected before anything is known.
+    """
+
+    name: str
+    tasks: tuple[str, ...] = ("chat", "completion")
+    context_tokens: int = 4096
+    prompt_price_usd: float = 0.0
+    output_price_usd: float = 0.0
+    prior_quality: float = 0.5
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a request is worth: utility = score - latency_weight * latency_s - cost_weight * cost_usd.
+
+    latency_weight: score points given up to save a second.
+    cost_weight: score points given up to save a US dollar.
+    max_latency_s, max_cost_usd: hard limits on the expected latency and cost.
+    models: the only arms allowed; empty allows all.
+    """
+
+    latency_weight: float = 0.0
+    cost_weight: float = 0.0
+    max_latency_s: float = inf
+    max_cost_usd: float = inf
+    models: tuple[str, ...] = ()
+
+    def utility(self, score: float, latency_s: float, cost_usd: float) -> float:
+        """What an answer with this score, latency and cost was worth."""
+        return score - self.latency_weight * latency_s - self.cost_weight * cost_usd
+
+
+@dataclass(frozen=True, eq=False)
+class TaskProfile:
+    """What is known of a request before anybody answers it.
+
+    features: [D] the context of the decision; the first is 1.
+    task: one of TASKS.
+    kind: what sort of work it is, one of features.KINDS.
+    prompt_tokens: counted or estimated.
+    max_output_tokens: the client's own limit, or 0.
+    complexity, accuracy_sensitivity, time_sensitivity: in [0, 1]; sensitivities are 0 when nothing was said.
+    reasons: what was seen in the text, in words.
+    """
+
+    features: Vector
+    task: str
+    kind: str
+    prompt_tokens: int
+    max_output_tokens: int = 0
+    complexity: float = 0.0
+    accuracy_sensitivity: float = 0.0
+    time_sensitivity: float = 0.0
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Live measurements of one arm.
+
+    in_flight: requests being answered now.
+    replicas: that are ready.
+    ttft_s, tpot_s: moving averages of the time to the first token, and of the time per further token.
+    tokens_per_s: output tokens of all its requests together, lately.
+    error_rate, accuracy: moving averages in [0, 1]; accuracy is that of the answers with feedback.
+    healthy: False takes the arm out of the choice.
+    """
+
+    in_flight: int = 0
+    replicas: int = 1
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
+    tokens_per_s: float = 0.0
+    error_rate: float = 0.0
+    accuracy: float = 0.0
+    healthy: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One question to the router: what to do (profile) and what is wanted (objective).
+
+    forced: the client named the model, which is then the only one the objective allows.
+    fallback: what was already done without, on the way here ("" for nothing).
+    """
+
+    id: str
+    profile: TaskProfile
+    objective: Objective
+    forced: bool = False
+    fallback: str = ""
+
+
+@dataclass(frozen=True)
+class ArmEstimate:
+    """What the policy thought of one arm at one decision.
+
+    quality, latency_s, cost_usd, utility: the means.
+    sampled_quality, sampled_latency_s, sampled_utility: this decision's draw from the posterior.
+    ttft_s, tpot_s: expected time to the first token, and per further token.
+    output_tokens: expected.
+    propensity: probability in [0, 1] with which this policy chooses the arm in this situation.
+    load, total_load: requests in flight per replica, on the arm and over all arms.
+    removed_by: the limit that took the arm out, in words; empty if it was eligible.
+    """
+
+    arm: str
+    quality: float = 0.0
+    sampled_quality: float = 0.0
+    latency_s: float = 0.0
+    sampled_latency_s: float = 0.0
+    cost_usd: float = 0.0
+    utility: float = 0.0
+    sampled_utility: float = 0.0
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
+    output_tokens: float = 0.0
+    propensity: float = 0.0
+    load: float = 0.0
+    total_load: float = 0.0
+    removed_by: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Which arm answers, and all that learning, explaining and judging it later needs.
+
+    sequence: how many decisions came before it; the clock of forgetting.
+    arm: empty when no arm was eligible.
+    fallback: why the router itself did not decide ("" if it did; FORCED if the client named the model).
+    time_s: seconds since the epoch.
+    """
+
+    id: str
+    arm: str
+    sequence: int
+    policy_version: str
+    profile: TaskProfile
+    objective: Objective
+    estimates: tuple[ArmEstimate, ...] = ()
+    fallback: str = ""
+    time_s: float = 0.0
+
+    def estimate(self, arm: str = "") -> ArmEstimate:
+        """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""
+        wanted = arm or self.arm
+        return next((e for e in self.estimates if e.arm == wanted), ArmEstimate(wanted))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured while the arm answered.
+
+    status: ok, error (the arm failed), disconnected (the client left), rejected (the request itself was wrong).
+    ttft_s, latency_s: seconds from the decision to the first and to the last token; ttft_s is 0 where the answer
+        came in one piece.
+    """
+
+    decision_id: str
+    status: str = "ok"
+    ttft_s: float = 0.0
+    latency_s: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A score in [0, 1] for an answer, often late; one vote per decision and source, the last one counts."""
+
+    decision_id: str
+    score: float
+    source: str = "user"
+    time_s: float = field(default=0.0, compare=False)

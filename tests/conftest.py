@@ -1,0 +1,60 @@
+"""Shared by all tests: a small portfolio, and one running system for the whole run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policies.types import Arm
+from tests.gateway import Gateway
+
+ROOT = Path(__file__).resolve().parent.parent
+OFFSET = 100  # of the ports of the tests' own system
+os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token left in the home folder would be asked for
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def arms() -> tuple[Arm, ...]:
+    return (
+        Arm("small", context_tokens=512, prompt_price_usd=1e-6, output_price_usd=1e-6),
+        Arm("large", context_tokens=4096, prompt_price_usd=1e-5, output_price_usd=1e-5),
+        Arm("embedder", tasks=("embed",), context_tokens=4096),
+    )
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    made = Gateway(tmp_path)
+    with made.client:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a running system with the three real models: ROUTER_URL if set, else one of the tests' own."""
+    if url := os.environ.get("ROUTER_URL"):
+        yield url.rstrip("/")
+        return
+    state = tmp_path_factory.mktemp("system")
+    launch = [sys.executable, "-m", "deployments.launch"]
+    where = ["--state", str(state), "--offset", str(OFFSET)]
+    try:
+        subprocess.run([*launch, "up", *where], cwd=ROOT, check=True)
+        yield f"http://127.0.0.1:{8000 + OFFSET}"
+    finally:
+        subprocess.run([*launch, "down", *where], cwd=ROOT, check=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the running system comes last, so that quick failures show first."""
+    items.sort(key=lambda item: item.get_closest_marker("live") is not None)

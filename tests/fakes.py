@@ -1,0 +1,83 @@
+"""Stand-ins for Ray's handles: the real classes behind them, called in this process."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+
+class Remote:
+    """Makes `thing.method.remote(...)` call the method, as a handle would; `broken` makes every call fail."""
+
+    def __init__(self, thing: Any):
+        self.thing, self.broken, self.delay_s = thing, False, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.thing, name)
+
+        class Call:
+            @staticmethod
+            async def remote(*args: Any) -> Any:
+                await asyncio.sleep(self.delay_s)
+                if self.broken:
+                    raise ConnectionError("the actor is gone")
+                return await method(*args)
+
+        return Call
+
+
+class FakeModel:
+    """A model that says its own name, or does what `script` yields."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.script: Callable[[str, dict[str, Any]], AsyncIterator[tuple[bytes, Any]]] | None = None
+        self.calls: list[dict[str, Any]] = []
+        self.cancelled = 0
+
+    async def _speak(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        report = {"prompt_tokens": 7, "output_tokens": 2, "finish_reason": "stop"}
+        if body.get("stream"):
+            for word in ("I am ", self.name):
+                yield f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n".encode(), None
+            yield b"data: [DONE]\n\n", report
+        else:
+            yield json.dumps({"model": self.name, "choices": [{"message": {"content": self.name}}]}).encode(), report
+
+    @property
+    def generate(self) -> Any:
+        """As a streaming handle's method."""
+        model = self
+
+        class Stream:
+            def __init__(self, task: str, body: dict[str, Any]):
+                model.calls.append(body)
+                self._items = (model.script or model._speak)(task, body)
+
+            def __aiter__(self) -> Any:
+                return self
+
+            async def __anext__(self) -> Any:
+                return await anext(self._items)
+
+            def cancel(self) -> None:
+                model.cancelled += 1
+
+        class Call:
+            @staticmethod
+            def remote(task: str, body: dict[str, Any]) -> Stream:
+                return Stream(task, body)
+
+        return Call
+
+
+def failing(error: BaseException, after: int = 0) -> Callable[[str, dict[str, Any]], AsyncIterator[tuple[bytes, Any]]]:
+    """A script that breaks, after so many chunks."""
+
+    async def script(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        for i in range(after):
+            yield f"data: {i}\n\n".encode(), None
+        raise error
+        yield b"", None
+
+    return script

@@ -1,0 +1,69 @@
+"""The gateway with all its real parts in this process; only the models and Ray's handles are stand-ins."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from deployments.ingress import Ingress
+from deployments.profiler import Profiler
+from deployments.router import Router
+from deployments.settings import GatewaySettings, ProfilerSettings
+from tests.fakes import FakeModel, Remote
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def eventually(check: Callable[[], Any]) -> None:
+    """Outcomes are reported in the background."""
+    for _ in range(100):
+        if check():
+            return
+        time.sleep(0.02)
+    assert check()
+
+
+class Gateway:
+    """An ingress with all its parts in this process."""
+
+    def __init__(self, folder: Path, policy: str = "thompson"):
+        self.settings = GatewaySettings.model_validate(
+            {
+                "models": {
+                    "small": {"context_tokens": 512, "output_price_usd_per_million": 1},
+                    "large": {"context_tokens": 512, "output_price_usd_per_million": 10},
+                    "minilm": {"tasks": ["embed"], "context_tokens": 10_000},
+                },
+                "policy": {"name": policy},
+                "journal": f"sqlite:///{folder}/journal.db",
+            }
+        )
+        self.models = {name: FakeModel(name) for name in self.settings.models}
+        self.replicas = dict.fromkeys(self.models, 1)
+        profiler = ProfilerSettings(embedder=str(ROOT / "assets/embedder"))
+        self.profiler = Remote(Profiler(profiler))
+        self.router = Remote(Router(self.settings, lambda: self.replicas))
+        self.ingress = Ingress.__new__(Ingress)
+        self.client = TestClient(self._app(), raise_server_exceptions=False)
+
+    def _app(self) -> Any:
+        ingress = self.ingress
+
+        @asynccontextmanager
+        async def lifespan(_: Any) -> AsyncIterator[None]:
+            handles = (lambda name: self.models[name], lambda _: self.router, lambda _: None)
+            await ingress.__init__(self.settings, self.profiler, *handles)  # type: ignore[misc]
+            ingress.reconfigure({"objective": {"latency_weight": 0.1}, "presets": {"fast": {"latency_weight": 5}}})
+            app.mount("/", ingress.__serve_build_asgi_app__())
+            yield
+
+        app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None)
+        return app
+
+    def chat(self, **body: Any) -> Any:
+        given = {"model": "auto", "messages": [{"role": "user", "content": "What is 3 plus 5?"}], **body}
+        return self.client.post("/v1/chat/completions", json=given)

@@ -1,0 +1,62 @@
+"""What waits together travels together; what is alone waits for nobody."""
+
+import asyncio
+
+import pytest
+
+from deployments.coalesce import Coalescer
+
+
+def test_items_of_one_tick_travel_in_batches_up_to_the_limit() -> None:
+    """Seven items at a limit of three make calls of 3, 3 and 1, and every item gets its own answer."""
+    calls: list[list[int]] = []
+
+    async def double(items: list[int]) -> list[int]:
+        calls.append(items)
+        return [2 * item for item in items]
+
+    async def run() -> list[int]:
+        ask = Coalescer(double, limit=3)
+        return await asyncio.gather(*(ask(i) for i in range(7)))
+
+    assert asyncio.run(run()) == [0, 2, 4, 6, 8, 10, 12]
+    assert sorted(map(len, calls)) == [1, 3, 3]
+
+
+def test_a_failed_call_fails_its_own_items_only() -> None:
+    """The next call works again."""
+
+    async def picky(items: list[int]) -> list[int]:
+        if 0 in items:
+            raise RuntimeError("zero")
+        return items
+
+    async def run() -> int:
+        ask = Coalescer(picky)
+        with pytest.raises(RuntimeError, match="zero"):
+            await ask(0)
+        return await ask(1)
+
+    assert asyncio.run(run()) == 1
+
+
+def test_a_slow_call_does_not_hold_up_the_next() -> None:
+    """An item that comes while a call is under way starts one of its own."""
+
+    async def slow_first(items: list[float]) -> list[float]:
+        await asyncio.sleep(items[0])
+        return items
+
+    async def run() -> list[float]:
+        ask, done = Coalescer(slow_first), []
+
+        async def one(delay: float) -> None:
+            done.append(await ask(delay))
+
+        first = asyncio.create_task(one(0.2))
+        await asyncio.sleep(0.02)
+        await one(0.0)
+        await first
+        return done
+
+    assert asyncio.run(run()) == [0.0, 0.2]

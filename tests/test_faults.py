@@ -1,0 +1,145 @@
+"""What a client sees when something behind the gateway is slow, broken or gone."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import failing
+from tests.gateway import Gateway, eventually
+
+
+@pytest.mark.parametrize("trouble", ["broken", "slow"])
+def test_without_the_router_the_last_snapshot_decides(gateway: Gateway, trouble: str) -> None:
+    """Nothing fails, the header says so, and the router hears of it when it is back."""
+    if trouble == "broken":
+        gateway.router.broken = True
+    else:
+        gateway.router.delay_s = 5.0
+    began = time.monotonic()
+    answer = gateway.chat()
+    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "router"
+    assert time.monotonic() - began < 2
+    gateway.router.broken, gateway.router.delay_s = False, 0.0
+    decision_id = answer.headers["x-router-decision-id"]
+    for _ in range(150):
+        found = gateway.client.get(f"/v1/router/decisions/{decision_id}")
+        if found.status_code == 200 and found.json()["outcome"]:
+            break
+        time.sleep(0.1)
+    assert found.json()["fallback"] == "router" and found.json()["outcome"]["status"] == "ok"
+
+
+def test_without_the_profiler_the_text_alone_is_profiled(gateway: Gateway) -> None:
+    """And the header says so."""
+    gateway.profiler.broken = True
+    answer = gateway.chat()
+    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "profiler"
+    found = gateway.client.get(f"/v1/router/decisions/{answer.headers['x-router-decision-id']}").json()
+    assert found["fallback"] == "profiler" and "because of: profiler" in found["summary"]
+
+
+def test_an_arm_that_fails_before_its_first_byte_is_replaced_once(gateway: Gateway) -> None:
+    """The other arm answers; the failure is recorded as an error of the first."""
+    gateway.models["small"].script = failing(RuntimeError("secret detail"))
+    answer = gateway.chat(router={"models": ["small", "large"], "cost_weight": 1e6})
+    assert answer.status_code == 200
+    assert answer.headers["x-router-model"] == "large" and answer.headers["x-router-fallback"] == "model"
+
+
+def test_an_arm_that_fails_alone_gives_a_clean_503(gateway: Gateway) -> None:
+    """No inside of ours leaks."""
+    gateway.models["large"].script = failing(RuntimeError("secret detail"))
+    answer = gateway.chat(model="large")
+    assert answer.status_code == 503 and "secret" not in answer.text
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_a_stream_that_breaks_ends_with_an_error_event(gateway: Gateway) -> None:
+    """After the first byte nobody else can take over; the client is told in the stream."""
+    gateway.models["large"].script = failing(RuntimeError("secret detail"), after=2)
+    answer = gateway.chat(model="large", stream=True)
+    events = [line for line in answer.text.split("\n\n") if line]
+    assert events[:2] == ["data: 0", "data: 1"] and "secret" not in answer.text
+    assert json.loads(events[2].removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+async def never(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+    """An engine that hangs after its first chunk."""
+    yield b"data: 1\n\n", None
+    await asyncio.sleep(3600)
+
+
+def test_a_client_that_leaves_frees_the_engine(gateway: Gateway) -> None:
+    """Its request is cancelled, and recorded as disconnected rather than as a failure of the model."""
+    gateway.models["large"].script = never
+    app = gateway.client.app
+    sent: list[dict[str, Any]] = []
+    body = b'{"model": "large", "stream": true, "messages": [{"role": "user", "content": "a"}]}'
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        while not inbox:
+            await asyncio.sleep(0.01)
+            if any(message.get("body") for message in sent):
+                return {"type": "http.disconnect"}
+        return inbox.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b""}
+    scope |= {"headers": headers, "root_path": "", "scheme": "http", "server": ("a", 80), "http_version": "1.1"}
+    assert gateway.client.portal is not None
+    gateway.client.portal.call(app, scope, receive, send)  # type: ignore[arg-type]
+    sent_headers = dict(sent[0]["headers"])
+    assert gateway.models["large"].cancelled == 1 and not any(gateway.ingress.decider.in_flight.values())
+    where = f"/v1/router/decisions/{sent_headers[b'x-router-decision-id'].decode()}"
+    eventually(lambda: gateway.client.get(where).json()["outcome"])
+    assert gateway.client.get(where).json()["outcome"]["status"] == "disconnected"
+
+
+def test_in_flight_counts_return_to_zero(gateway: Gateway) -> None:
+    """After success, failure and a broken stream."""
+    gateway.chat()
+    gateway.models["large"].script = failing(RuntimeError())
+    gateway.chat(model="large")
+    gateway.chat(model="large", stream=True)
+    assert not any(gateway.ingress.decider.in_flight.values())
+
+
+def test_a_model_without_replicas_is_not_chosen(gateway: Gateway) -> None:
+    """Asked for by name it is a 503 with Retry-After."""
+    gateway.replicas["large"] = 0
+    for _ in range(100):
+        if not gateway.client.get("/v1/router/state").json()["models"]["large"]["healthy"]:
+            break
+        time.sleep(0.1)
+    assert {gateway.chat().headers["x-router-model"] for _ in range(10)} == {"small"}
+    answer = gateway.chat(model="large")
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+
+
+def test_a_restarted_router_knows_what_it_had_learned(tmp_path: Path) -> None:
+    """From its journal: the same posterior to 1e-9, and feedback for old decisions still counts."""
+    first = Gateway(tmp_path)
+    with first.client:
+        ids = [first.chat().headers["x-router-decision-id"] for _ in range(12)]
+        for i, decision_id in enumerate(ids[:-1]):
+            first.client.post("/v1/feedback", json={"decision_id": decision_id, "score": i / 12})
+        eventually(lambda: not first.ingress.decider._reporting)
+    before = first.router.thing._policy.state()
+    second = Gateway(tmp_path)
+    after = second.router.thing._policy.state()
+    assert all(abs(after[name] - before[name]).max() < 1e-9 for name in before)
+    with second.client:
+        answer = second.client.post("/v1/feedback", json={"decision_id": ids[-1], "score": 1.0})
+        assert answer.json()["status"] == "accepted"
+        repeated = second.client.post("/v1/feedback", json={"decision_id": ids[0], "score": 0.0})
+        assert repeated.json()["status"] == "duplicate"
+        assert second.client.get("/v1/router/state").json()["decisions"] >= 12

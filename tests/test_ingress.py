@@ -1,0 +1,165 @@
+"""The HTTP surface over the real router, profiler and policy, with stand-ins for the models and for Ray's handles."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway import Gateway, eventually
+
+
+def test_auto_routes_and_says_so(gateway: Gateway) -> None:
+    """Every answer names the model, the decision and the policy version."""
+    answer = gateway.chat()
+    assert answer.status_code == 200
+    assert answer.json()["model"] == answer.headers["x-router-model"] in ("small", "large")
+    assert answer.headers["x-router-decision-id"].startswith("dec-")
+    assert answer.headers["x-router-policy-version"] == "thompson-v0"
+    assert answer.headers["x-router-fallback"] == "none"
+
+
+def test_a_stream_passes_the_models_bytes_on(gateway: Gateway) -> None:
+    """Unchanged, with the same headers."""
+    answer = gateway.chat(stream=True, model="large")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-router-model"] == "large"
+    assert answer.text.endswith("data: [DONE]\n\n") and "I am " in answer.text
+
+
+def test_the_model_gets_what_was_for_it_and_nothing_else(gateway: Gateway) -> None:
+    """The `router` object stays here."""
+    gateway.chat(model="small", temperature=0.5, router={"latency_weight": 1}, user="me", max_tokens=9)
+    (body,) = gateway.models["small"].calls
+    assert set(body) == {"messages", "temperature", "max_tokens", "stream"}
+
+
+def test_an_explicit_model_bypasses_the_choice_but_is_recorded(gateway: Gateway) -> None:
+    """The explanation says that the client chose."""
+    answer = gateway.chat(model="large")
+    found = gateway.client.get(f"/v1/router/decisions/{answer.headers['x-router-decision-id']}").json()
+    assert found["fallback"] == "forced" and "The client named the model large" in found["summary"]
+    assert gateway.client.get("/v1/router/state").json()["counts"]["forced"] == 1
+
+
+def test_feedback_is_learned_once_and_explained(gateway: Gateway) -> None:
+    """Accepted, then duplicate; the decision shows profile, estimates, outcome and score."""
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    feedback = {"decision_id": decision_id, "score": 1.0, "source": "program"}
+    statuses = [gateway.client.post("/v1/feedback", json=feedback).json()["status"] for _ in range(2)]
+    assert statuses == ["accepted", "duplicate"]
+    where = f"/v1/router/decisions/{decision_id}"
+    eventually(lambda: gateway.client.get(where).json()["outcome"] is not None)
+    found = gateway.client.get(where).json()
+    assert found["feedback"] == [{"source": "program", "score": 1.0}]
+    assert found["profile"]["kind"] == "arithmetic" and found["outcome"]["output_tokens"] == 2
+    chat = [m for m in found["models"] if not m["removed_by"]]
+    assert {m["arm"] for m in chat} == {"small", "large"}
+    assert sum(m["propensity"] for m in chat) == pytest.approx(1)
+    assert "was chosen with probability" in found["summary"]
+
+
+def test_embeddings_always_go_to_the_same_model(gateway: Gateway) -> None:
+    """Those of different models don't mix."""
+    answers = [gateway.client.post("/v1/embeddings", json={"model": "auto", "input": "a"}) for _ in range(5)]
+    assert {a.headers["x-router-model"] for a in answers} == {"minilm"}
+
+
+def test_models_lists_arms_and_presets(gateway: Gateway) -> None:
+    """And a single one can be asked for."""
+    names = [card["id"] for card in gateway.client.get("/v1/models").json()["data"]]
+    assert names == ["auto", "auto:fast", "small", "large", "minilm"]
+    assert gateway.client.get("/v1/models/large").json()["object"] == "model"
+
+
+MESSAGE = [{"role": "user", "content": "a"}]
+BAD = [
+    ({"messages": []}, 400, "messages"),
+    ({"messages": [{"role": "user", "content": 5}]}, 400, "messages.0.content"),
+    ({"messages": [{"role": "king", "content": "a"}]}, 400, "messages.0.role"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "messages.0.content"),
+    ({"model": "gpt-9"}, 404, "unknown model 'gpt-9'; choose one of: auto, auto:fast, small"),
+    ({"model": "auto:turbo"}, 404, "unknown model 'auto:turbo'"),
+    ({"model": "minilm"}, 400, "does not do the task 'chat'"),
+    ({"temperature": 9}, 400, "temperature"),
+    ({"n": 10**9}, 400, "n:"),
+    ({"max_tokens": -1}, 400, "max_tokens"),
+    ({"stop": ["a"] * 9}, 400, "at most 4"),
+    ({"temprature": 1}, 400, "unknown key 'temprature'"),
+    ({"router": {"latency": 1}}, 400, "unknown key 'router.latency'"),
+    ({"router": {"models": ["gpt"]}}, 400, "unknown model 'gpt'; choose from: small, large"),
+    ({"router": {"max_latency_s": 1e-9}}, 400, "is over the limit"),
+    ({"router": {"max_cost": -1}}, 400, "router.max_cost"),
+    ({"messages": [{"role": "user", "content": "x" * 4000}]}, 400, "the prompt is too long"),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "message"), BAD)
+def test_bad_requests_say_what_to_change(gateway: Gateway, change: dict[str, Any], status: int, message: str) -> None:
+    """In OpenAI's shape, with a 4xx, and no model is asked."""
+    answer = gateway.chat(**change)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and message in error["message"]
+    assert not any(model.calls for model in gateway.models.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{bad", "not valid JSON"),
+        (b"", "send a JSON object"),
+        (b"[]", "send a JSON object"),
+        (b'{"model": "auto", "messages": [{"role": "user", "content": "\\ud800"}]}', "content"),
+        (b'{"decision_id": "a", "score": NaN}', "score"),
+        (b"\xff\xfe", ""),
+    ],
+)
+def test_bodies_that_are_no_requests(gateway: Gateway, content: bytes, message: str) -> None:
+    """Broken JSON, no JSON, not an object, lone surrogates, NaN, not even UTF-8."""
+    where = "/v1/feedback" if b"decision_id" in content else "/v1/chat/completions"
+    answer = gateway.client.post(where, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, "1", "nan", None, True])
+def test_scores_out_of_range_are_refused(gateway: Gateway, score: Any) -> None:
+    """Numbers in [0, 1] only; nothing is learned."""
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    answer = gateway.client.post("/v1/feedback", json={"decision_id": decision_id, "score": score})
+    assert answer.status_code == 400 and "score" in answer.json()["error"]["message"]
+
+
+def test_unknown_decisions_are_not_found(gateway: Gateway) -> None:
+    """For feedback and for explanations alike."""
+    answers = [
+        gateway.client.post("/v1/feedback", json={"decision_id": "dec-0", "score": 1.0}),
+        gateway.client.get("/v1/router/decisions/dec-0"),
+    ]
+    assert [a.status_code for a in answers] == [404, 404]
+    assert all("x-router-decision-id" in a.json()["error"]["message"] for a in answers)
+
+
+def test_unknown_paths_and_methods_have_openais_shape_too(gateway: Gateway) -> None:
+    """404 and 405."""
+    assert gateway.client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    assert gateway.client.delete("/v1/models").status_code == 405
+
+
+def test_health_and_readiness(gateway: Gateway) -> None:
+    """Alive as a process; ready when the router answers and a model is there."""
+    assert gateway.client.get("/healthz").status_code == 200
+    assert gateway.client.get("/readyz").status_code == 200
+    gateway.router.broken = True
+    assert gateway.client.get("/readyz").status_code == 503
+
+
+def test_the_static_policy_can_be_selected(tmp_path: Path) -> None:
+    """Simple to the small one, complex to the large one, and the explanation says that a rule decided."""
+    made = Gateway(tmp_path, policy="static")
+    with made.client:
+        simple = made.chat(messages=[{"role": "user", "content": "hello"}])
+        text = "Explain why 384 times 27 and then 9 more is 10377, and prove each step in Python code."
+        complex_task = made.chat(messages=[{"role": "user", "content": text}])
+        found = made.client.get(f"/v1/router/decisions/{simple.headers['x-router-decision-id']}").json()
+    assert simple.headers["x-router-model"] == "small" and complex_task.headers["x-router-model"] == "large"
+    assert "rule 'static-v0'" in found["summary"]

@@ -1,0 +1,119 @@
+"""What was acknowledged is on disk, and the state is a fold over it."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.journal import Journal, Snapshot
+from policies.thompson import Thompson
+from policies.types import Arm, Feedback, Objective, Outcome, Request
+from tests.helpers import make_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/deep/journal.db"
+
+
+def make_decision(i: int = 0):  # type: ignore[no-untyped-def]
+    policy = Thompson([Arm("small"), Arm("large")])
+    request = Request(f"d{i}", make_profile(), Objective(max_cost_usd=0.1, models=("small",)))
+    return policy.decide([request], {}, np.random.default_rng(i), i)[0]
+
+
+def test_events_come_back_as_they_were(url: str) -> None:
+    """Floats to the last bit, infinities, and all in the order in which they were put."""
+    decision = make_decision()
+    events = [decision, Outcome("d0", "ok", 0.1, 1 / 3, 20, 7), Feedback("d0", 0.1 + 0.2, "judge", 5.0)]
+    journal = Journal(url)
+    for event in events:
+        journal.put(event)
+    asyncio.run(journal.flush())
+    (_, first), *rest = Journal(url).replay()
+    assert [event for _, event in rest] == events[1:]
+    assert first.objective == decision.objective and first.estimates == decision.estimates
+    assert np.array_equal(first.profile.features, decision.profile.features)
+    assert len(Journal(url).find("d0")) == 3 and len(Journal(url).find("d0", up_to=2)) == 2
+
+
+def test_the_newest_snapshot_comes_back_and_old_ones_go(url: str) -> None:
+    """With the row after which it was taken."""
+    journal = Journal(url)
+    for i in range(6):
+        journal.put(make_decision(i))
+        journal.put_snapshot(Snapshot("thompson", ("small",), i, 2, {"x": np.array([[i / 3]])}))
+        asyncio.run(journal.flush())
+    row, snapshot = Journal(url).snapshot()
+    assert row == 6 and snapshot is not None and snapshot.sequence == 5
+    assert np.array_equal(snapshot.state["x"], [[5 / 3]])
+
+
+def test_rows_stay_queued_when_the_database_fails(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that fails raises, loses nothing, and succeeds later."""
+    journal = Journal(url)
+    journal.put(make_decision())
+
+    def broken(_: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_write", broken)
+        with pytest.raises(OSError, match="disk full"):
+            asyncio.run(journal.flush())
+    asyncio.run(journal.flush())
+    assert len(list(Journal(url).replay())) == 1
+
+
+def test_a_flush_that_is_given_up_writes_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that stops waiting in mid-write neither loses rows nor has them written twice."""
+    journal, write = Journal(url), Journal._write
+    journal.put(make_decision())
+    monkeypatch.setattr(journal, "_write", lambda rows: (time.sleep(0.2), write(journal, rows)))
+
+    async def run() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(journal.flush(), 0.05)
+        journal.put(Outcome("d0"))
+        await journal.flush()
+
+    asyncio.run(run())
+    assert [row for row, _ in Journal(url).replay()] == [1, 2]
+
+
+def test_sqlite_is_told_to_be_durable(url: str) -> None:
+    """WAL and synchronous=FULL, read back from the database itself."""
+    with Journal(url).engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_kill_nine_loses_nothing_that_was_acknowledged(url: str) -> None:
+    """A writer is killed in mid-work, three times; every row that it acknowledged is there."""
+    code = """
+import asyncio, sys
+from deployments.journal import Journal
+from policies.types import Feedback
+journal = Journal(sys.argv[1])
+while True:
+    row = journal.put(Feedback(f"d{journal.last_row}", 1.0))
+    asyncio.run(journal.flush())
+    print(row, flush=True)
+"""
+    acknowledged = 0
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        for _ in range(20):
+            acknowledged = int(writer.stdout.readline())
+        writer.kill()
+        acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+        writer.wait()
+        rows = [row for row, _ in Journal(url).replay()]
+        assert rows == list(range(1, len(rows) + 1)) and len(rows) >= acknowledged

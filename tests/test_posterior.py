@@ -1,0 +1,101 @@
+"""The Bayesian linear models, against arithmetic done by hand and by other means."""
+
+import numpy as np
+import pytest
+
+from policies.posterior import NOISE_PRIOR, LinearPosterior
+
+
+def make(dims: int = 2, arms: int = 2, forgetting: float = 1.0) -> LinearPosterior:
+    return LinearPosterior(np.zeros((arms, dims)), np.ones(dims), 1.0, forgetting)
+
+
+def test_one_event_gives_the_posterior_computed_by_hand() -> None:
+    """Prior N(0, 1) on one weight, x = 1, y = 1: with noise variance σ² the mean is 1 / (1 + σ²)."""
+    posterior = make(dims=1)
+    posterior.add(0, np.array([1.0]), 1.0, sequence=0)
+    mean, variance = posterior.predict(np.array([[1.0]]))
+    # under the first guess σ² = 1 the mean is 1/2, so the residual is 1/4, and σ² = (10 + 1/4) / 11
+    noise = (NOISE_PRIOR + 0.25) / (NOISE_PRIOR + 1)
+    assert mean[0, 0] == pytest.approx(1 / (1 + noise))
+    assert variance[0, 0] == pytest.approx(1 / (1 + 1 / noise))
+    assert mean[0, 1] == 0.0 and variance[0, 1] == pytest.approx(1.0)
+
+
+def test_many_events_equal_ridge_regression(rng: np.random.Generator) -> None:
+    """The mean is the ridge solution with penalty σ² · P0."""
+    posterior, x = make(dims=3), rng.standard_normal((200, 3))
+    y = x @ np.array([1.0, -2.0, 0.5]) + 0.1 * rng.standard_normal(200)
+    for row, value in zip(x, y, strict=True):
+        posterior.add(1, row, value, sequence=0)
+    posterior.predict(x[:1])
+    ridge = np.linalg.solve(x.T @ x + posterior.noise[1] * np.eye(3), x.T @ y)
+    assert np.allclose(posterior.mean[1], ridge)
+    assert posterior.noise[1] == pytest.approx((NOISE_PRIOR + np.sum((y - x @ ridge) ** 2)) / 210, rel=0.01)
+
+
+def test_events_commute_though_old_ones_fade(rng: np.random.Generator) -> None:
+    """Any order of arrival gives the same sums, because the age of the decision counts."""
+    events = [(int(rng.integers(2)), rng.standard_normal(2), float(rng.random()), n) for n in range(300)]
+    one, other = make(forgetting=0.99), make(forgetting=0.99)
+    for arm, x, y, n in events:
+        one.advance(n)
+        one.add(arm, x, y, n)
+    one.advance(1000)
+    other.advance(1000)
+    for i in rng.permutation(len(events)):
+        other.add(*events[i])
+    for name, sums in one.state().items():
+        assert np.allclose(sums, other.state()[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_taking_an_event_back_leaves_no_trace(rng: np.random.Generator) -> None:
+    """A correction replaces the first version exactly."""
+    posterior, x = make(), rng.standard_normal(2)
+    posterior.add(0, rng.standard_normal(2), 0.3, 0)
+    before = posterior.state()
+    posterior.add(0, x, 1.0, 5)
+    posterior.add(0, x, 1.0, 5, weight=-1.0)
+    for name, sums in posterior.state().items():
+        assert np.allclose(sums, before[name], atol=1e-12)
+
+
+def test_an_old_event_weighs_less() -> None:
+    """With γ = 0.99 an event of 100 decisions ago counts for 0.99^100."""
+    posterior = make(forgetting=0.99)
+    posterior.add(0, np.array([1.0, 0.0]), 1.0, sequence=0)
+    posterior.advance(100)
+    assert posterior.count[0] == pytest.approx(0.99**100)
+
+
+def test_features_of_their_own_for_each_arm(rng: np.random.Generator) -> None:
+    """[B, K, D] features give what [B, D] features give arm by arm."""
+    posterior = make(dims=3)
+    for _ in range(20):
+        posterior.add(int(rng.integers(2)), rng.standard_normal(3), float(rng.random()), 0)
+    x = rng.standard_normal((5, 2, 3))
+    mean, variance = posterior.predict(x)
+    for arm in range(2):
+        mine, spread = posterior.predict(x[:, arm])
+        assert np.allclose(mean[:, arm], mine[:, arm]) and np.allclose(variance[:, arm], spread[:, arm])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"moment": np.zeros((2, 5))}, "shape"),
+        ({"squares": np.array([np.nan, 0.0])}, "finite"),
+        ({"precision": np.arange(8.0).reshape(2, 2, 2)}, "symmetric"),
+    ],
+)
+def test_a_broken_state_is_refused(change: dict[str, np.ndarray], message: str) -> None:
+    """Wrong shapes, numbers that are not finite and lopsided matrices say what is wrong with them."""
+    posterior = make()
+    with pytest.raises(ValueError, match=message):
+        posterior.restore({**posterior.state(), **change})
+
+
+def test_forgetting_outside_its_range_is_refused() -> None:
+    """The message names the value and the range."""
+    with pytest.raises(ValueError, match=r"forgetting is 1.5; choose a value in \(0, 1\]"):
+        make(forgetting=1.5)

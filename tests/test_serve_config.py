@@ -1,0 +1,98 @@
+"""serve_config.yaml and its GPU sibling: every key has a reader, and typos are refused before anything starts."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.launch import load
+from deployments.lint import lint
+from deployments.settings import GatewaySettings
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("serve_config.yaml", "serve_config.gpu.yaml")
+
+
+def read(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_shipped_files_are_valid(name: str) -> None:
+    """Against Serve's own schema and ours."""
+    assert lint(read(name)) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_arm_has_an_application_and_every_application_an_arm(name: str) -> None:
+    """By the same name, with back-pressure set on every model."""
+    config = read(name)
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    served = {a["name"]: a for a in config["applications"] if a["name"] != "gateway"}
+    assert set(gateway["args"]["models"]) == set(served)
+    for application in served.values():
+        assert application["route_prefix"] is None
+        options = application["args"].get("deployment_config") or application["deployments"][0]
+        assert options["max_queued_requests"] > 0 and options["max_ongoing_requests"] <= 1000
+        assert options["autoscaling_config"]["target_ongoing_requests"] < options["max_ongoing_requests"]
+
+
+def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all keys whose names are ours or Serve's to check."""
+    free = ("engine_kwargs", "env_vars", "models", "presets", "bundles", "experimental_configs")
+    found = []
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not path or path[-1] not in free:
+                found.append((*path, key))
+            if key not in ("model_loading_config", "placement_group_config", "runtime_env", "bundles", "options"):
+                found += every_key(value, (*path, key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            found += every_key(value, (*path, i))
+    return found
+
+
+def test_a_typo_in_any_key_is_refused() -> None:
+    """Each key of the file in turn gets a letter too many."""
+    config, missed = read("serve_config.yaml"), []
+    keys = [path for path in every_key(config) if path[-1] not in ("engine_kwargs",) and "engine_kwargs" not in path]
+    assert len(keys) > 60
+    for path in keys:
+        broken = copy.deepcopy(config)
+        parent = broken
+        for step in path[:-1]:
+            parent = parent[step]
+        parent[f"{path[-1]}x"] = parent.pop(path[-1])
+        try:
+            if not lint(broken):
+                missed.append(path)
+        except (KeyError, AttributeError):
+            missed.append((*path, "crashed"))
+    assert missed == []
+
+
+def test_a_typo_names_the_key_and_the_nearest_valid_one(tmp_path: Path) -> None:
+    """The launcher says it and starts nothing."""
+    config = read("serve_config.yaml")
+    config["applications"][0]["args"]["deployment_config"]["max_queued_request"] = 3
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match=r"max_queued_request'; did you mean 'max_queued_requests'"):
+        load(path, tmp_path, 0)
+
+
+def test_arms_keep_the_order_of_the_file() -> None:
+    """Smallest first: the static rules depend on it."""
+    settings = GatewaySettings.model_validate(read("serve_config.yaml")["applications"][-1]["args"])
+    assert [arm.name for arm in settings.arms()] == ["nano", "small", "large", "minilm"]
+
+
+def test_an_unknown_policy_is_refused_before_anything_starts() -> None:
+    """With the known ones in the message."""
+    config = read("serve_config.yaml")
+    config["applications"][-1]["args"]["policy"]["name"] = "tompson"
+    assert any("choose one of: thompson, static" in line for line in lint(config))

@@ -1,0 +1,169 @@
+"""The workflow that this product was born from, on the real models: learn, route, survive, be recorded."""
+
+import random
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+import ray
+
+from assets.tasks import KINDS, make_task
+from benchmarks.client import Answer, run_stream
+from benchmarks.demo import make_stream
+from deployments.app import NAMESPACE
+
+pytestmark = pytest.mark.live
+
+LEARNED = 400
+
+
+@pytest.fixture(scope="module")
+def learned(system: str) -> list[Answer]:
+    """What the demo does first: a mixed stream through `auto`, each answer checked and fed back."""
+    return run_stream(system, make_stream(11, LEARNED), lambda _: "auto", "learning", feedback=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(system: str) -> Any:
+    """A connection to the system's Ray, whose ports are moved as far as the gateway's."""
+    offset = int(system.rpartition(":")[2]) - 8000
+    ray.init(address=f"127.0.0.1:{6379 + offset}", namespace=NAMESPACE, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def ask(system: str, text: str, **options: Any) -> dict[str, Any]:
+    """The explanation of the decision on a question asked now."""
+    body = {"model": "auto", "messages": [{"role": "user", "content": text}], "temperature": 0, **options}
+    answer = httpx.post(f"{system}/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    found = httpx.get(f"{system}/v1/router/decisions/{answer.headers['x-router-decision-id']}", timeout=30)
+    explanation: dict[str, Any] = found.json()
+    return explanation
+
+
+def test_accuracy_rises_as_it_learns(learned: list[Answer]) -> None:
+    """The last third is better than the first, and no answer came by a fallback more than now and then."""
+    third = LEARNED // 3
+    right = [answer.right for answer in learned]
+    assert sum(right[-third:]) > sum(right[:third]) - 5 and sum(right[-third:]) > 0.7 * third
+    assert sum(answer.fallback != "none" for answer in learned) < LEARNED / 20
+
+
+def test_easy_tasks_and_hard_ones_go_to_different_sizes(learned: list[Answer]) -> None:
+    """In the last third no size takes everything: hard tasks go to `large` far more often than easy ones."""
+    late = learned[-LEARNED // 3 :]
+
+    def share(kinds: tuple[str, ...]) -> float:
+        group = [a.model == "large" for a in late if a.task.kind in kinds]
+        return sum(group) / len(group)
+
+    assert share(("chain", "multiply", "story")) > share(("add", "compare", "copy", "initial")) + 0.2
+
+
+def test_the_workflow(system: str, learned: list[Answer]) -> None:
+    """A complex, accuracy-sensitive question goes to an idle `large`; in haste and with `large` saturated, elsewhere.
+
+    The explanation says so both times.
+    """
+    hard = (
+        "Please be exact. Tom has 347 coins. Tom buys 6 bags with 586 coins in each. How many coins does Tom have now?"
+    )
+    idle = [ask(system, hard) for _ in range(5)]
+    assert all(found["profile"]["complexity"] >= 0.5 for found in idle)
+    assert all(found["profile"]["accuracy_sensitivity"] == 1 for found in idle)
+    assert sum(found["model"] == "large" for found in idle) >= 4
+    assert any("asks for accuracy" in found["summary"] for found in idle)
+
+    task = "Quick: Reverse the word planet."  # the smaller ones do this as well as `large`
+    stop = threading.Event()
+
+    def saturate() -> None:
+        rng = random.Random(1)
+        while not stop.is_set():
+            tasks = [make_task(rng, "story") for _ in range(120)]
+            run_stream(system, tasks, lambda _: "large", "", concurrency=48, quiet=True)
+
+    load = threading.Thread(target=saturate)
+    load.start()
+    try:
+        time.sleep(3)
+        hasty = [ask(system, task, router={"latency_weight": 1.0}) for _ in range(5)]
+    finally:
+        stop.set()
+        load.join()
+    assert sum(found["model"] != "large" for found in hasty) >= 4
+    assert max(m["load"] for found in hasty for m in found["models"] if m["arm"] == "large") > 10
+    for found in hasty:
+        assert found["profile"]["time_sensitivity"] == 1
+        if found["model"] != "large":
+            chosen = next(m for m in found["models"] if m["arm"] == found["model"])
+            assert chosen["quality"] > 0.7
+            assert "in flight" in found["summary"] and "asks for speed" in found["summary"]
+
+
+def test_every_kind_is_answered(system: str) -> None:
+    """A hundred mixed requests, streamed, none of them fails."""
+    rng = random.Random(3)
+    tasks = [make_task(rng, kind) for kind in KINDS for _ in range(9)]
+    assert len(run_stream(system, tasks, lambda _: "auto", "mixed", concurrency=8, quiet=True)) == len(tasks)
+
+
+def test_killing_the_router_costs_no_request_and_no_learning(system: str, learned: list[Answer], cluster: Any) -> None:
+    """Requests go on, on the last snapshot; then the router is back with what it knew."""
+    before, known = httpx.get(f"{system}/v1/router/state", timeout=30).json(), ask(system, "hello", model="large")
+    ray.kill(ray.get_actor("router"), no_restart=False)
+    rng = random.Random(5)
+    answers = run_stream(system, [make_task(rng) for _ in range(20)], lambda _: "auto", "", quiet=True)
+    assert len(answers) == 20
+    for _ in range(60):
+        after = httpx.get(f"{system}/v1/router/state", timeout=30)
+        if after.status_code == 200:
+            break
+        time.sleep(0.5)
+    state = after.json()
+    assert state["decisions"] >= before["decisions"]
+    again = ask(system, "hello", model="large")
+    was, now = (next(m for m in found["models"] if m["arm"] == "large") for found in (known, again))
+    assert abs(was["quality"] - now["quality"]) < 0.1 and was["quality"] != 0.5
+
+
+def test_the_posterior_is_a_version_in_mlflow(system: str, learned: list[Answer]) -> None:
+    """Registered on demand; answers say which version decided."""
+    version = httpx.post(f"{system}/v1/router/versions", timeout=120).json()["version"]
+    assert version >= 1
+    assert ask(system, "hello")["policy_version"] == f"thompson-v{version}"
+
+
+def test_metrics_are_exported_for_prometheus(cluster: Any, learned: list[Answer]) -> None:
+    """Decisions, shares, latency and feedback, on Ray's own endpoint."""
+    wanted = ("router_decisions", "router_share", "router_quality", "router_in_flight", "router_feedback")
+    missing: set[str] = set(wanted)
+    for _ in range(30):
+        ports = [node["MetricsExportPort"] for node in ray.nodes()]
+        text = "".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports)
+        missing = {name for name in wanted if f"ray_{name}" not in text}
+        if not missing:
+            return
+        time.sleep(1)
+    assert missing == set()
+
+
+def test_the_gpu_configuration_builds(cluster: Any) -> None:
+    """Each application of serve_config.gpu.yaml, against the installed ray and vLLM, without starting it."""
+    import dataclasses
+
+    import yaml
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from deployments import app
+    from tests.test_serve_config import ROOT
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    for application in yaml.safe_load((ROOT / "serve_config.gpu.yaml").read_text())["applications"]:
+        builder = getattr(app, application["import_path"].rpartition(":")[2])
+        assert set(application["args"].get("engine_kwargs", ())) <= known
+        built = builder(application["args"])
+        assert built._bound_deployment.name

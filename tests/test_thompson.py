@@ -1,0 +1,171 @@
+"""The deciding policy: it learns, it trades off as told, it follows the load, and it forgets."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policies.registry import make_policy
+from policies.thompson import Settings, Thompson
+from policies.types import Arm, Decision, ModelState, Objective, Outcome, Request
+from tests.helpers import make_profile, make_request
+
+ARMS = (
+    Arm("small", prompt_price_usd=1e-6, output_price_usd=1e-6),
+    Arm("large", prompt_price_usd=1e-5, output_price_usd=1e-5),
+)
+EASY, HARD = (
+    "What is 3 plus 5?",
+    "Ann has 384 apples and buys 7 bags of 219 apples, and then 12 more. How many has she?",
+)
+OBJECTIVE = Objective(latency_weight=0.2, cost_weight=500)
+
+
+def right(arm: str, hard: bool) -> float:
+    return 0.97 if arm == "large" else 0.05 if hard else 0.95
+
+
+def answer(decision: Decision) -> Outcome:
+    slow = decision.arm == "large"
+    return Outcome(decision.id, "ok", 0.05 if slow else 0.02, 0.6 if slow else 0.1, 20, 50 if slow else 10)
+
+
+def play(policy: object, rounds: int, seed: int, start: int = 0, quality=right) -> list[float]:  # type: ignore[no-untyped-def]
+    """Expected utilities of a stream in which every third task is hard."""
+    rng, worth = np.random.default_rng(seed), []
+    for i in range(start, start + rounds):
+        hard = bool(rng.random() < 1 / 3)
+        request = Request(str(i), make_profile(HARD if hard else EASY), OBJECTIVE)
+        (decision,) = policy.decide([request], {}, rng, i)  # type: ignore[attr-defined]
+        outcome = answer(decision)
+        policy.learn(decision, outcome)  # type: ignore[attr-defined]
+        policy.score(decision, float(rng.random() < quality(decision.arm, hard)))  # type: ignore[attr-defined]
+        price = ARMS[decision.arm == "large"].output_price_usd
+        worth.append(OBJECTIVE.utility(quality(decision.arm, hard), outcome.latency_s, price * 70))
+    return worth
+
+
+def test_it_beats_every_fixed_choice_and_chance() -> None:
+    """After 200 requests, in the mean of 10 seeds, by a margin; no fixed arm is right for both kinds of task."""
+    late = {
+        name: np.mean([np.mean(play(make_policy(kind, ARMS, options), 300, seed)[200:]) for seed in range(10)])
+        for name, kind, options in [
+            ("thompson", "thompson", {}),
+            ("small", "always", {"arm": "small"}),
+            ("large", "always", {"arm": "large"}),
+            ("uniform", "uniform", {}),
+        ]
+    }
+    assert late["thompson"] > max(late["small"], late["large"], late["uniform"]) + 0.03
+
+
+def test_it_follows_an_arm_that_silently_gets_worse() -> None:
+    """After `large` breaks, the mean of 5 seeds is back within 0.1 of the best that is left."""
+    worth = []
+    for seed in range(5):
+        policy = Thompson(ARMS, Settings(forgetting=0.99))
+        play(policy, 400, seed)
+        worth.append(np.mean(play(policy, 400, seed, 400, lambda arm, hard: 0.1 if arm == "large" else 0.6)[200:]))
+    best = OBJECTIVE.utility(0.6, 0.1, 70e-6)
+    assert np.mean(worth) > best - 0.1
+
+
+def test_a_changed_price_takes_effect_at_the_next_decision() -> None:
+    """What was learned stays; only the trade-off moves."""
+    policy = Thompson(ARMS)
+    play(policy, 300, 0)
+    dear = replace(OBJECTIVE, cost_weight=1e5)
+    chosen = {policy.decide([make_request(HARD, dear)], {}, np.random.default_rng(s), 300)[0].arm for s in range(20)}
+    assert chosen == {"small"}
+
+
+def test_load_moves_traffic_before_it_was_ever_seen() -> None:
+    """With 60 requests in flight on `large`, a request in haste goes to `small`; with none it does not."""
+    policy = Thompson(ARMS)
+    play(policy, 300, 0)
+    hasty = Objective(latency_weight=0.6, cost_weight=0)
+
+    def share(states: dict[str, ModelState]) -> float:
+        chosen = [
+            policy.decide([make_request(HARD, hasty)], states, np.random.default_rng(s), 300)[0] for s in range(50)
+        ]
+        return float(np.mean([d.arm == "large" for d in chosen]))
+
+    assert share({}) > 0.8
+    assert share({"large": ModelState(in_flight=60)}) < 0.3
+    assert share({"large": ModelState(in_flight=60, replicas=60)}) > share({"large": ModelState(in_flight=60)})
+
+
+def test_a_missing_score_still_teaches_latency() -> None:
+    """Outcomes alone move the expected latency and length, and leave the quality where it was."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(0)
+    before = policy.decide([make_request(HARD)], {}, rng, 0)[0].estimate("large")
+    for i in range(40):
+        (decision,) = policy.decide([make_request(HARD, Objective(models=("large",)))], {}, rng, i)
+        policy.learn(decision, Outcome(decision.id, "ok", 0.4, 2.4, 20, 101))
+    after = policy.decide([make_request(HARD)], {}, rng, 40)[0].estimate("large")
+    assert after.quality == before.quality
+    assert after.ttft_s == pytest.approx(0.4, rel=0.25)
+    assert after.tpot_s == pytest.approx(0.02, rel=0.25)
+    assert after.output_tokens == pytest.approx(101, rel=0.25)
+    assert after.latency_s == pytest.approx(2.4, rel=0.35)
+
+
+def test_answers_in_one_piece_teach_the_whole_latency() -> None:
+    """Without a time to the first token the sum still comes out right."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(0)
+    for i in range(60):
+        (decision,) = policy.decide([make_request(HARD, Objective(models=("large",)))], {}, rng, i)
+        policy.learn(decision, Outcome(decision.id, "ok", 0.0, 2.4, 20, 101))
+    assert policy.decide([make_request(HARD)], {}, rng, 60)[0].estimate("large").latency_s == pytest.approx(
+        2.4, rel=0.3
+    )
+
+
+def test_limits_on_latency_and_cost_remove_arms_with_a_reason() -> None:
+    """A deadline that only `small` can keep, a budget that only `small` can keep, and one that nobody can."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(0)
+    play(policy, 200, 0)
+    (late,) = policy.decide([make_request(HARD, Objective(max_latency_s=0.3))], {}, rng, 200)
+    (dear,) = policy.decide([make_request(HARD, Objective(max_cost_usd=2e-4))], {}, rng, 200)
+    (none,) = policy.decide([make_request(HARD, Objective(max_latency_s=1e-4))], {}, rng, 200)
+    assert late.arm == dear.arm == "small" and none.arm == ""
+    assert "expected latency" in late.estimate("large").removed_by
+    assert "expected cost" in dear.estimate("large").removed_by
+
+
+def test_words_of_haste_and_care_move_the_trade_off() -> None:
+    """The same question prefers the fast arm when in a hurry and the accurate one when it must be right."""
+    policy = Thompson(ARMS)
+    play(policy, 300, 0)
+    weights = Objective(latency_weight=0.6, cost_weight=3000)
+    share = {}
+    for words in ("Quick, urgent: ", "This must be right, be exact: "):
+        rng = np.random.default_rng(0)
+        chosen = [policy.decide([make_request(words + HARD, weights)], {}, rng, 300)[0].arm for _ in range(50)]
+        share[words[:5]] = chosen.count("large") / 50
+    assert share["This "] > share["Quick"]
+
+
+def test_an_arm_that_fails_is_scored_as_worth_nothing() -> None:
+    """Errors teach quality; a client that leaves and a wrong request do not."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(0)
+    (decision,) = policy.decide([make_request(EASY, Objective(models=("large",)))], {}, rng, 0)
+    for status in ("disconnected", "rejected"):
+        policy.learn(decision, Outcome(decision.id, status))
+    assert policy.quality.count[1] == 0
+    policy.learn(decision, Outcome(decision.id, "error"))
+    assert policy.decide([make_request(EASY)], {}, rng, 1)[0].estimate("large").quality < 0.5
+
+
+def test_a_batch_decides_as_many_alone_would_on_average() -> None:
+    """The estimates of a batch are those of its requests alone."""
+    policy = Thompson(ARMS)
+    play(policy, 100, 0)
+    requests = [make_request(EASY), make_request(HARD), make_request("hello")]
+    together = policy.decide(requests, {}, np.random.default_rng(0), 100)
+    for request, decision in zip(requests, together, strict=True):
+        (alone,) = policy.decide([request], {}, np.random.default_rng(0), 100)
+        for arm in ("small", "large"):
+            assert decision.estimate(arm).utility == pytest.approx(alone.estimate(arm).utility)
+            assert decision.estimate(arm).propensity == pytest.approx(alone.estimate(arm).propensity)
