@@ -9,9 +9,10 @@ export RAY_AUTH_MODE = disabled
 export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
+export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models test lint train clean
+.PHONY: serve stop status demo models bench-quality test lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
@@ -27,6 +28,12 @@ demo: .venv/installed  ## watch it learn; the server must be running. SEED=2 for
 
 models: .venv/installed  ## accuracy and latency of each size by kind of task; the server must be running
 	@$(PY) -m benchmarks.models
+
+bench-quality: .venv/installed  ## decisions beside other routers' and bandits', on recorded public streams
+	@.venv/bin/python -c 'import pareto_bandit, mabwiser, vowpalwabbit' 2>/dev/null \
+		|| .venv/bin/pip install --disable-pip-version-check -q --no-deps \
+			paretobandit==0.1.1 mabwiser==2.7.4 vowpalwabbit==9.11.9
+	@$(PY) -m benchmarks.quality
 
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest

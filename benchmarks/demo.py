@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--mlflow", default="http://127.0.0.1:5000", help="'' to log nothing")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=750)
-    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--threshold", type=float, default=0.5, help="complexity from which the static rules go large")
     parser.add_argument("--out", type=Path, default=Path("var"))
     arguments = parser.parse_args()

@@ -14,7 +14,17 @@ import numpy as np
 from policies.types import TaskProfile, Vector
 
 EMBEDDING_COLUMNS = 16
-KINDS = ("code", "writing", "translation", "extraction", "arithmetic", "strings", "question", "other")
+OUTPUT_TOKENS = {  # of a typical answer, before anything is known
+    "code": 300.0,
+    "writing": 350.0,
+    "translation": 60.0,
+    "extraction": 60.0,
+    "arithmetic": 40.0,
+    "strings": 20.0,
+    "question": 120.0,
+    "other": 100.0,
+}
+KINDS = tuple(OUTPUT_TOKENS)
 TEXT_COLUMNS = ("length", "words", "numbers", "digits", "largest_number", "longest_word", "steps", "question")
 D = 1 + EMBEDDING_COLUMNS + len(KINDS) + len(TEXT_COLUMNS)
 
@@ -79,6 +89,7 @@ def profile(
         kind=kind,
         prompt_tokens=prompt_tokens,
         max_output_tokens=max_output_tokens,
+        output_tokens=min(OUTPUT_TOKENS[kind], max_output_tokens or OUTPUT_TOKENS[kind]),
         complexity=complexity,
         accuracy_sensitivity=1.0 if care else 0.0,
         time_sensitivity=1.0 if haste else 0.0,

@@ -1,7 +1,8 @@
 """Thompson sampling on quality, latency and cost, which are learned apart and traded off at the decision.
 
-For each arm: a Bayesian linear model of the score on the profile's features, of log TTFT and log TPOT on prompt
-length and load, and of log output tokens on the features (posterior.py). Then, with the request's own weights λ,
+For each arm: a Bayesian linear model (posterior.py) of the score on the profile's features, of log TTFT and log TPOT
+on prompt length and load, and of what log output tokens are beyond those that the profile expects, on the features.
+Then, with the request's own weights λ,
 
     utility = quality - λ_latency (TTFT + tokens · TPOT) - λ_cost (prompt · price_in + tokens · price_out),
 
@@ -27,7 +28,7 @@ from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Ou
 
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 DOUBT = 0.25  # most variance of a logarithm: beyond it a normal draw would promise negative latencies
-PRIOR_TTFT_S, PRIOR_TPOT_S, PRIOR_TOKENS = 0.1, 0.01, 48.0
+PRIOR_TTFT_S, PRIOR_TPOT_S = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ class Thompson:
         bias = np.zeros((len(self.arms), D))
         bias[:, 0] = [arm.prior_quality for arm in self.arms]
         self.quality = LinearPosterior(bias, weight, settings.noise, forgetting)
-        bias = np.zeros((len(self.arms), D))
-        bias[:, 0] = log1p(PRIOR_TOKENS)
-        self.tokens = LinearPosterior(bias, np.full(D, 1.0), 0.2, forgetting)
+        self.tokens = LinearPosterior(np.zeros((len(self.arms), D)), np.full(D, 1.0), 0.2, forgetting)
         precision = np.array([0.5, 4.0, 16.0, 16.0])
         prior = np.array([log(PRIOR_TTFT_S), 0.2, 0.5, 0.2])
         self.ttft = LinearPosterior(np.tile(prior, (len(self.arms), 1)), precision, 0.2, forgetting)
@@ -163,7 +162,8 @@ class Thompson:
     def _output_tokens(self, requests: Sequence[Request], features: Vector) -> tuple[Vector, Vector]:
         """Expected answer length [B, K] and the variance of its logarithm, within what client and context allow."""
         log_tokens, variance = self.tokens.predict(features)
-        tokens = np.expm1(log_tokens + self.tokens.noise / 2)
+        usual = np.array([log1p(request.profile.output_tokens) for request in requests])[:, None]
+        tokens = np.expm1(usual + log_tokens + self.tokens.noise / 2)
         context = np.array([arm.context_tokens for arm in self.arms])
         room = np.array(
             [np.minimum(context - r.profile.prompt_tokens, r.profile.max_output_tokens or context) for r in requests]
@@ -222,7 +222,8 @@ class Thompson:
         if pace > 0:
             self.tpot.add(k, x, log(pace), at, weight=min(1.0, (outcome.output_tokens - 1) / 8))
         if outcome.status == "ok" and outcome.output_tokens:
-            self.tokens.add(k, profile.features, log1p(outcome.output_tokens), at)
+            beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
+            self.tokens.add(k, profile.features, beyond, at)
 
     def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
         """See base.Policy."""

@@ -65,6 +65,7 @@ class TaskProfile:
     kind: what sort of work it is, one of features.KINDS.
     prompt_tokens: counted or estimated.
     max_output_tokens: the client's own limit, or 0.
+    output_tokens: expected of a typical model; what each arm's answers are like is learned on top of it.
     complexity, accuracy_sensitivity, time_sensitivity: in [0, 1]; sensitivities are 0 when nothing was said.
     reasons: what was seen in the text, in words.
     """
@@ -74,6 +75,7 @@ class TaskProfile:
     kind: str
     prompt_tokens: int
     max_output_tokens: int = 0
+    output_tokens: float = 48.0
     complexity: float = 0.0
     accuracy_sensitivity: float = 0.0
     time_sensitivity: float = 0.0

@@ -60,3 +60,10 @@ def test_without_an_embedding_its_columns_are_zero() -> None:
     """A late profiler costs the embedding, not the decision."""
     found = profile("What is 3 plus 5?", None, "chat", 10)
     assert not found.features[1 : 1 + EMBEDDING_COLUMNS].any() and found.features[1 + EMBEDDING_COLUMNS :].any()
+
+
+def test_expected_output_tokens_keep_the_clients_limit() -> None:
+    """An essay is expected to be longer than a sorted list, and no answer longer than what the client takes."""
+    essay, listed = (profile(text, None, "chat", 9) for text in ("Write an essay.", "Sort these: 3 1 2"))
+    assert essay.output_tokens > listed.output_tokens > 0
+    assert profile("Write an essay.", None, "chat", 9, max_output_tokens=7).output_tokens == 7

@@ -55,7 +55,7 @@ def test_readme_has_a_line_for_every_file() -> None:
     there = {
         path.name
         for folder in ("deployments", "policies", "assets", "benchmarks", "notebooks")
-        for path in (ROOT / folder).iterdir()
+        for path in (ROOT / folder).glob("*")
         if path.suffix in (".py", ".ipynb") and path.name != "__init__.py"
     }
     assert there - named == set()

@@ -1,0 +1,65 @@
+"""The pictures of the quality benchmark."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Known = dict[tuple[str, float], dict[str, float]]
+
+
+def _grid(count: int) -> tuple[Any, list[Any]]:
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+    flat = list(axes.flat)
+    for axis in flat[count:]:
+        axis.axis("off")
+    return figure, flat[:count]
+
+
+def _emphasis(strategy: str) -> dict[str, Any]:
+    return {"linewidth": 2.6, "zorder": 5} if strategy == "ours" else {"linewidth": 1.1}
+
+
+def regret(frame: pd.DataFrame, known: Known, folder: Path, cost_weight: float = 0.1) -> Path:
+    """Cumulative regret against the best single arm, over requests; at the strategies' defaults."""
+    names = list(dict.fromkeys(p for p, _ in known))
+    figure, axes = _grid(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        cell = frame[(frame.portfolio == name) & (frame.cost_weight == cost_weight) & (frame.variant == 0)]
+        best = known[name, cost_weight]["best single"]
+        for strategy, runs in cell.groupby("strategy", sort=False):
+            at = np.array(runs["at"].iloc[0])
+            axis.plot(at, best * at - np.mean(runs["curve"].tolist(), axis=0), label=strategy, **_emphasis(strategy))
+        axis.set(title=f"{name}, λ = {cost_weight}", xlabel="request", ylabel="regret against the best single arm")
+        axis.axhline(0, color="grey", linewidth=0.8)
+        top = [line.get_ydata()[-1] for line in axis.lines if line.get_label() not in ("random", "static")]
+        axis.set_ylim(min(0, *top) * 1.1 - 1, max(top) * 1.15 + 1)
+    axes[0].legend(fontsize=7)
+    path = folder / "quality-regret.png"
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
+
+
+def frontier(frame: pd.DataFrame, known: Known, folder: Path) -> Path:
+    """Score against cost: each strategy over the λ, and each fixed arm."""
+    names = list(dict.fromkeys(p for p, _ in known))
+    figure, axes = _grid(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        cell = frame[(frame.portfolio == name) & (frame.variant == 0)]
+        for strategy, runs in cell.groupby("strategy", sort=False):
+            points = runs.groupby("cost_weight")[["cost", "score"]].mean()
+            axis.plot(points.cost, points.score, marker="o", markersize=3, label=strategy, **_emphasis(strategy))
+        axis.set(title=name, xlabel="cost, share of the dearest arm's", ylabel="score")
+    axes[0].legend(fontsize=7)
+    path = folder / "quality-frontier.png"
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
