@@ -168,7 +168,9 @@ class Thompson:
         room = np.array(
             [np.minimum(context - r.profile.prompt_tokens, r.profile.max_output_tokens or context) for r in requests]
         )
-        return np.clip(tokens, 1.0, np.maximum(room, 1)), np.minimum(variance, DOUBT)
+        # an answer that the limit will cut off has that length, without doubt
+        doubt = np.where(tokens < room, np.minimum(variance, DOUBT), 0.0)
+        return np.clip(tokens, 1.0, np.maximum(room, 1)), doubt
 
     def _pace(self, requests: Sequence[Request], loads: Vector, total_load: float) -> tuple[Vector, ...]:
         """TTFT and TPOT in seconds [B, K], each followed by the variance of its logarithm."""
