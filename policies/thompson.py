@@ -11,7 +11,7 @@ limit removes, and the largest draw wins (Thompson, Biometrika 1933; Agrawal and
 normal, the propensities are exact integrals (propensity.py).
 
 So a changed price, weight or limit takes effect at once, and an answer without a score still teaches latency.
-Given up for simplicity: the parts' joint covariance, and load that the other requests of one batch will add.
+Given up for simplicity: the parts' joint covariance, and load that other undecided requests of one batch will add.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,8 +109,7 @@ class Thompson:
             part.advance(sequence)
         objectives = [effective(request.objective, request.profile) for request in requests]
         features = np.stack([request.profile.features for request in requests])  # [B, D]
-        loads = np.array([base.load(arm, states) for arm in self.arms])  # [K]
-        total_load = float(sum(state.in_flight for state in states.values()))
+        loads, total_load = self._loads(requests, states)
 
         quality, quality_var = self.quality.predict(features)
         tokens, tokens_var = self._output_tokens(requests, features)
@@ -139,9 +138,9 @@ class Thompson:
         sampled_quality, sampled_latency = quality + quality_var * share, latency - by_latency * latency_var * share
         columns = (
             *(quality, sampled_quality, latency, np.maximum(sampled_latency, 0), cost, mean, mean + draws),
-            *(ttft, tpot, tokens, propensity, np.broadcast_to(loads, mean.shape)),
+            *(ttft, tpot, tokens, propensity, loads, np.broadcast_to(total_load[:, None], mean.shape)),
         )
-        table = np.stack(columns, axis=2).tolist()  # [B, K, 12], in the order of ArmEstimate's fields
+        table = np.stack(columns, axis=2).tolist()  # [B, K, 13], in the order of ArmEstimate's fields
         names = [arm.name for arm in self.arms]
         return [
             Decision(
@@ -152,12 +151,26 @@ class Thompson:
                 profile=request.profile,
                 objective=objectives[i],
                 estimates=tuple(
-                    ArmEstimate(name, *row, total_load, why)  # type: ignore[call-arg]
+                    ArmEstimate(name, *row, why)  # type: ignore[call-arg]
                     for name, row, why in zip(names, table[i], removed[i], strict=True)
                 ),
             )
             for i, request in enumerate(requests)
         ]
+
+    def _loads(self, requests: Sequence[Request], states: Mapping[str, ModelState]) -> tuple[Vector, Vector]:
+        """Requests in flight per replica [B, K] and over all arms [B], as each request will meet them.
+
+        Those of the same batch that name their arm count for the others: they are as good as in flight.
+        """
+        named = np.zeros((len(requests), len(self.arms)))
+        for i, request in enumerate(requests):
+            if request.forced and (k := self._index.get(request.objective.models[0])) is not None:
+                named[i, k] = 1.0
+        others = named.sum(axis=0) - named
+        replicas = np.array([max(1, states.get(arm.name, ModelState()).replicas) for arm in self.arms])
+        total = float(sum(state.in_flight for state in states.values()))
+        return np.array([base.load(arm, states) for arm in self.arms]) + others / replicas, total + others.sum(axis=1)
 
     def _output_tokens(self, requests: Sequence[Request], features: Vector) -> tuple[Vector, Vector]:
         """Expected answer length [B, K] and the variance of its logarithm, within what client and context allow."""
@@ -172,12 +185,10 @@ class Thompson:
         doubt = np.where(tokens < room, np.minimum(variance, DOUBT), 0.0)
         return np.clip(tokens, 1.0, np.maximum(room, 1)), doubt
 
-    def _pace(self, requests: Sequence[Request], loads: Vector, total_load: float) -> tuple[Vector, ...]:
+    def _pace(self, requests: Sequence[Request], loads: Vector, total_load: Vector) -> tuple[Vector, ...]:
         """TTFT and TPOT in seconds [B, K], each followed by the variance of its logarithm."""
-        shape = (len(requests), len(self.arms))
         prompts = np.repeat([float(r.profile.prompt_tokens) for r in requests], len(self.arms))
-        flat = latency_features(prompts, np.tile(loads, len(requests)), np.full(len(prompts), total_load))
-        x = flat.reshape(*shape, -1)
+        x = latency_features(prompts, loads.ravel(), np.repeat(total_load, len(self.arms))).reshape(*loads.shape, -1)
         out: list[Vector] = []
         for part in (self.ttft, self.tpot):
             mean, variance = part.predict(x)

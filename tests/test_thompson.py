@@ -169,3 +169,12 @@ def test_a_batch_decides_as_many_alone_would_on_average() -> None:
         for arm in ("small", "large"):
             assert decision.estimate(arm).utility == pytest.approx(alone.estimate(arm).utility)
             assert decision.estimate(arm).propensity == pytest.approx(alone.estimate(arm).propensity)
+
+
+def test_requests_of_one_batch_that_name_their_arm_count_as_load(arms: tuple[Arm, ...]) -> None:
+    """Thirty that all insist on `large` are as good as in flight for the one that is free to choose."""
+    forced = [replace(make_request(objective=Objective(models=("large",))), forced=True) for _ in range(30)]
+    *_, free = Thompson(arms).decide([*forced, make_request()], {}, np.random.default_rng(1), 0)
+    assert free.estimate("large").load == 30 and free.estimate("small").load == 0
+    (alone,) = Thompson(arms).decide([make_request()], {}, np.random.default_rng(1), 0)
+    assert free.estimate("large").latency_s > 2 * alone.estimate("large").latency_s
