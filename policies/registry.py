@@ -5,16 +5,17 @@ from typing import Any
 
 from policies.base import Policy
 from policies.static import Always, Static, Uniform
-from policies.thompson import Settings, Thompson
+from policies.thompson import Hierarchical, Settings, Thompson
 from policies.types import Arm
 
 
-def _thompson(arms: Sequence[Arm], **options: float) -> Policy:
+def _thompson(arms: Sequence[Arm], **options: Any) -> Policy:
     return Thompson(arms, Settings(**options))
 
 
 POLICIES: Mapping[str, Callable[..., Policy]] = {
     "thompson": _thompson,
+    "hierarchical": Hierarchical,
     "static": Static,
     "always": Always,
     "uniform": Uniform,

@@ -22,6 +22,7 @@ import numpy as np
 
 from policies import base
 from policies.features import D, latency_features
+from policies.hierarchy import HierarchicalPosterior
 from policies.posterior import LinearPosterior
 from policies.propensity import probability_best
 from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
@@ -38,13 +39,15 @@ class Settings:
     exploration: factor on the standard deviation of the draws; 1 is Thompson's rule, 0 is greedy.
     forgetting: weight of an event a decision later; 0.9995 halves it after 1,386 decisions.
     noise: first guess of the variance of a score.
-    weight_deviation: prior standard deviation of a quality weight.
+    weight_deviation: prior standard deviation of a quality weight, where arms share nothing.
+    shared: whether the arms' quality models share what they have in common (hierarchy.py).
     """
 
     exploration: float = 1.0
     forgetting: float = 0.9995
     noise: float = 0.1
     weight_deviation: float = 0.4
+    shared: bool = False
 
 
 def effective(objective: Objective, profile: TaskProfile) -> Objective:
@@ -88,11 +91,7 @@ class Thompson:
         self.settings = settings
         self._index = {arm.name: k for k, arm in enumerate(self.arms)}
         forgetting = settings.forgetting
-        weight = np.full(D, settings.weight_deviation**-2)
-        weight[0] = 4.0
-        bias = np.zeros((len(self.arms), D))
-        bias[:, 0] = [arm.prior_quality for arm in self.arms]
-        self.quality = LinearPosterior(bias, weight, settings.noise, forgetting)
+        self.quality = self._quality(settings)
         self.tokens = LinearPosterior(np.zeros((len(self.arms), D)), np.full(D, 1.0), 0.2, forgetting)
         precision = np.array([0.5, 4.0, 16.0, 16.0])
         prior = np.array([log(PRIOR_TTFT_S), 0.2, 0.5, 0.2])
@@ -100,6 +99,14 @@ class Thompson:
         prior = np.array([log(PRIOR_TPOT_S), 0.0, 0.3, 0.2])
         self.tpot = LinearPosterior(np.tile(prior, (len(self.arms), 1)), precision, 0.2, forgetting)
         self._parts = {"quality": self.quality, "tokens": self.tokens, "ttft": self.ttft, "tpot": self.tpot}
+
+    def _quality(self, settings: Settings) -> LinearPosterior:
+        prior = np.array([arm.prior_quality for arm in self.arms])
+        if settings.shared:
+            return HierarchicalPosterior(prior, D, settings.noise, settings.forgetting)
+        bias, weight = np.zeros((len(self.arms), D)), np.full(D, settings.weight_deviation**-2)
+        bias[:, 0], weight[0] = prior, 4.0
+        return LinearPosterior(bias, weight, settings.noise, settings.forgetting)
 
     def decide(
         self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int
@@ -256,3 +263,12 @@ class Thompson:
                 part.restore({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
             except ValueError as error:
                 raise ValueError(f"policy state, {name}: {error}") from error
+
+
+class Hierarchical(Thompson):
+    """Thompson sampling whose arms learn the score from each other (hierarchy.py), with half the usual exploration."""
+
+    name = "hierarchical"
+
+    def __init__(self, arms: Sequence[Arm], exploration: float = 0.5, forgetting: float = 0.9995):
+        super().__init__(arms, Settings(exploration, forgetting, noise=0.15, shared=True))
