@@ -85,7 +85,11 @@ def test_learning_about_one_arm_leaves_the_others_alone(policy: Policy) -> None:
         policy.learn(decision, Outcome(decision.id, "ok", 0.5, 1.0, 20, 9))
         policy.score(decision, 0.0)
     after = policy.decide([make_request()], {}, rng, 0)[0].estimate("large")
-    assert before.quality == after.quality and before.latency_s == after.latency_s
+    assert before.latency_s == after.latency_s
+    if policy.name == "hierarchical":  # its arms share how hard requests are, so bad news of one is news of all
+        assert 0 < after.quality < before.quality
+    else:
+        assert before.quality == after.quality
 
 
 def test_the_context_is_not_written_to(policy: Policy) -> None:
@@ -101,7 +105,7 @@ def test_the_context_is_not_written_to(policy: Policy) -> None:
 
 def test_an_unknown_policy_names_the_known_ones(arms: tuple[Arm, ...]) -> None:
     """A typo in the config says what to write instead."""
-    with pytest.raises(ValueError, match="unknown policy 'tompson'; choose one of: thompson, static, always, uniform"):
+    with pytest.raises(ValueError, match=f"unknown policy 'tompson'; choose one of: {', '.join(POLICIES)}"):
         make_policy("tompson", arms)
     with pytest.raises(ValueError, match="does not take these options"):
         make_policy("thompson", arms, {"explore": 1})
