@@ -16,7 +16,7 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log, log1p
+from math import inf, log, log1p, sqrt
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class Settings:
     """What an operator can tune.
 
     exploration: factor on the standard deviation of the draws; 1 is Thompson's rule, 0 is greedy.
+    fade: scores after which the factor has fallen to 0.7 of it, and on with the root of their number; those that are
+        forgotten count no more, so with forgetting it never fades out.
     forgetting: weight of an event a decision later; 0.9995 halves it after 1,386 decisions.
     noise: first guess of the variance of a score.
     weight_deviation: prior standard deviation of a quality weight, where arms share nothing.
@@ -44,6 +46,7 @@ class Settings:
     """
 
     exploration: float = 1.0
+    fade: float = inf
     forgetting: float = 0.9995
     noise: float = 0.1
     weight_deviation: float = 0.4
@@ -133,7 +136,8 @@ class Thompson:
         mean = quality - by_latency * latency - by_cost * cost
         slow, dear = by_latency**2 * latency_var, by_cost**2 * (tokens * price) ** 2 * tokens_var
         deviation = np.sqrt(quality_var + slow + dear)
-        spread = max(self.settings.exploration, 1e-6) * deviation
+        faded = self.settings.exploration / sqrt(1 + max(0.0, float(self.quality.count.sum())) / self.settings.fade)
+        spread = max(faded, 1e-6) * deviation
         draws = spread * rng.standard_normal(mean.shape)
         removed = self._removed(requests, objectives, states, latency, cost)
         eligible = np.array([[not why for why in row] for row in removed])
@@ -266,9 +270,9 @@ class Thompson:
 
 
 class Hierarchical(Thompson):
-    """Thompson sampling whose arms learn the score from each other (hierarchy.py), with half the usual exploration."""
+    """Thompson sampling whose arms learn the score from each other (hierarchy.py), exploring less as scores come in."""
 
     name = "hierarchical"
 
-    def __init__(self, arms: Sequence[Arm], exploration: float = 0.5, forgetting: float = 0.9995):
-        super().__init__(arms, Settings(exploration, forgetting, noise=0.15, shared=True))
+    def __init__(self, arms: Sequence[Arm], exploration: float = 0.7, fade: float = 500.0, forgetting: float = 0.9995):
+        super().__init__(arms, Settings(exploration, fade, forgetting, noise=0.15, shared=True))
