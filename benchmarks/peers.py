@@ -21,7 +21,7 @@ class Peer:
     name = "peer"
 
     def __init__(self, arms: Sequence[Arm], cost_weight: float, dims: int, seed: int):
-        self.arms, self.dims, self.seed = tuple(arms), dims, seed
+        self.arms, self.cost_weight, self.dims, self.seed = tuple(arms), cost_weight, dims, seed
         self.cost = cost_weight * np.array([arm.output_price_usd for arm in arms])
         self._index = {arm.name: k for k, arm in enumerate(self.arms)}
 
@@ -83,9 +83,14 @@ class ParetoBandit(Peer):
     def update(self, x: Vector, arm: int, score: float) -> None:
         self.bandit.update(self.arms[arm].name, x, score, advance_time=False)
 
-    def reprice(self, cost: Vector) -> None:
-        """Other costs from the next choice on."""
-        self._penalties = dict(zip(self._penalties, cost.tolist(), strict=True))
+    def rearm(self, arms: Sequence[Arm]) -> "ParetoBandit":
+        """Other arms or prices from the next choice on; arms that are there stay in their places."""
+        for arm in arms[len(self.arms) :]:
+            self.bandit.add_arm(arm.name)
+        self.arms, self._index = tuple(arms), {arm.name: k for k, arm in enumerate(arms)}
+        self.cost = self.cost_weight * np.array([arm.output_price_usd for arm in arms])
+        self._penalties = {arm.name: float(cost) for arm, cost in zip(arms, self.cost, strict=True)}
+        return self
 
 
 class Mabwiser(Peer):

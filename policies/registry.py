@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from policies.base import Policy
+from policies.base import Policy, realign
 from policies.static import Always, Static, Uniform
 from policies.thompson import Hierarchical, Settings, Thompson
 from policies.types import Arm
@@ -36,3 +36,11 @@ def make_policy(name: str, arms: Sequence[Arm], options: Mapping[str, Any] | Non
         return POLICIES[name](arms, **(options or {}))
     except TypeError as error:
         raise ValueError(f"policy '{name}' does not take these options: {dict(options or {})}") from error
+
+
+def rearm(policy: Policy, arms: Sequence[Arm], options: Mapping[str, Any] | None = None) -> Policy:
+    """The same policy over other arms, or the same at other prices; what was learned about those that stay is kept."""
+    after = make_policy(policy.name, arms, options)
+    names = ([arm.name for arm in policy.arms], [arm.name for arm in arms])
+    after.restore(realign(policy.state(), *names, after.state()))
+    return after
