@@ -13,7 +13,7 @@ the marginal likelihood (MacKay, Neural Computation 1992). Contexts that tell no
 
 import numpy as np
 
-from policies.posterior import LinearPosterior
+from policies.posterior import NOISE_PRIOR, LinearPosterior
 from policies.types import Vector
 
 DEVIATIONS = (0.02, 0.05, 0.1, 0.2, 0.4)  # of a context weight: the grid
@@ -21,7 +21,6 @@ BIAS_DEVIATION = 0.15  # of an arm's level from the common one
 COMMON_DEVIATION = 0.3  # of the common level from the prior guess
 REFIT_EVERY = 1 / 8  # of the events so far; between refits the chosen arm alone is updated
 REFIT_AT_MOST = 64  # events
-NOISE_PRIOR = 10.0  # events
 
 
 class HierarchicalPosterior(LinearPosterior):
