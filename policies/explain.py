@@ -31,7 +31,7 @@ def explain(record: Record) -> dict[str, Any]:
             "cost_weight": decision.objective.cost_weight,
             **{key: value for key, value in limits.items() if value not in (float("inf"), [])},
         },
-        "models": [asdict(estimate) for estimate in decision.estimates],
+        "models": [estimate._asdict() for estimate in decision.estimates],
         "outcome": asdict(record.outcome) if record.outcome else None,
         "feedback": [{"source": source, "score": score} for source, score in record.scores.items()],
     }
@@ -51,9 +51,9 @@ def summary(decision: Decision) -> str:
         sentences.append(f"Decided without the router or by default, because of: {decision.fallback}.")
     if chosen.utility or chosen.latency_s:
         sentences.append(
-            f"{decision.arm} was chosen with probability {chosen.propensity:.2f}: expected score {chosen.quality:.2f} "
-            f"(drawn {chosen.sampled_quality:.2f}), {chosen.latency_s:.3f} s, {chosen.cost_usd:.2g} USD, at "
-            f"{chosen.load:g} requests in flight a replica; utility drawn {chosen.sampled_utility:.3f}."
+            f"{decision.arm} was chosen with probability {chosen.propensity:.2f}: expected score {chosen.quality:.2f}, "
+            f"{chosen.latency_s:.3f} s, {chosen.cost_usd:.2g} USD, at {chosen.load:g} requests in flight a replica; "
+            f"utility {chosen.utility:.3f}, drawn {chosen.sampled_utility:.3f}."
         )
     else:
         sentences.append(f"{decision.arm} was chosen by the rule '{decision.policy_version}'.")

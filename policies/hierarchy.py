@@ -4,8 +4,9 @@
 
 with m_k the prior guess of the arm, θ common to all arms and δ_k its own. So an arm that is new, or rarely chosen,
 starts from what the others have shown (Gelman et al., Bayesian Data Analysis, 3rd ed., 2013, ch. 15), and an arm's
-context weights are as large as the evidence says: their prior deviations τ_θ, τ_δ are those of a grid that maximise
-the marginal likelihood (MacKay, Neural Computation 1992). Contexts that tell nothing thus cost no exploration.
+context weights are as large as the evidence says: the posteriors over a grid of prior deviations τ_θ, τ_δ are averaged
+by their marginal likelihood (MacKay, Neural Computation 1992; Hoeting et al., Statistical Science 1999). Contexts that
+tell nothing thus cost little exploration, and an arm that was hardly tried is not believed to be like the others.
 
 δ is integrated out in closed form: with M_k = P_δ + A_k/σ² and G_k = M_k^-1 P_δ, the arms' data say of θ
 Λ = P_θ + Σ_k P_δ - P_δ G_k and h = Σ_k G_kᵀ b_k/σ². Sums, forgetting and corrections are those of posterior.py.
@@ -16,11 +17,9 @@ import numpy as np
 from policies.posterior import NOISE_PRIOR, LinearPosterior
 from policies.types import Vector
 
-DEVIATIONS = (0.02, 0.05, 0.1, 0.2, 0.4)  # of a context weight: the grid
+DEVIATIONS = (0.05, 0.1, 0.2, 0.4)  # of a context weight: the grid, of θ and of δ alike
 BIAS_DEVIATION = 0.15  # of an arm's level from the common one
 COMMON_DEVIATION = 0.3  # of the common level from the prior guess
-REFIT_EVERY = 1 / 8  # of the events so far; between refits the chosen arm alone is updated
-REFIT_AT_MOST = 64  # events
 
 
 class HierarchicalPosterior(LinearPosterior):
@@ -36,81 +35,53 @@ class HierarchicalPosterior(LinearPosterior):
     def __init__(self, prior_quality: Vector, dims: int, noise_variance: float, forgetting: float):
         prior = np.zeros((len(prior_quality), dims))
         prior[:, 0] = prior_quality
-        self._events, self._due = 0, 0
         super().__init__(prior, np.ones(dims), noise_variance, forgetting)
-        self._refit()
-
-    def add(self, arm: int, x: Vector, y: float, sequence: float, weight: float = 1.0) -> None:
-        """See LinearPosterior: into the sums, and at once into the arm's own mean and covariance (Sherman-Morrison)."""
-        super().add(arm, x, y, sequence, weight)
-        self._events += 1
-        if self._events >= self._due:
-            return  # the next prediction refits everything
-        c = weight * self.forgetting ** (self.reference - sequence)
-        spread = self.covariance[arm] @ x
-        gain = c * spread / (self.noise[arm] + c * (spread @ x))
-        self.mean[arm] += gain * (y - x @ self.mean[arm])
-        self.covariance[arm] -= np.outer(gain, spread)
-
-    def advance(self, sequence: float) -> None:
-        """See LinearPosterior; after a fading, everything is refitted."""
-        before = self.reference
-        super().advance(sequence)
-        if self.reference != before:
-            self._due = 0
-
-    def _refresh(self) -> None:
-        if self._events >= self._due:
-            self._refit()
+        grid = np.repeat(np.array(DEVIATIONS)[:, None], dims, axis=1)
+        self._own, self._common = grid**-2.0, grid**-2.0  # [G, D] diagonals of P_δ and P_θ
+        self._own[:, 0], self._common[:, 0] = BIAS_DEVIATION**-2, COMMON_DEVIATION**-2
+        self._due = 0
 
     def _refit(self) -> None:
-        """Noise, prior deviations, θ and every arm, as functions of the sums alone."""
-        count = float(self.count.sum())
-        self._events, self._due = 0, max(1, min(REFIT_AT_MOST, int(REFIT_EVERY * count)))
-        self.deviations = (0.1, 0.1)
-        noise = self.prior_noise
-        for _ in range(2 if count else 0):
-            _, mean, _ = self._solve_all(noise, *self.deviations)
-            fit = np.einsum("kd,kde,ke->", mean, self.precision, mean)
-            residual = max(float(self.squares.sum() - 2 * (mean * self.moment).sum() + fit), 0.0)
-            noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + count)
-            common, own = self.deviations
-            own = max(DEVIATIONS, key=lambda value: self._solve_all(noise, common, value)[2])
-            common = max(DEVIATIONS, key=lambda value: self._solve_all(noise, value, own)[2])
-            self.deviations = (common, own)
-        self.covariance, self.mean, _ = self._solve_all(noise, *self.deviations)
-        self.noise = np.full(len(self.mean), noise)
-        self._stale[:] = False
-
-    def _solve_all(self, noise: float, common: float, own: float) -> tuple[Vector, Vector, float]:
-        """Covariance [K, D, D] and mean [K, D] of every arm given these deviations, and their log evidence (up to a
-        constant). The covariance is that of δ_k, θ being taken at its mean: it is the same for all arms, and what all
-        share decides nothing between them.
+        """Everything, as a function of the sums alone. The covariance is that of δ_k, θ being taken at its mean: it
+        is the same for all arms, and what all share decides nothing between them.
         """
+        self._sum()
+        self._due = self._interval()
+        mean, _ = self._fit(self.prior_noise)
+        fit = float(((mean[:, None] @ self.precision)[:, 0] * mean).sum())
+        residual = max(float(self.squares.sum() - 2 * (mean * self.moment).sum()) + fit, 0.0)
+        noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + float(self.count.sum()))
+        self.mean, self.covariance = self._fit(noise)
+        self.noise = np.full(len(mean), noise)
+
+    def _fit(self, noise: float) -> tuple[Vector, Vector]:
+        """Mean [K, D] and covariance [K, D, D] of every arm at this σ²; `weights` [G, G] are those of the grid."""
         arms, dims = self.prior_mean.shape
-        p_own, p_common = np.full(dims, own**-2), np.full(dims, common**-2)
-        p_own[0], p_common[0] = BIAS_DEVIATION**-2, COMMON_DEVIATION**-2
-        moment = (self.moment - np.einsum("kde,ke->kd", self.precision, self.prior_mean)) / noise
-        factor = np.linalg.cholesky(self.precision / noise + np.diag(p_own))
-        inverse = np.linalg.inv(factor)
-        covariance = inverse.transpose(0, 2, 1) @ inverse
-        alone = np.einsum("kde,ke->kd", covariance, moment)
-        theta_precision = np.diag(p_common + arms * p_own) - p_own[:, None] * covariance.sum(0) * p_own
-        theta_factor = np.linalg.cholesky(theta_precision)
-        said = p_own * alone.sum(0)
-        theta = np.linalg.solve(theta_precision, said)
-        mean = self.prior_mean + alone + np.einsum("kde,e->kd", covariance, p_own * theta)
-        explained = float(said @ theta + (moment * alone).sum())
-        volume = float(np.log(np.diagonal(factor, axis1=1, axis2=2)).sum() + np.log(np.diag(theta_factor)).sum())
-        evidence = 0.5 * explained - volume + 0.5 * float(np.log(p_common).sum() + arms * np.log(p_own).sum())
-        return covariance, mean, evidence
+        own, eye = self._own, np.eye(dims)
+        moment = (self.moment - (self.precision @ self.prior_mean[:, :, None])[:, :, 0]) / noise
+        precision = self.precision / noise + own[:, None, :, None] * eye  # [G, K, D, D] M_k
+        covariance = np.linalg.inv(precision)
+        alone = (covariance @ moment[:, :, None])[..., 0]  # [G, K, D] δ_k if θ were nothing
+        said = own * alone.sum(1)  # [G, D] h
+        theta_precision = arms * own[:, :, None] * eye - own[:, :, None] * covariance.sum(1) * own[:, None]
+        theta_precision = theta_precision[:, None] + self._common[:, :, None] * eye  # [G, G, D, D] Λ
+        theta = np.linalg.solve(theta_precision, said[:, None, :, None])[..., 0]  # [G, G, D]
 
-    def state(self) -> dict[str, Vector]:
-        """See LinearPosterior; what was learned since the last refit is fitted anew, as in whoever restores it."""
-        self._due = 0
-        return super().state()
+        evidence = 0.5 * ((moment * alone).sum((1, 2)) + arms * np.log(own).sum(1)) - _half_log_det(precision).sum(1)
+        explained = (said[:, None] * theta).sum(2) + np.log(self._common).sum(1)
+        evidence = evidence[:, None] + 0.5 * explained - _half_log_det(theta_precision)
+        weights = np.exp(evidence - evidence.max())
+        self.weights = weights / weights.sum()
 
-    def restore(self, state: dict[str, Vector]) -> None:
-        """See LinearPosterior."""
-        super().restore(state)
-        self._due = 0
+        shared = covariance[:, None] @ (own[:, None] * theta)[:, :, None, :, None]  # [G, G, K, D, 1]
+        means = alone[:, None] + shared[..., 0]
+        mean = np.tensordot(self.weights, means, 2)
+        between = (means - mean).reshape(-1, arms, dims).transpose(1, 2, 0)  # [K, D, G·G]
+        within = np.tensordot(self.weights.sum(1), covariance, 1)
+        return self.prior_mean + mean, within + (between * self.weights.ravel()) @ between.transpose(0, 2, 1)
+
+
+def _half_log_det(matrices: Vector) -> Vector:
+    """[...] ½ log det of symmetric positive definite matrices [..., D, D]."""
+    diagonal = np.diagonal(np.linalg.cholesky(matrices), axis1=-2, axis2=-1)
+    return np.asarray(np.log(diagonal).sum(-1))

@@ -7,15 +7,30 @@ P m = P0 m0 + b/σ² (Bishop, Pattern Recognition and Machine Learning, 2006, eq
 The weight of an event is c = γ^(now - sequence of its decision): the age of the decision counts, not when news of it
 arrived. So events commute, a correction takes its first version back exactly, and the sums of two routers add up.
 The noise variance σ² is estimated from the same sums, with the prior guess counted as `NOISE_PRIOR` events.
+
+An event is cheap: it waits for the next prediction, which works all that came in between into the posterior at once,
+one by one by Sherman-Morrison or many by Woodbury (Golub and Van Loan, Matrix Computations, 2013, section 2.1.4).
+Now and then everything is fitted anew from the sums, of which mean, covariance and noise are pure functions.
 """
 
+from typing import NamedTuple
+
 import numpy as np
-from numpy.typing import NDArray
 
 from policies.types import Vector
 
 NOISE_PRIOR = 10.0  # events
 RESCALE_EVERY = 64  # decisions; between rescalings newer events just weigh more than one
+REFIT_EVERY = 1 / 8  # of the events that count
+REFIT_AT_MOST = 128  # events
+FORGOTTEN = 1e-12  # events
+
+
+class _Event(NamedTuple):
+    arm: int
+    x: Vector  # [D]
+    y: float
+    weight: float  # c, at the reference
 
 
 class LinearPosterior:
@@ -41,20 +56,25 @@ class LinearPosterior:
         self.squares = np.zeros(arms)  # s [K]
         self.count = np.zeros(arms)  # n [K]
         self.reference = 0.0  # sequence at which an event weighs one
+        self.total = 0.0  # Σ n, with what the sums do not contain yet
         self.mean = prior_mean.copy()  # m [K, D]
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))  # P^-1 [K, D, D]
         self.noise = np.full(arms, noise_variance)  # σ² [K]
-        self._stale: NDArray[np.bool_] = np.zeros(arms, dtype=bool)
+        self._events: list[_Event] = []  # not yet in the sums
+        self._seen = 0  # of them, that are in the posterior
+        self._due = 1  # events until the next refit
 
     def advance(self, sequence: float) -> None:
         """Let the clock run on to this decision; older events fade."""
         if self.forgetting == 1.0 or sequence - self.reference < RESCALE_EVERY:
             return
+        self._absorb()
+        self._sum()
         fade = self.forgetting ** (sequence - self.reference)
         for sums in (self.precision, self.moment, self.squares, self.count):
             sums *= fade
+        self.total *= fade
         self.reference = float(sequence)
-        self._stale[:] = True
 
     def add(self, arm: int, x: Vector, y: float, sequence: float, weight: float = 1.0) -> None:
         """Add one event, or with weight -1 take one back.
@@ -67,11 +87,9 @@ class LinearPosterior:
             weight: how many events it counts for.
         """
         c = weight * self.forgetting ** (self.reference - sequence)
-        self.precision[arm] += c * np.outer(x, x)
-        self.moment[arm] += c * y * x
-        self.squares[arm] += c * y * y
-        self.count[arm] += c
-        self._stale[arm] = True
+        if abs(c) > FORGOTTEN:
+            self._events.append(_Event(arm, x, y, c))
+            self.total += c
 
     def predict(self, x: Vector) -> tuple[Vector, Vector]:
         """Mean and variance [B, K] of x·w: what is known, without the noise.
@@ -79,35 +97,81 @@ class LinearPosterior:
         Args:
             x: [B, D], or [B, K, D] where each arm has features of its own.
         """
-        self._refresh()
-        by_arm = x.transpose(1, 0, 2) if x.ndim == 3 else x[None]  # [K or 1, B, D]
-        mean = np.einsum("kbd,kd->bk", np.broadcast_to(by_arm, (len(self.mean), *by_arm.shape[1:])), self.mean)
-        variance = ((by_arm @ self.covariance) * by_arm).sum(-1).T
-        return mean, np.maximum(variance, 1e-12)
+        self._absorb()
+        if x.ndim == 3:
+            return (x * self.mean).sum(2), ((x[:, :, None] @ self.covariance)[:, :, 0] * x).sum(2)
+        arms, dims = self.mean.shape
+        spread = (x @ self.covariance.reshape(arms * dims, dims).T).reshape(-1, arms, dims)
+        return x @ self.mean.T, (spread @ x[:, :, None])[:, :, 0]
 
-    def _refresh(self) -> None:
-        """Bring mean, covariance and noise up to date with the sums, of which they are pure functions."""
-        stale = np.flatnonzero(self._stale)
-        if not stale.size:
+    def _absorb(self) -> None:
+        """Work what came in since the last prediction into mean and covariance."""
+        new = self._events[self._seen :]
+        self._due -= len(new)
+        if self._due <= 0:
+            self._refit()
             return
-        _, mean = self._solve(stale, np.full(len(stale), self.prior_noise))
-        # Σ c (y - x·m)², from the sums; rounding may leave it a hair below zero
-        fit = np.einsum("kd,kde,ke->k", mean, self.precision[stale], mean)
-        residual = np.maximum(self.squares[stale] - 2 * np.einsum("kd,kd->k", mean, self.moment[stale]) + fit, 0.0)
-        self.noise[stale] = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + self.count[stale])
-        self.covariance[stale], self.mean[stale] = self._solve(stale, self.noise[stale])
-        self._stale[stale] = False
+        if not new:
+            return
+        self._seen = len(self._events)
+        if len(new) == 1:
+            self._update(*new[0])
+            return
+        for arm in {event.arm for event in new}:
+            mine = [event for event in new if event.arm == arm]
+            self._update_many(arm, np.array([e.x for e in mine]), np.array([e[2:] for e in mine]))
 
-    def _solve(self, arms: NDArray[np.intp], noise: Vector) -> tuple[Vector, Vector]:
-        """Covariance P^-1 [k, D, D] and mean [k, D] of these arms at these noise variances [k]."""
-        precision = self.precision[arms] / noise[:, None, None] + np.diag(self.prior_precision)
-        factor = np.linalg.inv(np.linalg.cholesky(precision))
-        covariance = factor.transpose(0, 2, 1) @ factor
-        moment = self.prior_precision * self.prior_mean[arms] + self.moment[arms] / noise[:, None]
-        return covariance, np.einsum("kde,ke->kd", covariance, moment)
+    def _update(self, arm: int, x: Vector, y: float, weight: float) -> None:
+        mean, covariance = self.mean[arm], self.covariance[arm]
+        spread = covariance @ x
+        scale = weight / (float(self.noise[arm]) + weight * float(spread @ x))
+        mean += (scale * (y - float(x @ mean))) * spread
+        covariance -= (scale * spread)[:, None] * spread
+
+    def _update_many(self, arm: int, x: Vector, seen: Vector) -> None:
+        mean, covariance = self.mean[arm], self.covariance[arm]
+        spread = x @ covariance  # [m, D]
+        gain = np.linalg.solve(spread @ x.T + np.diag(self.noise[arm] / seen[:, 1]), spread)
+        mean += (seen[:, 0] - x @ mean) @ gain
+        covariance -= spread.T @ gain
+
+    def _sum(self) -> None:
+        """Bring the sums up to date."""
+        for arm in {event.arm for event in self._events}:
+            x = np.array([e.x for e in self._events if e.arm == arm])
+            y, c = np.array([e[2:] for e in self._events if e.arm == arm]).T
+            weighted = c[:, None] * x
+            self.precision[arm] += weighted.T @ x
+            self.moment[arm] += y @ weighted
+            self.squares[arm] += c @ (y * y)
+            self.count[arm] += c.sum()
+        self._events, self._seen = [], 0
+
+    def _refit(self) -> None:
+        """Mean, covariance and noise from the sums alone."""
+        self._sum()
+        self._due = self._interval()
+        _, mean = self._solve(np.full(len(self.count), self.prior_noise))
+        # Σ c (y - x·m)², from the sums; rounding may leave it a hair below zero
+        fit = ((mean[:, None] @ self.precision)[:, 0] * mean).sum(1)
+        residual = np.maximum(self.squares - 2 * (mean * self.moment).sum(1) + fit, 0.0)
+        self.noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + self.count)
+        self.covariance, self.mean = self._solve(self.noise)
+
+    def _interval(self) -> int:
+        """Events from one refit to the next."""
+        return max(1, min(REFIT_AT_MOST, int(REFIT_EVERY * self.total)))
+
+    def _solve(self, noise: Vector) -> tuple[Vector, Vector]:
+        """Covariance P^-1 [K, D, D] and mean [K, D] at these noise variances [K]."""
+        covariance = np.linalg.inv(self.precision / noise[:, None, None] + np.diag(self.prior_precision))
+        moment = self.prior_precision * self.prior_mean + self.moment / noise[:, None]
+        return covariance, (covariance @ moment[:, :, None])[:, :, 0]
 
     def state(self) -> dict[str, Vector]:
-        """The sums, as arrays; all else follows from them."""
+        """The sums, as arrays; all else follows from them. The next prediction refits, as in whoever restores them."""
+        self._sum()
+        self._due = 0
         return {
             "precision": self.precision.copy(),
             "moment": self.moment.copy(),
@@ -132,5 +196,5 @@ class LinearPosterior:
             raise ValueError("'precision' is not symmetric")
         self.precision, self.moment = state["precision"].copy(), state["moment"].copy()
         self.squares, self.count = state["squares"].copy(), state["count"].copy()
+        self.total = float(self.count.sum())
         self.reference = float(state["reference"][0])
-        self._stale[:] = True

@@ -5,7 +5,7 @@ from typing import Any
 
 from policies.base import Policy, realign
 from policies.static import Always, Static, Uniform
-from policies.thompson import Hierarchical, Settings, Thompson
+from policies.thompson import Settings, Thompson
 from policies.types import Arm
 
 
@@ -15,7 +15,6 @@ def _thompson(arms: Sequence[Arm], **options: Any) -> Policy:
 
 POLICIES: Mapping[str, Callable[..., Policy]] = {
     "thompson": _thompson,
-    "hierarchical": Hierarchical,
     "static": Static,
     "always": Always,
     "uniform": Uniform,

@@ -6,6 +6,7 @@ Records cross process borders; nothing here knows how.
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,12 +120,11 @@ class Request:
     fallback: str = ""
 
 
-@dataclass(frozen=True)
-class ArmEstimate:
-    """What the policy thought of one arm at one decision.
+class ArmEstimate(NamedTuple):
+    """What the policy thought of one arm at one decision; a tuple, because every decision makes K of them.
 
     quality, latency_s, cost_usd, utility: the means.
-    sampled_quality, sampled_latency_s, sampled_utility: this decision's draw from the posterior.
+    sampled_utility: this decision's draw from the posterior.
     ttft_s, tpot_s: expected time to the first token, and per further token.
     output_tokens: expected.
     propensity: probability in [0, 1] with which this policy chooses the arm in this situation.
@@ -134,9 +134,7 @@ class ArmEstimate:
 
     arm: str
     quality: float = 0.0
-    sampled_quality: float = 0.0
     latency_s: float = 0.0
-    sampled_latency_s: float = 0.0
     cost_usd: float = 0.0
     utility: float = 0.0
     sampled_utility: float = 0.0

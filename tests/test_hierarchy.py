@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from policies.hierarchy import BIAS_DEVIATION, COMMON_DEVIATION, HierarchicalPosterior
+from policies.hierarchy import BIAS_DEVIATION, COMMON_DEVIATION, DEVIATIONS, HierarchicalPosterior
 from policies.types import Vector
 
 K, D, N = 3, 5, 300
+G = len(DEVIATIONS)
 
 
 def observe(posterior: HierarchicalPosterior, weights: Vector, arms: range, noise: float = 0.2, n: int = N) -> None:
@@ -18,22 +19,32 @@ def observe(posterior: HierarchicalPosterior, weights: Vector, arms: range, nois
 
 
 def test_it_is_the_posterior_of_the_joint_model() -> None:
-    """θ and all δ_k in one Gaussian of (K + 1) D dimensions, solved densely, give the same means."""
+    """θ and all δ_k in one Gaussian of (K + 1) D dimensions, solved densely for each prior, give the same means, and
+    the grid's weights are their marginal likelihoods.
+    """
     posterior = HierarchicalPosterior(np.array([0.4, 0.5, 0.6]), D, 0.04, 1.0)
     observe(posterior, np.random.default_rng(1).normal(size=(K, D)), range(K - 1))
     posterior.state()  # whoever asks for the state gets a fresh fit
     posterior.predict(np.ones((1, D)))
-    common, own = posterior.deviations
-    prior = np.concatenate([np.full(D, common**-2), np.tile(np.full(D, own**-2), K)])
-    prior[0], prior[D::D] = COMMON_DEVIATION**-2, BIAS_DEVIATION**-2
+    noise, a = float(posterior.noise[0]), posterior.precision
+    moments = posterior.moment - np.einsum("kde,ke->kd", a, posterior.prior_mean)
     picks = [np.hstack([np.eye(D), *(np.eye(D) * (j == k) for j in range(K))]) for k in range(K)]  # w_k - m_k
-    precision, moment = np.diag(prior), np.zeros(len(prior))
+    seen = sum(pick.T @ a[k] @ pick for k, pick in enumerate(picks)) / noise
+    moment = sum(pick.T @ moments[k] for k, pick in enumerate(picks)) / noise
+    joint, evidence = np.zeros((G, G, len(moment))), np.zeros((G, G))
+    for g, own in enumerate(DEVIATIONS):
+        for h, common in enumerate(DEVIATIONS):
+            prior = np.concatenate([np.full(D, common**-2), np.tile(np.full(D, own**-2), K)])
+            prior[0], prior[D::D] = COMMON_DEVIATION**-2, BIAS_DEVIATION**-2
+            joint[g, h] = np.linalg.solve(seen + np.diag(prior), moment)
+            volumes = np.log(prior).sum() - np.linalg.slogdet(seen + np.diag(prior))[1]
+            evidence[g, h] = 0.5 * (moment @ joint[g, h] + volumes)
+    weights = np.exp(evidence - evidence.max())
+    weights /= weights.sum()
+    assert posterior.weights == pytest.approx(weights, abs=1e-6)
     for k, pick in enumerate(picks):
-        precision += pick.T @ posterior.precision[k] @ pick / posterior.noise[k]
-        moment += pick.T @ (posterior.moment[k] - posterior.precision[k] @ posterior.prior_mean[k]) / posterior.noise[k]
-    joint = np.linalg.solve(precision, moment)
-    for k, pick in enumerate(picks):
-        assert posterior.mean[k] == pytest.approx(posterior.prior_mean[k] + pick @ joint, abs=1e-8)
+        mean = np.tensordot(weights, joint @ pick.T, 2)
+        assert posterior.mean[k] == pytest.approx(posterior.prior_mean[k] + mean, abs=1e-6)
 
 
 def test_a_new_arm_starts_from_what_the_others_have_shown() -> None:
@@ -55,7 +66,8 @@ def test_contexts_that_tell_nothing_cost_no_exploration() -> None:
     for posterior in (blind, telling):
         posterior.state()
     assert blind.predict(x)[1].max() < telling.predict(x)[1].max()
-    assert blind.deviations[1] < telling.deviations[1]
+    deviation = [float(p.weights.sum(1) @ np.array(DEVIATIONS)) for p in (blind, telling)]
+    assert deviation[0] < deviation[1]
 
 
 def test_between_refits_the_chosen_arm_is_up_to_date() -> None:

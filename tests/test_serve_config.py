@@ -95,4 +95,4 @@ def test_an_unknown_policy_is_refused_before_anything_starts() -> None:
     """With the known ones in the message."""
     config = read("serve_config.yaml")
     config["applications"][-1]["args"]["policy"]["name"] = "tompson"
-    assert any("choose one of: thompson, hierarchical" in line for line in lint(config))
+    assert any("choose one of: thompson, static" in line for line in lint(config))

@@ -153,7 +153,7 @@ def test_an_arm_that_fails_is_scored_as_worth_nothing() -> None:
     (decision,) = policy.decide([make_request(EASY, Objective(models=("large",)))], {}, rng, 0)
     for status in ("disconnected", "rejected"):
         policy.learn(decision, Outcome(decision.id, status))
-    assert policy.quality.count[1] == 0
+    assert policy.state()["quality.count"][1] == 0
     policy.learn(decision, Outcome(decision.id, "error"))
     assert policy.decide([make_request(EASY)], {}, rng, 1)[0].estimate("large").quality < 0.5
 
