@@ -179,7 +179,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
             rows.append(row | {"± prompts": f"{1.96 * runs_.deviation.mean():.3f}"})
         for _, learned, router, half, most, area in (row for row in PUBLISHED if row[0] == portfolio):
             row = {"portfolio": portfolio, "router": f"RouteLLM {router}", "learned from": learned}
-            row |= {"CPT(50 %)": f"{half:.1%}", "CPT(80 %)": f"{most:.1%}", "APGR": f"{area:.3f}"}
+            row |= {"CPT(50 %)": f"{half:.2%}", "CPT(80 %)": f"{most:.2%}", "APGR": f"{area:.3f}"}
             rows.append(row)
     return pd.DataFrame(rows).fillna("")
 

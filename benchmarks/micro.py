@@ -3,9 +3,9 @@
 One process, one BLAS thread, no garbage collection while the clock runs, which is that of the processor time: what
 other programs take of a busy machine does not count (the wall-clock time is told, too). All take turns: in each round
 each plays the same requests, alone (one decision, then its score) or in batches of 64 (64 decisions, then their 64
-scores), so that what slows the machine down slows all. The figure is the median over the rounds, with the quartiles. Every
-contender has learned from some hundreds of requests before. A peer is timed from its own calls: no Decision is made, no
-propensities, no limits; where it has a call for a batch (mabwiser), that is taken. Ours is the whole of the default
+scores), so that what slows the machine down slows all. The figure is the median over the rounds, with the quartiles;
+everybody has learned from some hundreds of requests before. A peer is timed from its own calls: no Decision is made,
+no propensities, no limits; where it has a call for a batch (mabwiser), that is taken. Ours is the whole of the default
 policy: quality, latency and cost, limits, propensities, and the record of the decision.
 """
 

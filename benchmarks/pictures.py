@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 
 Known = dict[tuple[str, float], dict[str, float]]
 BASELINES = {"random": "0.55", "static": "0.25"}  # grey: what learning has to beat
+ROUTERS = (("offline ridge", "#e6550d", "-"), ("offline ridge, all", "#fdae6b", "-"), ("random", "0.55", "--"))
 COLOURS = ["#d62728", *plt.get_cmap("Dark2").colors]
 
 
@@ -105,23 +106,23 @@ def frontier(frame: pd.DataFrame, known: Known, folder: Path) -> Path:
 
 def performance(ranked: pd.DataFrame, folder: Path) -> Path:
     """RouteLLM's call-performance graph of the two-model sets, from the rows of apgr.measure."""
-    names = list(ranked.portfolio.unique())
+    names, weights = list(ranked.portfolio.unique()), sorted(ranked["λ"].unique())
+    shades = plt.get_cmap("Blues")(np.linspace(0.4, 0.95, len(weights)))
     figure, axes, place = _grid(
         len(names), "Two models: gap between weak and strong recovered, by share of strong calls"
     )
     for axis, name in zip(axes, names, strict=True):
-        for router, runs in ranked[(ranked.portfolio == name) & (ranked.router != "oracle")].groupby(
-            "router", sort=False
-        ):
-            blues = iter(("#9ecae1", "#4292c6", "#08519c"))
-            for weight, trials in runs.groupby("λ") if router == "ours" else [(None, runs)]:
-                curve = np.mean(trials.curve.tolist(), axis=0)
-                share = np.linspace(0, 100, len(curve))
-                label = router if weight is None else f"ours, learned at λ = {weight:g}"
-                style = {"random": {"color": "0.55", "linestyle": "--"}}
-                plain = {"offline ridge": {"color": "#e6550d"}, "offline ridge, all": {"color": "#fdae6b"}}
-                given = (style | plain).get(str(router)) or {"color": next(blues), "linewidth": 2.2}
-                axis.plot(share, 100 * curve, label=label, **given)
+        runs = ranked[ranked.portfolio == name]
+        lines = [
+            (f"ours, learned at λ = {weight:g}", runs[(runs.router == "ours") & (runs["λ"] == weight)], colour, "-")
+            for weight, colour in zip(weights, shades, strict=True)
+        ]
+        for router, colour, dash in ROUTERS:
+            lines.append((router, runs[runs.router == router], colour, dash))
+        for label, trials, colour, dash in lines:
+            curve = 100 * np.mean(trials.curve.tolist(), axis=0)
+            width = 2.2 if label.startswith("ours") else 1.4
+            axis.plot(np.linspace(0, 100, len(curve)), curve, dash, label=label, color=colour, linewidth=width)
         axis.set_title(name, fontsize=11)
         axis.set(xlabel="strong calls, %", ylabel="performance gap recovered, %", xlim=(0, 100), ylim=(0, 110))
         axis.axhline(100, color="black", linewidth=0.6)

@@ -2,7 +2,8 @@
 
 Every strategy plays the same streams with the same features and sees the score of the arm it chose only. Utility is
 score - λ · cost, cost being an arm's mean cost as a share of the dearest arm's. Prints tables with 95 % intervals over
-the shuffles, saves pictures and, with --json, all figures.
+the shuffles, the two-model sets by RouteLLM's measures (apgr.py) and microseconds (micro.py), saves pictures and, with
+--json, all figures.
 """
 
 import argparse
