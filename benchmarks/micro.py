@@ -172,6 +172,7 @@ def in_a_process_of_its_own() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "micro.json"
         command = [sys.executable, "-m", "benchmarks.micro", "--json", str(path)]
+        sys.stdout.flush()
         subprocess.run(command, check=True, env=os.environ | ONE_THREAD)
         rows: list[dict[str, Any]] = json.loads(path.read_text())
     return rows

@@ -135,7 +135,7 @@ def main() -> None:
         print(f"{ahead[1]}; mean share of the gap to the better of best single and ridge closed: ", end="")
         print(f"{table['gap closed'].mean():.2f}")
     for portfolio, strategies in tables.by_strategy(frame, possible).items():
-        print(f"\n{portfolio}: mean utility ± 95 %\n{strategies.to_markdown(index=False)}")
+        print(f"\n{portfolio}: mean utility ± 95 %\n{strategies.to_markdown(index=False, disable_numparse=True)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     paths = [pictures.regret(frame, known, arguments.out), pictures.frontier(frame, known, arguments.out)]
     if ranked:
