@@ -33,6 +33,15 @@ class Peer:
         """What became of it."""
         raise NotImplementedError
 
+    def choose_many(self, x: Vector) -> list[int]:
+        """The arms for requests with features x [B, D]."""
+        return [self.choose(row) for row in x]
+
+    def update_many(self, x: Vector, arms: Sequence[int], scores: Vector) -> None:
+        """What became of them."""
+        for row, arm, score in zip(x, arms, scores.tolist(), strict=True):
+            self.update(row, arm, score)
+
     def decide(
         self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int
     ) -> list[Decision]:
@@ -113,6 +122,14 @@ class Mabwiser(Peer):
     def update(self, x: Vector, arm: int, score: float) -> None:
         learn = self._mab.partial_fit if self._fitted else self._mab.fit
         learn([arm], [score - self.cost[arm]], x[None])
+        self._fitted = True
+
+    def choose_many(self, x: Vector) -> list[int]:
+        return [int(arm) for arm in self._mab.predict(x)] if self._fitted else super().choose_many(x)
+
+    def update_many(self, x: Vector, arms: Sequence[int], scores: Vector) -> None:
+        learn = self._mab.partial_fit if self._fitted else self._mab.fit
+        learn(list(arms), scores - self.cost[list(arms)], x)
         self._fitted = True
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the quality benchmark."""
+"""The pictures of the quality benchmark: a panel a portfolio, one legend, which lies over no line."""
 
 from pathlib import Path
 from typing import Any
@@ -11,55 +11,120 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 Known = dict[tuple[str, float], dict[str, float]]
+BASELINES = {"random": "0.55", "static": "0.25"}  # grey: what learning has to beat
+ROUTERS = (("offline ridge", "#e6550d", "-"), ("offline ridge, all", "#fdae6b", "-"), ("random", "0.55", "--"))
+COLOURS = ["#d62728", *plt.get_cmap("Dark2").colors]
 
 
-def _grid(count: int) -> tuple[Any, list[Any]]:
-    columns = min(4, count)
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+def _grid(count: int, title: str) -> tuple[Any, list[Any], Any]:
+    """A figure with that many panels, and one more for the legend."""
+    columns = min(4, count + 1)
+    rows = -(-(count + 1) // columns)
+    size = (4.0 * columns, 3.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     flat = list(axes.flat)
     for axis in flat[count:]:
         axis.axis("off")
-    return figure, flat[:count]
+    figure.suptitle(title)
+    return figure, flat[:count], flat[count]
 
 
-def _emphasis(strategy: str) -> dict[str, Any]:
-    return {"linewidth": 2.6, "zorder": 5} if strategy == "ours" else {"linewidth": 1.1}
+def _styles(strategies: list[str]) -> dict[str, dict[str, Any]]:
+    """Ours thick and blue, the baselines grey and dashed, a colour a peer."""
+    peers = [name for name in strategies if name != "ours" and name not in BASELINES]
+    styles: dict[str, dict[str, Any]] = {"ours": {"linewidth": 2.8, "zorder": 5, "color": "#1f77b4"}}
+    styles |= {name: {"linewidth": 1.2, "linestyle": "--", "color": grey} for name, grey in BASELINES.items()}
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(peers)}
+    return styles | {name: {"linewidth": 1.2, "color": colour[name]} for name in peers}
+
+
+def _legend(axes: list[Any], place: Any) -> None:
+    """One legend for all panels, each label once."""
+    labelled: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, handle)
+    place.legend(list(labelled.values()), list(labelled), loc="center", fontsize=9, frameon=False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
 
 
 def regret(frame: pd.DataFrame, known: Known, folder: Path, cost_weight: float = 0.1) -> Path:
     """Cumulative regret against the best single arm, over requests; at the strategies' defaults."""
     names = list(dict.fromkeys(p for p, _ in known))
-    figure, axes = _grid(len(names))
+    title = (
+        f"Regret against the best single arm in hindsight, λ = {cost_weight:g}; below 0 is better than any fixed arm"
+    )
+    figure, axes, place = _grid(len(names), title)
+    styles = _styles(list(frame.strategy.unique()))
     for axis, name in zip(axes, names, strict=True):
         cell = frame[(frame.portfolio == name) & (frame.cost_weight == cost_weight) & (frame.variant == 0)]
         best = known[name, cost_weight]["best single"]
+        ends = {}
         for strategy, runs in cell.groupby("strategy", sort=False):
             at = np.array(runs["at"].iloc[0])
-            axis.plot(at, best * at - np.mean(runs["curve"].tolist(), axis=0), label=strategy, **_emphasis(strategy))
-        axis.set(title=f"{name}, λ = {cost_weight}", xlabel="request", ylabel="regret against the best single arm")
-        axis.axhline(0, color="grey", linewidth=0.8)
-        top = [line.get_ydata()[-1] for line in axis.lines if line.get_label() not in ("random", "static")]
-        axis.set_ylim(min(0, *top) * 1.1 - 1, max(top) * 1.15 + 1)
-    axes[0].legend(fontsize=7)
-    path = folder / "quality-regret.png"
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path
+            lost = best * at - np.mean(runs["curve"].tolist(), axis=0)
+            axis.plot(at, lost, label=strategy, **styles[strategy])
+            if strategy not in BASELINES:
+                ends[strategy] = (lost.min(), lost.max())
+        axis.set_title(name, fontsize=11)
+        axis.set(xlabel="requests", ylabel="regret, score points")
+        axis.axhline(0, color="black", linewidth=0.8)
+        low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
+        axis.set_ylim(min(0.0, low) - 0.06 * (high - low), high + 0.06 * (high - low))  # the baselines may leave it
+    _legend(axes, place)
+    return _save(figure, folder / "quality-regret.png")
 
 
 def frontier(frame: pd.DataFrame, known: Known, folder: Path) -> Path:
-    """Score against cost: each strategy over the λ, and each fixed arm."""
+    """Score against cost: each strategy over the λ, largest λ first, and each fixed arm."""
     names = list(dict.fromkeys(p for p, _ in known))
-    figure, axes = _grid(len(names))
+    weights = sorted({weight for _, weight in known})
+    title = f"Quality and cost of each strategy at λ = {', '.join(f'{w:g}' for w in weights)} (dots; right to left)"
+    figure, axes, place = _grid(len(names), title)
+    styles = _styles(list(frame.strategy.unique()))
     for axis, name in zip(axes, names, strict=True):
         cell = frame[(frame.portfolio == name) & (frame.variant == 0)]
         for strategy, runs in cell.groupby("strategy", sort=False):
             points = runs.groupby("cost_weight")[["cost", "score"]].mean()
-            axis.plot(points.cost, points.score, marker="o", markersize=3, label=strategy, **_emphasis(strategy))
-        axis.set(title=name, xlabel="cost, share of the dearest arm's", ylabel="score")
-    axes[0].legend(fontsize=7)
-    path = folder / "quality-frontier.png"
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path
+            style = styles[strategy] | ({"linestyle": ""} if strategy in BASELINES else {})
+            axis.plot(points.cost, points.score, marker="o", markersize=4, label=strategy, **style)
+        free, dear = known[name, weights[0]], known[name, weights[-1]]  # utility at two λ tells an arm's score and cost
+        for i, key in enumerate(key for key in free if key.startswith("always")):
+            cost = (free[key] - dear[key]) / (weights[-1] - weights[0])
+            score = free[key] + weights[0] * cost
+            axis.plot(cost, score, "kx", markersize=7, label="a fixed arm" if i == 0 else "_", zorder=6)
+        axis.set_title(name, fontsize=11)
+        axis.set(xlabel="mean cost, share of the dearest arm's", ylabel="mean score")
+    _legend(axes, place)
+    return _save(figure, folder / "quality-frontier.png")
+
+
+def performance(ranked: pd.DataFrame, folder: Path) -> Path:
+    """RouteLLM's call-performance graph of the two-model sets, from the rows of apgr.measure."""
+    names, weights = list(ranked.portfolio.unique()), sorted(ranked["λ"].unique())
+    shades = plt.get_cmap("Blues")(np.linspace(0.4, 0.95, len(weights)))
+    figure, axes, place = _grid(
+        len(names), "Two models: gap between weak and strong recovered, by share of strong calls"
+    )
+    for axis, name in zip(axes, names, strict=True):
+        runs = ranked[ranked.portfolio == name]
+        lines = [
+            (f"ours, learned at λ = {weight:g}", runs[(runs.router == "ours") & (runs["λ"] == weight)], colour, "-")
+            for weight, colour in zip(weights, shades, strict=True)
+        ]
+        for router, colour, dash in ROUTERS:
+            lines.append((router, runs[runs.router == router], colour, dash))
+        for label, trials, colour, dash in lines:
+            curve = 100 * np.mean(trials.curve.tolist(), axis=0)
+            width = 2.2 if label.startswith("ours") else 1.4
+            axis.plot(np.linspace(0, 100, len(curve)), curve, dash, label=label, color=colour, linewidth=width)
+        axis.set_title(name, fontsize=11)
+        axis.set(xlabel="strong calls, %", ylabel="performance gap recovered, %", xlim=(0, 100), ylim=(0, 110))
+        axis.axhline(100, color="black", linewidth=0.6)
+    _legend(axes, place)
+    return _save(figure, folder / "quality-apgr.png")

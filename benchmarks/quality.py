@@ -2,7 +2,8 @@
 
 Every strategy plays the same streams with the same features and sees the score of the arm it chose only. Utility is
 score - λ · cost, cost being an arm's mean cost as a share of the dearest arm's. Prints tables with 95 % intervals over
-the shuffles, saves pictures and, with --json, all figures.
+the shuffles, the two-model sets by RouteLLM's measures (apgr.py) and microseconds (micro.py), saves pictures and, with
+--json, all figures.
 """
 
 import argparse
@@ -17,16 +18,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks import pictures
+from benchmarks import apgr, micro, pictures, tables
 from benchmarks.peers import PEERS
-from benchmarks.portfolios import LAMBDAS, PORTFOLIOS, Portfolio, load
+from benchmarks.portfolios import LAMBDAS, PORTFOLIOS, load
+from benchmarks.references import by_shuffle, order_of
+from deployments.settings import PolicySettings
 from policies.evaluate import play
 from policies.registry import make_policy
-from policies.types import Objective, Vector
+from policies.types import Objective
 
 OURS = "ours"
+OUR_POLICY = PolicySettings().name  # what serve_config.yaml takes if it names none
 POINTS = 50  # of the curves over time
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,6 @@ class Job:
     data: str | None
 
 
-def order_of(portfolio: Portfolio, shuffle: int, requests: int) -> Vector:
-    """Row numbers of the prompts in this shuffle's order."""
-    return np.random.default_rng(1000 + shuffle).permutation(len(portfolio.profiles))[:requests]
-
-
 def run(job: Job) -> dict[str, Any]:
     """Play it; mean utility, score and cost, and the cumulative utility at POINTS places."""
     portfolio = load(job.portfolio, job.splits, job.data)
@@ -59,7 +57,7 @@ def run(job: Job) -> dict[str, Any]:
         dims = len(stream.profiles[0].features)
         policy: Any = kind(arms, job.cost_weight, dims, job.shuffle, **options)
     else:
-        policy = make_policy({OURS: "thompson", "random": "uniform"}.get(job.strategy, job.strategy), arms)
+        policy = make_policy({OURS: OUR_POLICY, "random": "uniform"}.get(job.strategy, job.strategy), arms)
     rng = np.random.default_rng((job.shuffle, PORTFOLIOS.index(job.portfolio), round(100 * job.cost_weight)))
     trace = play(policy, stream, Objective(cost_weight=job.cost_weight), rng)
     at = np.linspace(0, len(trace.utility) - 1, POINTS).astype(int)
@@ -67,31 +65,6 @@ def run(job: Job) -> dict[str, Any]:
     row |= {"strategy": job.strategy, "variant": job.variant, "utility": float(trace.utility.mean())}
     row |= {"score": float(trace.score.mean()), "cost": float(trace.cost_usd.mean())}
     return row | {"curve": np.cumsum(trace.utility)[at].tolist(), "at": (at + 1).tolist()}
-
-
-def references(name: str, cost_weight: float, shuffles: int, requests: int, splits: Any, data: Any) -> dict[str, float]:
-    """What is possible: the best fixed arm, the oracle, and ridge regression on all arms' scores, cross-fitted."""
-    portfolio = load(name, splits, data)
-    utility = portfolio.scores - cost_weight * portfolio.cost
-    predicted = ridge(portfolio.features, portfolio.scores) - cost_weight * portfolio.cost
-    routed = utility[np.arange(len(utility)), predicted.argmax(axis=1)]
-    rows = [order_of(portfolio, shuffle, requests) for shuffle in range(shuffles)]
-    fixed = np.mean([utility[row].mean(axis=0) for row in rows], axis=0)
-    found = {f"always {arm}": float(value) for arm, value in zip(portfolio.arms, fixed, strict=True)}
-    found["best single"] = float(np.mean([utility[row].mean(axis=0).max() for row in rows]))
-    found["offline ridge"] = float(np.mean([routed[row].mean() for row in rows]))
-    return found | {"oracle": float(np.mean([utility[row].max(axis=1).mean() for row in rows]))}
-
-
-def ridge(features: Vector, scores: Vector, penalty: float = 3.0) -> Vector:
-    """[M, K] scores predicted by ridge regression fitted on the other folds."""
-    fold = np.random.default_rng(0).permutation(len(features)) % FOLDS
-    predicted = np.zeros_like(scores)
-    for f in range(FOLDS):
-        x, y = features[fold != f], scores[fold != f]
-        weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
-        predicted[fold == f] = features[fold == f] @ weights
-    return predicted
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
@@ -139,6 +112,7 @@ def main() -> None:
     parser.add_argument("--split", nargs="+", default=["train", "dev"], choices=("train", "dev"))
     parser.add_argument("--strategy", nargs="+", default=[OURS, "static", "random", *PEERS])
     parser.add_argument("--defaults-only", action="store_true", help="leave out the peers' grids")
+    parser.add_argument("--skip", nargs="+", default=[], choices=("apgr", "micro"), help="leave out these parts")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("var"), help="folder of the pictures")
     parser.add_argument("--json", type=Path, help="all figures into this file")
@@ -146,9 +120,13 @@ def main() -> None:
     todo = list(jobs(arguments))
     with ProcessPoolExecutor(arguments.jobs) as pool:
         rows = list(tqdm(pool.map(run, todo, chunksize=8), total=len(todo), unit="run"))
+        given = (arguments.portfolio, OUR_POLICY, LAMBDAS, arguments.shuffles, arguments.requests, arguments.data)
+        pairs = [] if "apgr" in arguments.skip else apgr.trials(*given)
+        ranked = [row for found in tqdm(pool.map(apgr.measure, pairs), total=len(pairs), unit="run") for row in found]
     frame = pd.DataFrame(rows)
-    given = (arguments.shuffles, arguments.requests, tuple(arguments.split), arguments.data)
-    known = {(p, w): references(p, w, *given) for p in arguments.portfolio for w in LAMBDAS}
+    range_ = (arguments.shuffles, arguments.requests, tuple(arguments.split), arguments.data)
+    possible = {(p, w): by_shuffle(p, w, *range_) for p in arguments.portfolio for w in LAMBDAS}
+    known = {cell: {key: float(values.mean()) for key, values in found.items()} for cell, found in possible.items()}
     table = summarise(frame, known)
     print(table.round(4).to_markdown(index=False))
     if "gap closed" in table:
@@ -156,11 +134,21 @@ def main() -> None:
         print(f"\nahead of every peer at its defaults in {ahead[0]} of {len(table)} cells, at its best of the grid in")
         print(f"{ahead[1]}; mean share of the gap to the better of best single and ridge closed: ", end="")
         print(f"{table['gap closed'].mean():.2f}")
+    for portfolio, strategies in tables.by_strategy(frame, possible).items():
+        print(f"\n{portfolio}: mean utility ± 95 %\n{strategies.to_markdown(index=False, disable_numparse=True)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for path in (pictures.regret(frame, known, arguments.out), pictures.frontier(frame, known, arguments.out)):
+    paths = [pictures.regret(frame, known, arguments.out), pictures.frontier(frame, known, arguments.out)]
+    if ranked:
+        two = pd.DataFrame(ranked)
+        shown = apgr.summarise(two).to_markdown(index=False, disable_numparse=True)
+        print(f"\nTwo models, strong and weak\n{shown}\n{apgr.NOTE}")
+        paths.append(pictures.performance(two, arguments.out))
+    for path in paths:
         print(f"picture: {path}")
+    timed = [] if "micro" in arguments.skip else micro.in_a_process_of_its_own()
     if arguments.json:
         found = {"cells": table.to_dict("records"), "runs": frame.drop(columns=["curve", "at"]).to_dict("records")}
+        found |= {"apgr": ranked, "micro": timed}
         references_ = [{"portfolio": p, "cost_weight": w, **values} for (p, w), values in known.items()]
         arguments.json.write_text(json.dumps(found | {"references": references_}, indent=1))
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.portfolios import data_folder, load
-from benchmarks.quality import OURS, Job, order_of, references, run
+from benchmarks.quality import OURS, Job, run
+from benchmarks.references import order_of, references
 from benchmarks.scenarios import until_moved, world
 from policies.evaluate import Trace
 

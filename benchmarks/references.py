@@ -1,0 +1,52 @@
+"""What is possible on a recorded stream: each fixed arm, the oracle, and ridge regression on all arms' scores."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.portfolios import Portfolio, load
+from policies.types import Vector
+
+FOLDS = 5
+PENALTY = 3.0
+
+
+def order_of(portfolio: Portfolio, shuffle: int, requests: int) -> Vector:
+    """Row numbers of the prompts in this shuffle's order."""
+    return np.random.default_rng(1000 + shuffle).permutation(len(portfolio.profiles))[:requests]
+
+
+def by_shuffle(
+    name: str, cost_weight: float, shuffles: int, requests: int, splits: Any, data: Any
+) -> dict[str, Vector]:
+    """Mean utility [shuffles] of each fixed arm, the best of them, the offline ridge (cross-fitted) and the oracle."""
+    portfolio = load(name, splits, data)
+    utility = portfolio.scores - cost_weight * portfolio.cost
+    predicted = cross_fitted(portfolio.features, portfolio.scores) - cost_weight * portfolio.cost
+    routed = utility[np.arange(len(utility)), predicted.argmax(axis=1)]
+    rows = [order_of(portfolio, shuffle, requests) for shuffle in range(shuffles)]
+    fixed = np.array([utility[row].mean(axis=0) for row in rows])
+    found = {f"always {arm}": values for arm, values in zip(portfolio.arms, fixed.T, strict=True)}
+    found["best single"] = fixed.max(axis=1)
+    found["offline ridge"] = np.array([routed[row].mean() for row in rows])
+    return found | {"oracle": np.array([utility[row].max(axis=1).mean() for row in rows])}
+
+
+def references(name: str, cost_weight: float, shuffles: int, requests: int, splits: Any, data: Any) -> dict[str, float]:
+    """The means of `by_shuffle`."""
+    found = by_shuffle(name, cost_weight, shuffles, requests, splits, data)
+    return {key: float(values.mean()) for key, values in found.items()}
+
+
+def ridge(features: Vector, scores: Vector, penalty: float = PENALTY) -> Vector:
+    """[D, K] weights of the ridge regression of scores [M, K] on features [M, D]."""
+    return np.asarray(np.linalg.solve(features.T @ features + penalty * np.eye(features.shape[1]), features.T @ scores))
+
+
+def cross_fitted(features: Vector, scores: Vector) -> Vector:
+    """[M, K] scores predicted by ridge regression fitted on the other folds."""
+    fold = np.random.default_rng(0).permutation(len(features)) % FOLDS
+    predicted = np.zeros_like(scores)
+    for f in range(FOLDS):
+        predicted[fold == f] = features[fold == f] @ ridge(features[fold != f], scores[fold != f])
+    return predicted

@@ -1,0 +1,48 @@
+"""The tables of the quality benchmark that show every strategy, not the best ones only."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from policies.types import Vector
+
+Cells = Mapping[tuple[str, float], Mapping[str, Vector]]  # by portfolio and λ: reference → [shuffles] mean utility
+
+
+def interval(values: Vector) -> str:
+    """Mean ± 95 % interval of the mean, over the shuffles [N]; without an interval where there is one only."""
+    half = f" ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{half}"
+
+
+def by_strategy(frame: pd.DataFrame, known: Cells) -> dict[str, pd.DataFrame]:
+    """By portfolio: strategies in rows, λ in columns, mean utility ± 95 % interval over the shuffles.
+
+    A strategy with a grid has two columns a λ: its documented defaults, and the best of its grid in this cell, the
+    defaults among them ("=" if they are the best). What is possible follows: the fixed arms, the best of them in
+    hindsight, the ridge, the oracle.
+
+    Args:
+        frame: a row a run, with portfolio, cost_weight, strategy, variant, utility.
+        known: references.by_shuffle of every cell.
+    """
+    tables = {}
+    for portfolio in dict.fromkeys(name for name, _ in known):
+        weights = [weight for name, weight in known if name == portfolio]
+        runs = frame[frame.portfolio == portfolio]
+        rows: dict[str, dict[str, str]] = {str(name): {} for name in runs.strategy.unique()}
+        for (strategy, weight), cell in runs.groupby(["strategy", "cost_weight"], sort=False):
+            variants = {int(v): g.utility.to_numpy() for v, g in cell.groupby("variant")}
+            best = max(variants, key=lambda v: variants[v].mean())
+            rows[strategy][f"λ {weight:g}"] = interval(variants[0])
+            if len(variants) > 1:
+                rows[strategy][f"λ {weight:g}, of its grid"] = "=" if best == 0 else interval(variants[best])
+        for weight in weights:
+            for name, values in known[portfolio, weight].items():
+                rows.setdefault(name, {})[f"λ {weight:g}"] = interval(values)
+        columns = [f"λ {weight:g}{which}" for weight in weights for which in ("", ", of its grid")]
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=None).reindex(columns=columns)
+        table = table.dropna(axis=1, how="all").fillna("")
+        tables[portfolio] = table.rename_axis("utility").reset_index()
+    return tables

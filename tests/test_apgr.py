@@ -1,0 +1,85 @@
+"""RouteLLM's measures of two-model routing, and the other figures of the quality benchmark."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import apgr, micro, tables
+from benchmarks.portfolios import data_folder
+from policies.features import D
+
+
+def test_a_router_that_knows_nothing_recovers_as_much_as_it_calls() -> None:
+    """Without a preference: APGR 0.5, CPT(50 %) 50 %, CPT(80 %) 80 %."""
+    curve = apgr.recovered(np.zeros(300), np.zeros(300), np.repeat([1.0, 0.0], 150))
+    assert apgr.apgr(curve) == pytest.approx(0.5)
+    assert (apgr.cpt(curve, 0.5), apgr.cpt(curve, 0.8)) == pytest.approx((0.5, 0.8))
+
+
+def test_the_best_and_the_worst_order() -> None:
+    """100 of 200 prompts need the strong model: half of the calls recover all, first or last."""
+    weak, strong = np.repeat([0.0, 1.0], 100), np.ones(200)
+    best, worst = (apgr.recovered(sign * (strong - weak), weak, strong) for sign in (1, -1))
+    assert apgr.apgr(best) == pytest.approx(0.75) and apgr.apgr(worst) == pytest.approx(0.25)
+    assert apgr.cpt(best, 0.5) == pytest.approx(0.25) and apgr.cpt(worst, 0.8) == pytest.approx(0.9)
+
+
+def test_prompts_that_the_strong_model_gets_wrong_lift_the_gap_above_one() -> None:
+    """Leaving these to the weak model recovers more than all strong calls do, and is no reason to stop at 100 %."""
+    weak, strong = np.repeat([0.0, 1.0], [200, 100]), np.repeat([1.0, 0.0], [200, 100])
+    curve = apgr.recovered(strong - weak, weak, strong)
+    assert curve.max() > 1 and curve[-1] == pytest.approx(1) and curve[0] == 0
+
+
+def test_a_prompt_that_counts_twice_is_two_prompts() -> None:
+    """Weights of the resampling are repetitions."""
+    rng = np.random.default_rng(0)
+    preference, weak, strong = rng.random(50), rng.integers(0, 2, 50) * 0.5, rng.random(50) + 0.3
+    times = rng.integers(0, 3, 50)
+    repeated = apgr.recovered(*(np.repeat(values, times) for values in (preference, weak, strong)))
+    assert apgr.recovered(preference, weak, strong, times.astype(float)) == pytest.approx(repeated)
+
+
+def test_no_gap_is_an_error() -> None:
+    """Where the strong model is worse there is nothing to recover."""
+    with pytest.raises(ValueError, match=r"not better than the weak one: by -0\.5"):
+        apgr.recovered(np.zeros(2), np.array([1.0, 1.0]), np.array([1.0, 0.0]))
+
+
+def test_what_was_learned_ranks_held_out_prompts() -> None:
+    """On the paper's MMLU, 1,500 requests with one score each put it above chance, and ridge with both scores, too."""
+    try:
+        data_folder()
+    except SystemExit as error:
+        pytest.skip(str(error))
+    rows = [row for t in apgr.trials(["routellm_mmlu"], "thompson", (0.1,), 1, 1500, None) for row in apgr.measure(t)]
+    frame = pd.DataFrame(rows)
+    mean = frame.groupby("router").APGR.mean()
+    assert mean["ours"] > 0.53 and mean["offline ridge, all"] > 0.58 and mean["random"] == pytest.approx(0.5)
+    assert mean["oracle"] > mean.drop("oracle").max()
+    shown = apgr.summarise(frame)
+    assert sum(shown.router.str.startswith("RouteLLM")) == 8 and "ours, λ = 0.1" in set(shown.router)
+
+
+def test_every_strategy_is_shown_with_its_interval() -> None:
+    """The documented defaults, the best of the grid beside them, and what is possible below."""
+    runs = [("ours", 0, 0.5), ("ours", 0, 0.7), ("peer", 0, 0.4), ("peer", 0, 0.4), ("peer", 1, 0.6), ("peer", 1, 0.6)]
+    frame = pd.DataFrame([{"strategy": s, "variant": v, "utility": u} for s, v, u in runs])
+    frame[["portfolio", "cost_weight"]] = "world", 0.1
+    (table,) = tables.by_strategy(frame, {("world", 0.1): {"oracle": np.array([0.9, 0.9])}}).values()
+    shown = table.set_index("utility").to_dict("index")
+    assert shown["ours"] == {"λ 0.1": "0.6000 ± 0.1960", "λ 0.1, of its grid": ""}
+    assert shown["peer"] == {"λ 0.1": "0.4000 ± 0.0000", "λ 0.1, of its grid": "0.6000 ± 0.0000"}
+    assert shown["oracle"]["λ 0.1"] == "0.9000 ± 0.0000"
+
+
+def test_everybody_is_timed_alone_and_in_batches() -> None:
+    """Median between the quartiles, in both ways of asking."""
+    x, y = micro.world(4, D, 2)
+    contenders = {"ours": micro.ours("thompson", x, y), "LinUCB": micro.theirs("LinUCB", x, y)}
+    rows = micro.timed(contenders, 2)
+    assert [(row["who"], row["asked"]) for row in rows] == [
+        (name, asked) for name in contenders for asked in ("alone", f"batches of {micro.BATCH}")
+    ]
+    assert all(0 < row["low"] <= row["median"] <= row["high"] and row["wall"] > 0 for row in rows)
+    assert "LinUCB" in micro.shown(rows)
