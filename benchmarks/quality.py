@@ -7,6 +7,7 @@ the shuffles, saves pictures and, with --json, all figures.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks import pictures
+from benchmarks import pictures, scenarios
 from benchmarks.peers import PEERS
 from benchmarks.portfolios import LAMBDAS, PORTFOLIOS, Portfolio, load
 from policies.evaluate import play
@@ -131,6 +132,8 @@ def summarise(frame: pd.DataFrame, known: dict[tuple[str, float], dict[str, floa
 
 def main() -> None:
     """Play everything and show it."""
+    if any(given.partition("=")[0] == "--scenario" for given in sys.argv[1:]):
+        return scenarios.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of the recorded streams; default: ROUTER_DATA")
     parser.add_argument("--portfolio", nargs="+", default=list(PORTFOLIOS), choices=PORTFOLIOS)
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("var"), help="folder of the pictures")
     parser.add_argument("--json", type=Path, help="all figures into this file")
+    parser.add_argument("--scenario", help="worlds that change, see benchmarks/scenarios.py")
     arguments = parser.parse_args()
     todo = list(jobs(arguments))
     with ProcessPoolExecutor(arguments.jobs) as pool:

@@ -134,8 +134,8 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
     assert len(costs) == 13 and budget["mean_cost_usd"] == pytest.approx(np.mean(costs))
     assert budget["account"] == pytest.approx(sum(cost / 1e-6 - 1 for cost in costs))
     replayed = Router(gateway.settings, lambda: gateway.replicas)  # from the journal's rows
-    kept = router._pacer.state()
-    assert {name: value[0] for name, value in replayed._pacer.state().items()} == pytest.approx(kept)
+    kept = {name: float(value[0]) for name, value in router._pacer.state().items()}
+    assert {name: float(value[0]) for name, value in replayed._pacer.state().items()} == pytest.approx(kept)
 
     async def snapshot() -> None:
         router._journal.put_snapshot(router._snapshot())
