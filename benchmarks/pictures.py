@@ -128,3 +128,32 @@ def performance(ranked: pd.DataFrame, folder: Path) -> Path:
         axis.axhline(100, color="black", linewidth=0.6)
     _legend(axes, place)
     return _save(figure, folder / "quality-apgr.png")
+
+
+def changes(frame: pd.DataFrame, folder: Path, window: int = 50) -> Path | None:
+    """Worlds that change: the share of the arm around the change, and the mean cost against its ceiling, over time."""
+    drawn = frame[[bool(curve) for curve in frame.curve]]
+    cells = list(drawn.groupby(["scenario", "portfolio"], sort=False))
+    if not cells:
+        return None
+    figure, axes, place = _grid(len(cells), "Worlds that change")
+    for axis, ((scenario, name), cell) in zip(axes, cells, strict=True):
+        for strategy, runs in cell.groupby("strategy", sort=False):
+            # where a ceiling does not bind in one shuffle, that shuffle alone would make the mean
+            middle = np.median if scenario == "budget" else np.mean
+            mean = middle(runs.curve.tolist(), axis=0)
+            style = {"linewidth": 1.1 if strategy.startswith("pareto") else 2.2, "label": strategy}
+            if scenario == "budget":
+                axis.plot(np.arange(len(mean)), 100 * mean, **style)
+            else:
+                share = np.convolve(mean, np.ones(window) / window, mode="valid")  # each at its window's end
+                axis.plot(np.arange(window - 1, len(mean)) - len(mean) // 2, share, **style)
+        axis.set(title=f"{scenario}, {name}", xlabel="request")
+        if scenario == "budget":
+            axis.set(ylabel="mean cost over the ceiling, %", ylim=(-20, 20))
+            axis.axhspan(-0.5, 0.5, color="grey", alpha=0.3)
+        else:
+            axis.set(ylabel=f"share of the arm, last {window}", xlabel="request after the change", ylim=(-0.02, 1.02))
+            axis.axvline(0, color="grey", linewidth=0.8)
+    _legend(axes, place)
+    return _save(figure, folder / "scenarios.png")

@@ -8,6 +8,7 @@ the shuffles, the two-model sets by RouteLLM's measures (apgr.py) and microsecon
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from benchmarks import apgr, micro, pictures, tables
+from benchmarks import apgr, micro, pictures, scenarios, tables
 from benchmarks.peers import PEERS
 from benchmarks.portfolios import LAMBDAS, PORTFOLIOS, load
 from benchmarks.references import by_shuffle, order_of
@@ -104,6 +105,8 @@ def summarise(frame: pd.DataFrame, known: dict[tuple[str, float], dict[str, floa
 
 def main() -> None:
     """Play everything and show it."""
+    if any(given.partition("=")[0] == "--scenario" for given in sys.argv[1:]):
+        return scenarios.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of the recorded streams; default: ROUTER_DATA")
     parser.add_argument("--portfolio", nargs="+", default=list(PORTFOLIOS), choices=PORTFOLIOS)
@@ -116,6 +119,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("var"), help="folder of the pictures")
     parser.add_argument("--json", type=Path, help="all figures into this file")
+    parser.add_argument("--scenario", help="worlds that change, see benchmarks/scenarios.py")
     arguments = parser.parse_args()
     todo = list(jobs(arguments))
     with ProcessPoolExecutor(arguments.jobs) as pool:

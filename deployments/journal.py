@@ -6,7 +6,7 @@ are put, written in groups off the event loop, and `flush` returns only when the
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Snapshot:
     """All that a policy had learned after a row of the journal.
 
     policy, arms: whose state it is. sequence: decisions made by then. version: last published policy version.
+    pacer: the state of the budget's account.
     """
 
     policy: str
@@ -49,6 +50,7 @@ class Snapshot:
     sequence: int
     version: int
     state: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
+    pacer: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=dict)
 
 
 def _encode_array(value: Any) -> Any:

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from deployments.telemetry import Telemetry
 from policies.base import realign
 from policies.ledger import ACCEPTED, UNKNOWN, Ledger, Record
 from policies.meter import Meter
+from policies.pacer import Pacer, paced
 from policies.registry import make_policy
 from policies.types import FORCED, Decision, Feedback, ModelState, Outcome, Request
 
@@ -56,6 +58,7 @@ class Router:
         self._settings = settings
         self._policy = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
         self._meters = {arm.name: Meter() for arm in self._policy.arms}
+        self._pacer = Pacer(settings.max_mean_cost_usd or inf)
 
     def _restore(self) -> None:
         """The last snapshot, then every row after it."""
@@ -76,6 +79,8 @@ class Router:
         if snapshot.policy == self._policy.name:
             names = [arm.name for arm in self._policy.arms]
             self._policy.restore(realign(snapshot.state, snapshot.arms, names, self._policy.state()))
+        if snapshot.pacer:
+            self._pacer.restore(snapshot.pacer)
 
     def _find(self, decision_id: str, horizon: int | None = None) -> Record | None:
         found = Ledger()
@@ -90,6 +95,7 @@ class Router:
             return status
         if isinstance(event, Decision):
             self._sequence = max(self._sequence, event.sequence + 1)
+            self._pacer.decided(event)
             self._counts["forced" if event.fallback == FORCED else "routed"] += 1
             self._counts["fallback"] += event.fallback not in ("", FORCED)
             if event.fallback != FORCED:
@@ -99,6 +105,7 @@ class Router:
         if record is not None and (meter := self._meters.get(record.decision.arm)) is not None:
             if isinstance(event, Outcome):
                 meter.observe(event, time.time())
+                self._pacer.finished(record.decision, event)
             else:
                 meter.score(event.score)
                 self._counts["feedback"] += 1
@@ -145,7 +152,8 @@ class Router:
 
     def _snapshot(self) -> Snapshot:
         names = tuple(arm.name for arm in self._policy.arms)
-        return Snapshot(self._policy.name, names, self._sequence, self._version, self._policy.state())
+        kept = self._policy.state(), self._pacer.state()
+        return Snapshot(self._policy.name, names, self._sequence, self._version, *kept)
 
     @property
     def _version_name(self) -> str:
@@ -169,6 +177,7 @@ class Router:
         """
         began = time.perf_counter()
         self._in_flight[ingress] = (time.time(), in_flight)
+        requests = paced(requests, self._pacer.cost_weight)
         decided = self._policy.decide(requests, self._states(), self._rng, self._sequence)
         self._sequence += len(decided)
         now, version = time.time(), self._version_name
@@ -244,6 +253,7 @@ class Router:
             "policy_version": self._version_name,
             "decisions": self._sequence,
             "counts": dict(self._counts),
+            "budget": self._pacer.summary(),
             "models": {
                 name: {
                     **asdict(state),

@@ -54,7 +54,10 @@ class PolicySettings(Strict):
 
 
 class GatewaySettings(Strict):
-    """All that the gateway, the router and the tracker are built from."""
+    """All that the gateway, the router and the tracker are built from.
+
+    max_mean_cost_usd: ceiling on the mean cost per routed request (policies/pacer.py); none if not given.
+    """
 
     models: dict[str, ModelSettings] = Field(min_length=1)
     policy: PolicySettings = PolicySettings()
@@ -63,6 +66,7 @@ class GatewaySettings(Strict):
     mlflow_uri: str | None = None
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
+    max_mean_cost_usd: float | None = Field(None, gt=0)
 
     def arms(self) -> tuple[Arm, ...]:
         """The models, smallest first as the file lists them."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import Policy
+from policies.pacer import Pacer, paced
 from policies.types import Arm, Decision, Objective, Request, TaskProfile, Vector
 
 
@@ -59,6 +60,7 @@ def play(
     delay: int = 0,
     coverage: float = 1.0,
     switches: Mapping[int, Callable[[Policy], Policy]] | None = None,
+    pacer: Pacer | None = None,
 ) -> Trace:
     """Play a stream to a policy, which learns on the way.
 
@@ -70,6 +72,7 @@ def play(
         delay: requests after which a score arrives.
         coverage: probability in (0, 1] that a score arrives at all.
         switches: by request number, what happens to the policy just before it: new prices, a new arm.
+        pacer: keeps the mean cost under its ceiling; the trace's utility is without its price.
     """
     column = {name: k for k, name in enumerate(stream.arms)}
     missing = np.random.default_rng(rng.integers(1 << 62)).random(len(stream.profiles)) >= coverage
@@ -80,7 +83,10 @@ def play(
             policy = switches[n](policy)
         for decision, score in due.pop(n, ()):
             policy.score(decision, score)
-        (decision,) = policy.decide([Request(str(n), profile, objective)], {}, rng, n)
+        request = Request(str(n), profile, objective)
+        (decision,) = policy.decide(paced([request], pacer.cost_weight if pacer else 0.0), {}, rng, n)
+        if pacer:
+            pacer.decided(decision)
         chosen[n] = column[decision.arm]
         propensity[n] = decision.estimate().propensity
         if missing[n]:

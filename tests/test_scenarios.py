@@ -1,0 +1,117 @@
+"""Worlds that change, on the recorded streams."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import budget, quality
+from benchmarks.portfolios import data_folder, load
+from benchmarks.scenarios import Job, measure, reordered, run, until_moved, world
+from policies.types import Objective
+from tests.helpers import make_request
+
+PORTFOLIO, REQUESTS = "routellm_gsm8k", 400
+
+
+@pytest.fixture
+def recorded() -> None:
+    try:
+        data_folder()
+    except SystemExit as error:
+        pytest.skip(str(error))
+
+
+def test_requests_until_a_share_has_moved() -> None:
+    """A share that falls from all to nothing at once has moved when four fifths of a window have passed."""
+    falling = np.array([1.0] * 600 + [0.0] * 600)
+    assert until_moved(falling, 600) == 40 == until_moved(1 - falling, 600)
+    assert until_moved(np.roll(falling, 100), 600) == 140
+    assert np.isnan(until_moved(np.ones(1200), 600))
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_drifting_favourite_answers_half_as_well() -> None:
+    """From the middle on, and no other arm does."""
+    portfolio = load(PORTFOLIO)
+    stream, change, favourite = world("drift", portfolio, 0, REQUESTS)
+    true = portfolio.scores[np.random.default_rng(1000).permutation(len(portfolio.profiles))[:REQUESTS]]
+    assert (stream.scores[:change] == true[:change]).all()
+    ratio = stream.scores[change:, favourite].mean() / true[change:, favourite].mean()
+    assert 0.35 < ratio < 0.65
+    assert (np.delete(stream.scores, favourite, 1) == np.delete(true, favourite, 1)).all()
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_stream_longer_than_the_recording_repeats_it() -> None:
+    """In another order, so that it has the length that was asked for."""
+    portfolio = load(PORTFOLIO)
+    stream, change, dearest = world("price", portfolio, 0, 2 * len(portfolio.profiles))
+    assert len(stream.profiles) == 2 * len(portfolio.profiles) and change == len(portfolio.profiles)
+    first, second = stream.scores[:change], stream.scores[change:]
+    assert first.mean(axis=0) == pytest.approx(second.mean(axis=0)) and (first != second).any()
+    assert stream.costs[change - 1, dearest] == 1 and stream.costs[change, dearest] == 0.1
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_price_drop_takes_effect_at_once_and_a_new_arm_waits_for_its_time() -> None:
+    """The share of the arm is what it is at the end within the next requests; an arm not there yet is not chosen."""
+    (row,) = measure(Job("price", PORTFOLIO, 0, "thompson", 1000, None))
+    assert row["share before"] < 0.5 and row["share of the next 50"] > 0.8 * row["share at the end"] > 0.7
+    portfolio = reordered(load(PORTFOLIO), best_last=True)
+    utility = (portfolio.scores - 0.1 * portfolio.cost).mean(axis=0)
+    assert list(utility) == sorted(utility)
+    chosen = run(Job("new-arm", PORTFOLIO, 0, "thompson", REQUESTS, None)).chosen
+    assert not (chosen[: REQUESTS // 2] == 1).any() and (chosen[REQUESTS // 2 :] == 1).any()
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_pacer_keeps_a_recorded_stream_at_its_ceiling() -> None:
+    """Within half a percent, beside the peer; without a pacer the same router spends much more."""
+    pytest.importorskip("pareto_bandit")
+    stream, *_ = world("budget", load(PORTFOLIO), 0, 1500)
+    rows = {row["strategy"]: row for row in budget.measure(stream, "thompson", 0, ["paretobandit"])}
+    assert rows["thompson without"]["cost over ceiling, %"] > 20
+    assert rows["thompson with pacer"]["off by, %"] < 0.5 and rows["thompson with pacer"]["binds"]
+    assert rows["paretobandit"]["off by, %"] < 20
+    assert rows["thompson with pacer"]["score"] > stream.scores[:, stream.costs[0].argmin()].mean() + 0.03
+
+
+def test_the_best_fixed_mix_spends_the_ceiling() -> None:
+    """Half of each at half the cost; an arm that is better and cheaper is taken alone."""
+    scores, costs = np.array([0.2, 0.8]), np.array([0.0, 1.0])
+    assert budget.mix(scores, costs, 0.5) == pytest.approx(0.5)
+    assert budget.mix(scores[::-1], costs, 0.5) == pytest.approx(0.8)
+
+
+def test_the_peers_pacer_leaves_out_what_is_too_dear() -> None:
+    """Its own limit falls as soon as it has spent too much."""
+    pytest.importorskip("pareto_bandit")
+    from policies.types import Arm
+
+    arms = (Arm("cheap", output_price_usd=0.1), Arm("dear", output_price_usd=1.0))
+    request = make_request(objective=Objective())
+    peer = budget.PacedParetoBandit(arms, 0.0, len(request.profile.features), 0, ceiling=0.3)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        (decision,) = peer.decide([request], {}, rng, 0)
+        peer.score(replace(decision, arm="dear"), 1.0)
+    assert {peer.decide([request], {}, rng, 0)[0].arm for _ in range(5)} == {"cheap"}
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_quality_benchmark_hands_scenarios_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command prints a table, writes the figures and saves a picture."""
+    where = ["--out", str(tmp_path), "--json", str(tmp_path / "figures.json"), "--jobs", "1"]
+    what = ["--scenario", "drift", "delay", "--portfolio", PORTFOLIO, "--shuffles", "1", "--requests", "600"]
+    monkeypatch.setattr(sys, "argv", ["quality", *what, "--strategy", "thompson", *where])
+    quality.main()
+    assert "drift, λ = 0.1" in capsys.readouterr().out and (tmp_path / "scenarios.png").stat().st_size > 1000
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["scenario"] for row in rows] == ["drift", "delay"]
+    assert rows[0]["utility after"] < rows[0]["utility before"] and rows[1]["utility"] != rows[1]["utility without it"]
