@@ -31,6 +31,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 EVERY = 500
+FEW = 10  # answers in a bin, below which its share is chance and is not drawn
 KEPT = 10_000  # records, as many as the router's ledger keeps
 
 
@@ -70,7 +71,7 @@ def foretell(portfolio: Portfolio, order: Vector, policy: str, cost_weight: floa
     forecaster, longest = Forecaster.prior(arms), 0.0
     for start in range(EVERY, len(order), EVERY):
         began = time.perf_counter()
-        forecaster = Forecaster.fit(records[max(0, start - KEPT) : start], arms, forecaster.version + 1)
+        forecaster = forecaster.refit(records[max(0, start - KEPT) : start])
         longest = max(longest, time.perf_counter() - began)
         block = slice(start, start + EVERY)
         expected, probability = forecaster.predict(features[block], usual[block])
@@ -114,7 +115,10 @@ def figures(found: Foretold) -> dict[str, float]:
         row["log tokens RMSE"], row["of the table"] = (
             float(np.sqrt(np.mean((np.log1p(s[known]) - np.log1p(found.tokens[known])) ** 2))) for s in said
         )
-        row["mean tokens"], row["mean expected"] = float(found.tokens[known].mean()), float(found.expected[known].mean())
+        row["mean tokens"], row["mean expected"] = (
+            float(found.tokens[known].mean()),
+            float(found.expected[known].mean()),
+        )
     return row | {"longest fit, s": found.fit_s}
 
 
@@ -134,7 +138,7 @@ def picture(found: dict[str, list[Foretold]], folder: Path) -> Path:
             ]
             said, seen = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
             held = reliability(said, seen)
-            bins = held.table[held.table[:, 2] > 0]
+            bins = held.table[held.table[:, 2] >= FEW]
             area = 400 * bins[:, 2] / bins[:, 2].sum()
             axis.scatter(bins[:, 0], bins[:, 1], area, alpha=0.75, color=colour, label=f"{label}, ECE {held.ece:.3f}")
             axis.plot(bins[:, 0], bins[:, 1], linewidth=0.8, color=colour)

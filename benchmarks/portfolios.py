@@ -99,7 +99,9 @@ def load(name: str, splits: tuple[str, ...] = ("train", "dev"), data: str | None
         (cost / cost.max()).to_numpy(float),
         tuple(profiles),
         tuple(first.task.astype(str)),
-        rows.pivot(index="prompt_id", columns="model", values="output_tokens").loc[scores.index, cost.index].to_numpy(float),
+        rows.pivot(index="prompt_id", columns="model", values="output_tokens")
+        .loc[scores.index, cost.index]
+        .to_numpy(float),
     )
 
 

@@ -55,9 +55,10 @@ def fit_arms(data: Labelled, centre: Vector, shared: Vector, mean: Vector, own: 
 
     Args:
         data: what was seen; may be empty.
-        centre, shared: [D] prior mean c and precision, the diagonal of P, of the shared weights.
+        centre: [D] prior mean c of the shared weights.
+        shared: [D] their precision, the diagonal of P.
         mean: [K, D] prior means m of what each arm has of its own.
-        own: [D] its prior precision, the diagonal of Q.
+        own: [D] their precision, the diagonal of Q.
     """
     x, arm = data.x, data.arm
     w0, u = centre.copy(), mean.copy()

@@ -13,7 +13,8 @@ answers are cut into blocks by age, and each block is foretold by what the block
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import erfc, exp, log1p, nan, pi, sqrt
+from itertools import pairwise
+from math import erfc, nan, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,10 @@ INTERCEPT = 0.5  # the same of an arm's intercept
 PLATT = 4.0  # and of Platt's slope and intercept
 PENALTY = 3.0  # of the ridge regression
 ROUNDS = 5  # of replacing what was cut off
-FIGURES = ("scored", "brier", "ece", "brier_by_arm", "answered", "tokens_error", "tokens_error_by_kind")
+FIGURES = (  # of its reliability, and the weight of all answers that each part was fitted on
+    *("scored", "brier", "ece", "brier_by_arm", "scores_weight"),
+    *("answered", "tokens_error", "tokens_error_by_kind", "answers_weight"),
+)
 
 
 def usual_tokens(kind: str) -> float:
@@ -111,11 +115,11 @@ def fit_lengths(data: Lengths) -> tuple[Vector, float]:
 class Forecaster:
     """Foretells answers; immutable, so that another can take its place between two requests.
 
-    arms: K. version: how often it was fitted; 0 knows the table and prior_quality only.
+    arms: K. version: counts the fits; 0 knows the table and prior_quality only.
     lengths: [D] weights of log output tokens beyond the usual. variance: [1] of that logarithm around them.
     shared: [D] weights of the log-odds that all arms share. weights: [K, D] those of each.
     platt_shared: [2] slope and intercept for an arm without scores. platt: [K, 2] those of each.
-    bins: [BINS, 3] as Reliability.table. figures: [7] as FIGURES.
+    bins: [BINS, 3] as Reliability.table. figures: [9] as FIGURES.
     """
 
     arms: tuple[Arm, ...]
@@ -137,28 +141,31 @@ class Forecaster:
         blank = (np.zeros(D), np.zeros(1), np.zeros(D), _prior_mean(arms), platt, np.tile(platt, (k, 1)))
         return cls(tuple(arms), 0, *blank, np.zeros((BINS, 3)), np.zeros(len(FIGURES)))
 
-    @classmethod
-    def fit(cls, records: Sequence[Record], arms: Sequence[Arm], version: int = 1) -> "Forecaster":
-        """Learn from finished requests.
+    def refit(self, records: Sequence[Record]) -> "Forecaster":
+        """What finished requests teach about the same arms, as the next version.
+
+        A part stays as it is where the records hold too little for it: less than ENOUGH answers, or less than half the
+        weight of what it was fitted on, as when a new log begins beside a version that was published elsewhere.
 
         Args:
             records: in any order; those without outcome, score or known arm tell nothing.
-            arms: whose sufficiency to foretell.
-            version: of the result.
         """
         ordered = sorted(records, key=lambda record: record.decision.sequence)
-        found: dict[str, Any] = {"version": version}
-        figures = dict.fromkeys(FIGURES, 0.0)
-        answers, scored = lengths(ordered), labelled(ordered, arms)
-        if len(answers.beyond) >= ENOUGH:
+        found: dict[str, Any] = {}
+        figures = dict(zip(FIGURES, self.figures.tolist(), strict=True))
+        answers, scored = lengths(ordered), labelled(ordered, self.arms)
+        if answers.weight.sum() >= max(ENOUGH, figures["answers_weight"] / 2):
             w, variance = fit_lengths(answers)
             found |= {"lengths": w, "variance": np.array([min(variance, 1.0)])}
-            figures |= _lengths_error(answers)
-        if len(scored) >= ENOUGH:
-            learned, measured = _sufficiency(scored, arms)
+            figures |= {"answers_weight": float(answers.weight.sum())} | _lengths_error(answers)
+        if scored.weight.sum() >= max(ENOUGH, figures["scores_weight"] / 2):
+            learned, measured = _sufficiency(scored, self.arms)
             found |= learned
-            figures |= measured
-        return replace(cls.prior(arms), **found, figures=np.array([figures[name] for name in FIGURES]))
+            figures |= {"scores_weight": float(scored.weight.sum())} | measured
+        if not found:
+            return self
+        both = np.array([figures[name] for name in FIGURES])
+        return replace(self, **found, figures=both, version=self.version + 1)
 
     def predict(self, features: Vector, usual: Vector) -> tuple[Vector, Vector]:
         """Expected output tokens [B] and the probability [B, K] that each arm's answer suffices.
@@ -214,7 +221,7 @@ class Forecaster:
         Raises:
             ValueError: an array is missing, has another shape, or is not finite.
         """
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name, mine in cls.prior(arms).state().items():
             given = state.get(name)
             if given is None or given.shape != mine.shape:
@@ -223,7 +230,8 @@ class Forecaster:
             if not np.isfinite(given).all():
                 raise ValueError(f"profiler state: '{name}' holds numbers that are not finite")
             arrays[name] = given.copy()
-        return replace(cls.prior(arms), **arrays | {"version": int(arrays["version"][0])})
+        arrays["version"] = int(arrays["version"][0])
+        return replace(cls.prior(arms), **arrays)
 
 
 def _prior_mean(arms: Sequence[Arm]) -> Vector:
@@ -246,7 +254,7 @@ def _sufficiency(data: Labelled, arms: Sequence[Arm]) -> tuple[dict[str, Vector]
     first, prior = edges[1], np.array([arm.prior_quality for arm in arms])
     said, probability, by_arm = np.zeros(len(data)), np.zeros(len(data)), np.zeros(len(data))
     platt = np.tile([1.0, 0.0], (len(arms), 1))
-    for start, end in zip(edges[1:-1], edges[2:], strict=True):
+    for start, end in pairwise(edges[1:]):
         past, block = data[:start], data[start:end]
         _, weights = _fit_sufficiency(past, arms)
         if start > first:
@@ -269,7 +277,7 @@ def _lengths_error(data: Lengths) -> dict[str, float]:
     """Root mean square error of log tokens, of what is learned and of the table, on newer answers not cut off."""
     edges = np.linspace(0, len(data.beyond), BLOCKS + 1).astype(int)
     error = np.full(len(data.beyond), nan)
-    for start, end in zip(edges[1:-1], edges[2:], strict=True):
+    for start, end in pairwise(edges[1:]):
         past = Lengths(data.x[:start], data.beyond[:start], data.cut[:start], data.weight[:start])
         error[start:end] = data.beyond[start:end] - data.x[start:end] @ fit_lengths(past)[0]
     whole = ~data.cut & (np.arange(len(error)) >= edges[1])
