@@ -1,8 +1,8 @@
 """What finished requests teach the profiler: how long answers get, and which arms' answers will suffice.
 
 Output tokens: ridge regression of what log(1 + tokens) is beyond the usual of the kind of work, on the features, over
-the answers of all arms. An answer that a limit cut off says only that it would have been longer; it is replaced by
-its expectation given that (Schmee and Hahn, Technometrics 1979).
+the answers of all arms. An answer that a limit cut off says only that it would have been longer: its length is what
+is expected of such a one (expectation maximisation for censored data: Aitkin, Technometrics 1981).
 Sufficiency: for each arm the probability that its answer scores at least SUFFICIENT, by logistic regression whose
 arms share what they have in common, calibrated by Platt scaling (calibration.py).
 
@@ -28,13 +28,13 @@ from policies.types import Arm, TaskProfile, Vector
 
 SUFFICIENT = 0.5  # score, the mean over its sources, from which an answer is good enough
 ENOUGH = 50  # answers, below which the table and the operator's prior_quality stand
-BLOCKS = 5
+BLOCKS = 10
 FORGETTING = 0.9995  # weight of an answer a decision later
-SHARED, OWN = 1.0, 4.0  # prior precision of a log-odds weight that all arms share, and of an arm's difference from it
+SHARED, OWN = 3.0, 10.0  # prior precision of a log-odds weight that all arms share, and of an arm's difference from it
 INTERCEPT = 0.5  # the same of an arm's intercept
-PLATT = 4.0  # and of Platt's slope and intercept
-PENALTY = 3.0  # of the ridge regression
-ROUNDS = 5  # of replacing what was cut off
+PLATT = 20.0  # and of Platt's slope and intercept
+PENALTY = 1.0  # of the ridge regression
+ROUNDS = 10  # of replacing what was cut off
 FIGURES = (  # of its reliability, and the weight of all answers that each part was fitted on
     *("scored", "brier", "ece", "brier_by_arm", "scores_weight"),
     *("answered", "tokens_error", "tokens_error_by_kind", "answers_weight"),
@@ -97,17 +97,16 @@ def fit_lengths(data: Lengths) -> tuple[Vector, float]:
     """Weights [D] of the logarithm of the tokens beyond the usual, and its variance around them."""
     weight = data.weight / data.weight.max(initial=1e-12)
     weighted = data.x * weight[:, None]
-    gram, y, variance = data.x.T @ weighted + PENALTY * np.eye(data.x.shape[1]), data.beyond, 0.0
-    for _ in range(ROUNDS if data.cut.any() else 1):
+    gram, cut = data.x.T @ weighted + PENALTY * np.eye(data.x.shape[1]), data.cut
+    y, doubt = data.beyond.copy(), np.zeros(len(data.beyond))  # expected, and what is unknown about it
+    for _ in range(ROUNDS if cut.any() else 1):
         mean = data.x @ (w := np.linalg.solve(gram, weighted.T @ y))
-        variance = float((weight * (y - mean) ** 2).sum() / weight.sum())
-        if data.cut.any():
-            deviation = sqrt(variance) + 1e-6
-            z = np.clip((data.beyond - mean) / deviation, -6.0, 6.0)[data.cut]
-            tail = np.array([0.5 * erfc(value / sqrt(2)) for value in z])
-            y = data.beyond.copy()
-            y[data.cut] = mean[data.cut] + deviation * np.exp(-0.5 * z * z) / sqrt(2 * pi) / tail
-            y = np.maximum(y, data.beyond)
+        variance = float((weight * ((y - mean) ** 2 + doubt)).sum() / weight.sum())
+        deviation = sqrt(variance) + 1e-6
+        z = np.clip((data.beyond[cut] - mean[cut]) / deviation, -6.0, 6.0)
+        hazard = np.exp(-0.5 * z * z) / sqrt(pi / 2) / np.array([erfc(value / sqrt(2)) for value in z])
+        y[cut] = np.maximum(mean[cut] + deviation * hazard, data.beyond[cut])
+        doubt[cut] = variance * np.maximum(1 + z * hazard - hazard**2, 0.0)
     return w, variance
 
 
