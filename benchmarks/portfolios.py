@@ -35,6 +35,7 @@ class Portfolio:
 
     arms: K names, cheapest first. scores: [M, K] in [0, 1]. cost: [K] mean cost as a share of the dearest arm's.
     profiles: M. task: M names of the source's own task, which no policy sees.
+    output_tokens: [M, K] of the recorded answers; not a number where the source records none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Portfolio:
     cost: Vector
     profiles: tuple[TaskProfile, ...]
     task: tuple[str, ...]
+    output_tokens: Vector
 
     @property
     def features(self) -> Vector:
@@ -97,6 +99,9 @@ def load(name: str, splits: tuple[str, ...] = ("train", "dev"), data: str | None
         (cost / cost.max()).to_numpy(float),
         tuple(profiles),
         tuple(first.task.astype(str)),
+        rows.pivot(index="prompt_id", columns="model", values="output_tokens")
+        .loc[scores.index, cost.index]
+        .to_numpy(float),
     )
 
 

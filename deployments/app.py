@@ -30,7 +30,7 @@ def gateway(args: dict[str, Any]) -> Application:
         raise ValueError(f"serve_config.yaml, args of the gateway: {explain(error)}") from None
     profiler = serve.deployment(
         Profiler, name="Profiler", ray_actor_options={"num_cpus": 0, "runtime_env": ONE_THREAD}, max_surge_percent=100
-    ).bind(settings.profiler)
+    ).bind(settings, connect_router)
     return serve.deployment(  # type: ignore[no-any-return]
         serve.ingress()(Ingress), name="Ingress", ray_actor_options={"num_cpus": 0, "runtime_env": ONE_THREAD}
     ).bind(settings, profiler, connect_model, connect_router, connect_tracker)

@@ -16,8 +16,10 @@ import numpy as np
 
 from deployments.coalesce import Coalescer
 from deployments.profiler import count_tokens
+from deployments.refit import unpack
 from deployments.settings import GatewaySettings, Tuning
 from policies import features
+from policies.forecast import Forecaster
 from policies.registry import make_policy
 from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
 
@@ -42,6 +44,7 @@ class Decider:
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
         self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
+        self._forecaster = Forecaster.prior(self._spare.arms)
         self._states: dict[str, ModelState] = {}
         self._rng = np.random.default_rng()
         self._profile = Coalescer(self._profile_batch)
@@ -73,6 +76,7 @@ class Decider:
         if snapshot.policy == self._spare.name and snapshot.arms == tuple(arm.name for arm in self._spare.arms):
             self._spare.restore(snapshot.state)
             self._spare_sequence = snapshot.sequence
+            self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster
 
     async def profile(self, item: dict[str, Any]) -> tuple[TaskProfile, str]:
         """The profile of a request (see Profiler.profile), and "profiler" if it had to be made here."""
@@ -81,7 +85,8 @@ class Decider:
         except Exception as error:
             log.warning("no profile in time (%s); using the text alone", type(error).__name__)
             tokens = count_tokens(None, item["context"], item["messages"])
-            return features.profile(item["text"], None, item["task"], tokens, item["max_output_tokens"]), "profiler"
+            profile = features.profile(item["text"], None, item["task"], tokens, item["max_output_tokens"])
+            return self._forecaster.complete([profile])[0], "profiler"
 
     async def decide(self, request: Request) -> Decision:
         """The router's decision, or in its silence one of our own."""

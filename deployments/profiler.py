@@ -1,31 +1,67 @@
 """The profiler deployment: text in, TaskProfile out, many at a time."""
 
+import asyncio
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deployments.settings import ProfilerSettings
+from deployments.settings import GatewaySettings
 from policies import features
+from policies.forecast import Forecaster
 from policies.types import TaskProfile
 
+REFRESH_S = 2.0
+PATIENCE_S = 5.0
 CHARS_PER_TOKEN = 4  # where no tokenizer is given
 TOKENS_PER_MESSAGE = 2  # the marks of a chat template around it
+log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Holds the static embedding and the tokenizer; the reading of the text is policies/features.py."""
+    """Holds the static embedding, the tokenizer and the present forecasts.
 
-    def __init__(self, settings: ProfilerSettings):
+    The reading of the text is policies/features.py; what to expect of its answer, policies/forecast.py, is learned by
+    the router, asked for every other second, and swapped in between two batches.
+
+    Args:
+        settings: of the gateway.
+        connect: gives a handle of the router actor.
+    """
+
+    def __init__(self, settings: GatewaySettings, connect: Callable[[GatewaySettings], Any]):
         from model2vec import StaticModel
 
-        self._embedder = StaticModel.from_pretrained(settings.embedder)
-        self._tokenizer = load_tokenizer(settings.tokenizer)
+        self._settings, self._connect = settings, connect
+        self._embedder = StaticModel.from_pretrained(settings.profiler.embedder)
+        self._tokenizer = load_tokenizer(settings.profiler.tokenizer)
+        self._forecaster = Forecaster.prior(settings.arms())
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def check_health(self) -> None:
+        """Serve asks from the start on and every few seconds; a constructor has no event loop to refresh in yet."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._keep_fresh())
+
+    async def _keep_fresh(self) -> None:
+        router: Any = None
+        while True:
+            try:
+                router = router or await asyncio.to_thread(self._connect, self._settings)
+                newer = await asyncio.wait_for(router.forecaster.remote(self._forecaster.version), PATIENCE_S)
+                self._forecaster = newer or self._forecaster
+            except Exception as error:
+                log.warning("no forecasts from the router (%s); going on with the last", type(error).__name__)
+                router = None
+            await asyncio.sleep(REFRESH_S)
 
     async def profile(self, requests: list[dict[str, Any]]) -> list[TaskProfile]:
         """Profile a batch of requests, each with `text`, `context` (all the model will read), `messages` (their
         count), `task` and `max_output_tokens`.
         """
+        await self.check_health()
         embeddings = self._embedder.encode([r["text"][-2 * features.READ_CHARS :] for r in requests])
-        return [
+        profiles = [
             features.profile(
                 text=r["text"],
                 embedding=embedding,
@@ -35,6 +71,7 @@ class Profiler:
             )
             for r, embedding in zip(requests, embeddings, strict=True)
         ]
+        return self._forecaster.complete(profiles)
 
     def _count(self, text: str, messages: int) -> int:
         return count_tokens(self._tokenizer, text, messages)

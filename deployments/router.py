@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from deployments.journal import Journal, Snapshot
+from deployments.refit import Refitter
 from deployments.settings import GatewaySettings
 from deployments.telemetry import Telemetry
 from policies.base import realign
+from policies.forecast import Forecaster
 from policies.ledger import ACCEPTED, UNKNOWN, Ledger, Record
 from policies.meter import Meter
 from policies.pacer import Pacer, paced
@@ -44,6 +46,7 @@ class Router:
     def __init__(self, settings: GatewaySettings, watch: Watch):
         self._watch, self._telemetry = watch, Telemetry()
         self._journal = Journal(settings.journal)
+        self._refitter = Refitter(settings.arms(), self._journal)
         self._rng = np.random.default_rng()  # fresh after a restart, or it would repeat its own exploration
         self._sequence = self._version = 0
         self._replicas: dict[str, int] = {}
@@ -81,6 +84,7 @@ class Router:
             self._policy.restore(realign(snapshot.state, snapshot.arms, names, self._policy.state()))
         if snapshot.pacer:
             self._pacer.restore(snapshot.pacer)
+        self._refitter.take(snapshot.state, snapshot.arms)
 
     def _find(self, decision_id: str, horizon: int | None = None) -> Record | None:
         found = Ledger()
@@ -112,12 +116,15 @@ class Router:
         return status
 
     async def _keep_watch(self) -> None:
-        """Every other second: how many replicas are ready; what is queued goes to disk; a snapshot when due."""
+        """Every other second: how many replicas are ready; what is queued goes to disk; the profiler's forecasts are
+        refitted, and a snapshot is taken, when due.
+        """
         while True:
             try:
                 self._replicas = await asyncio.to_thread(self._watch)
                 self._telemetry.live(self._states(), self._shares(), self._qualities())
-                if self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
+                refitted = await self._refitter.turn()
+                if refitted or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
                     self._snapshot_row = self._journal.last_row
                     self._journal.put_snapshot(self._snapshot())
                 await self._journal.flush()
@@ -152,8 +159,8 @@ class Router:
 
     def _snapshot(self) -> Snapshot:
         names = tuple(arm.name for arm in self._policy.arms)
-        kept = self._policy.state(), self._pacer.state()
-        return Snapshot(self._policy.name, names, self._sequence, self._version, *kept)
+        state = self._policy.state() | self._refitter.state()
+        return Snapshot(self._policy.name, names, self._sequence, self._version, state, self._pacer.state())
 
     @property
     def _version_name(self) -> str:
@@ -165,6 +172,7 @@ class Router:
             return
         before = self._snapshot()
         self._build(settings)
+        self._refitter.configure(settings.arms())
         self._take(before)
 
     async def decide(self, requests: list[Request], ingress: str, in_flight: dict[str, int]) -> list[Decision]:
@@ -228,6 +236,11 @@ class Router:
             self._watching = asyncio.create_task(self._keep_watch())
         return self._snapshot(), self._states(), self._version_name
 
+    async def forecaster(self, version: int) -> Forecaster | None:
+        """What the profiler says of answers; None if the caller's version is the present one."""
+        present = self._refitter.forecaster
+        return None if present.version == version else present
+
     async def adopt(self, snapshot: Snapshot) -> bool:
         """Start from a published version, unless something was learned here already."""
         if self._restored or self._sequence > 0:
@@ -254,6 +267,7 @@ class Router:
             "decisions": self._sequence,
             "counts": dict(self._counts),
             "budget": self._pacer.summary(),
+            "profiler": self._refitter.forecaster.reliability(),
             "models": {
                 name: {
                     **asdict(state),

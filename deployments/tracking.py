@@ -173,6 +173,7 @@ class Tracker:
         registry = await self._connect()
         summary = await self._router.summary.remote()
         metrics = {f"count/{key}": value for key, value in summary["counts"].items()}
+        metrics |= {f"profiler/{key}": value for key, value in summary["profiler"].items()}
         for arm, model in summary["models"].items():
             for key in ("share", "expected_quality", "accuracy", "error_rate", "ttft_s", "tpot_s", "in_flight"):
                 metrics[f"{key}/{arm}"] = model[key]

@@ -38,13 +38,19 @@ def explain(record: Record) -> dict[str, Any]:
 
 
 def summary(decision: Decision) -> str:
-    """The decision as three or four sentences."""
+    """The decision as a few sentences."""
     profile, chosen = decision.profile, decision.estimate()
     sentences = [
         f"A {profile.task} request of {profile.prompt_tokens} tokens, complexity {profile.complexity:.2f}, "
         f"sensitivity to accuracy {profile.accuracy_sensitivity:.2f} and to time {profile.time_sensitivity:.2f}"
         f" ({'; '.join(profile.reasons)})."
     ]
+    if profile.sufficiency:
+        chances = ", ".join(f"{arm} {chance:.2f}" for arm, chance in profile.sufficiency.items())
+        sentences.append(
+            f"The profiler, version {profile.profiler_version}, expected {profile.expected_output_tokens:.0f} output "
+            f"tokens; chance that an answer suffices: {chances}."
+        )
     if decision.fallback == FORCED:
         return " ".join([*sentences, f"The client named the model {decision.arm}; the router did not choose."])
     if decision.fallback:

@@ -4,6 +4,7 @@ B requests in a batch, K arms (an arm is a model that can be chosen), D features
 Records cross process borders; nothing here knows how.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -66,9 +67,12 @@ class TaskProfile:
     kind: what sort of work it is, one of features.KINDS.
     prompt_tokens: counted or estimated.
     max_output_tokens: the client's own limit, or 0.
-    output_tokens: expected of a typical model; what each arm's answers are like is learned on top of it.
+    output_tokens: usual for its kind; the fixed base on top of which each arm's answers are learned.
     complexity, accuracy_sensitivity, time_sensitivity: in [0, 1]; sensitivities are 0 when nothing was said.
     reasons: what was seen in the text, in words.
+    expected_output_tokens: as learned from finished requests (forecast.py); 0 where nobody said.
+    sufficiency: by arm, the calibrated probability that its answer is good enough.
+    profiler_version: which fit of the profiler said so; 0 had nothing to learn from yet.
     """
 
     features: Vector
@@ -81,6 +85,9 @@ class TaskProfile:
     accuracy_sensitivity: float = 0.0
     time_sensitivity: float = 0.0
     reasons: tuple[str, ...] = ()
+    expected_output_tokens: float = 0.0
+    sufficiency: Mapping[str, float] = field(default_factory=dict)
+    profiler_version: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from deployments.ingress import Ingress
 from deployments.profiler import Profiler
 from deployments.router import Router
-from deployments.settings import GatewaySettings, ProfilerSettings
+from deployments.settings import GatewaySettings
 from tests.fakes import FakeModel, Remote
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,13 +40,13 @@ class Gateway:
                 },
                 "policy": {"name": policy},
                 "journal": f"sqlite:///{folder}/journal.db",
+                "profiler": {"embedder": str(ROOT / "assets/embedder")},
             }
         )
         self.models = {name: FakeModel(name) for name in self.settings.models}
         self.replicas = dict.fromkeys(self.models, 1)
-        profiler = ProfilerSettings(embedder=str(ROOT / "assets/embedder"))
-        self.profiler = Remote(Profiler(profiler))
         self.router = Remote(Router(self.settings, lambda: self.replicas))
+        self.profiler = Remote(Profiler(self.settings, lambda _: self.router))
         self.ingress = Ingress.__new__(Ingress)
         self.client = TestClient(self._app(), raise_server_exceptions=False)
 

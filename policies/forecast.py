@@ -1,0 +1,286 @@
+"""What finished requests teach the profiler: how long answers get, and which arms' answers will suffice.
+
+Output tokens: ridge regression of what log(1 + tokens) is beyond the usual of the kind of work, on the features, over
+the answers of all arms. An answer that a limit cut off says only that it would have been longer: its length is what
+is expected of such a one (expectation maximisation for censored data: Aitkin, Technometrics 1981).
+Sufficiency: for each arm the probability that its answer scores at least SUFFICIENT, by logistic regression whose
+arms share what they have in common, calibrated by Platt scaling (calibration.py).
+
+Probabilities are calibrated, and their reliability is measured, only on answers newer than those that they were
+fitted on (progressive validation: Blum, Kalai and Langford, COLT 1999; Dawid's prequential principle, 1984): the
+answers are cut into blocks by age, and each block is foretold by what the blocks before it teach.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import erfc, nan, pi, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.base import State
+from policies.calibration import BINS, Labelled, Reliability, fit_arms, fit_platt, logit, reliability, sigmoid
+from policies.features import OUTPUT_TOKENS, D
+from policies.ledger import Record
+from policies.types import Arm, TaskProfile, Vector
+
+SUFFICIENT = 0.5  # score, the mean over its sources, from which an answer is good enough
+ENOUGH = 50  # answers, below which the table and the operator's prior_quality stand
+BLOCKS = 10
+FORGETTING = 0.9995  # weight of an answer a decision later
+SHARED, OWN = 3.0, 10.0  # prior precision of a log-odds weight that all arms share, and of an arm's difference from it
+INTERCEPT = 0.5  # the same of an arm's intercept
+PLATT = 20.0  # and of Platt's slope and intercept
+PENALTY = 1.0  # of the ridge regression
+ROUNDS = 10  # of replacing what was cut off
+FIGURES = (  # of its reliability, and the weight of all answers that each part was fitted on
+    *("scored", "brier", "ece", "brier_by_arm", "scores_weight"),
+    *("answered", "tokens_error", "tokens_error_by_kind", "answers_weight"),
+)
+
+
+def usual_tokens(kind: str) -> float:
+    """Output tokens of a typical answer to this kind of work, before anything is known."""
+    return OUTPUT_TOKENS.get(kind, OUTPUT_TOKENS["other"])
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """N answers' lengths. x: [N, D]. beyond: [N] log(1 + tokens) - log(1 + usual). cut: [N] whether a limit cut it off.
+
+    weight: [N] how many events each counts for.
+    """
+
+    x: Vector
+    beyond: Vector
+    cut: NDArray[np.bool_]
+    weight: Vector
+
+
+def _weights(sequence: Vector) -> Vector:
+    return np.asarray(FORGETTING ** (sequence.max(initial=0.0) - sequence))
+
+
+def lengths(records: Sequence[Record]) -> Lengths:
+    """What the records tell of the lengths of answers, oldest first."""
+    rows = [(r.decision, r.outcome) for r in records if r.outcome and r.outcome.status == "ok"]
+    rows = [(d, o) for d, o in rows if o.output_tokens > 0 and d.profile.features.shape == (D,)]
+    usual = [usual_tokens(d.profile.kind) for d, _ in rows]
+    return Lengths(
+        np.array([d.profile.features for d, _ in rows]).reshape(-1, D),
+        np.log1p([o.output_tokens for _, o in rows]) - np.log1p(usual),
+        np.array([o.finish_reason == "length" for _, o in rows], dtype=bool),
+        _weights(np.array([float(d.sequence) for d, _ in rows])),
+    )
+
+
+def labelled(records: Sequence[Record], arms: Sequence[Arm]) -> Labelled:
+    """What the records tell of sufficiency, oldest first; an arm that failed did not suffice."""
+    index = {arm.name: k for k, arm in enumerate(arms)}
+    rows = []
+    for r in records:
+        failed = r.outcome is not None and r.outcome.status == "error"
+        if (r.scores or failed) and r.decision.arm in index and r.decision.profile.features.shape == (D,):
+            score = sum(r.scores.values()) / len(r.scores) if r.scores else 0.0
+            rows.append((r.decision, float(score >= SUFFICIENT)))
+    return Labelled(
+        np.array([d.profile.features for d, _ in rows]).reshape(-1, D),
+        np.array([index[d.arm] for d, _ in rows], dtype=np.int64),
+        np.array([y for _, y in rows]),
+        _weights(np.array([float(d.sequence) for d, _ in rows])),
+    )
+
+
+def fit_lengths(data: Lengths) -> tuple[Vector, float]:
+    """Weights [D] of the logarithm of the tokens beyond the usual, and its variance around them."""
+    weight = data.weight / data.weight.max(initial=1e-12)
+    weighted = data.x * weight[:, None]
+    gram, cut = data.x.T @ weighted + PENALTY * np.eye(data.x.shape[1]), data.cut
+    y, doubt = data.beyond.copy(), np.zeros(len(data.beyond))  # expected, and what is unknown about it
+    for _ in range(ROUNDS if cut.any() else 1):
+        mean = data.x @ (w := np.linalg.solve(gram, weighted.T @ y))
+        variance = float((weight * ((y - mean) ** 2 + doubt)).sum() / weight.sum())
+        deviation = sqrt(variance) + 1e-6
+        z = np.clip((data.beyond[cut] - mean[cut]) / deviation, -6.0, 6.0)
+        hazard = np.exp(-0.5 * z * z) / sqrt(pi / 2) / np.array([erfc(value / sqrt(2)) for value in z])
+        y[cut] = np.maximum(mean[cut] + deviation * hazard, data.beyond[cut])
+        doubt[cut] = variance * np.maximum(1 + z * hazard - hazard**2, 0.0)
+    return w, variance
+
+
+@dataclass(frozen=True, eq=False)
+class Forecaster:
+    """Foretells answers; immutable, so that another can take its place between two requests.
+
+    arms: K. version: counts the fits; 0 knows the table and prior_quality only.
+    lengths: [D] weights of log output tokens beyond the usual. variance: [1] of that logarithm around them.
+    shared: [D] weights of the log-odds that all arms share. weights: [K, D] those of each.
+    platt_shared: [2] slope and intercept for an arm without scores. platt: [K, 2] those of each.
+    bins: [BINS, 3] as Reliability.table. figures: [9] as FIGURES.
+    """
+
+    arms: tuple[Arm, ...]
+    version: int
+    lengths: Vector
+    variance: Vector
+    shared: Vector
+    weights: Vector
+    platt_shared: Vector
+    platt: Vector
+    bins: Vector
+    figures: Vector
+
+    @classmethod
+    def prior(cls, arms: Sequence[Arm]) -> "Forecaster":
+        """What is said before anything is known."""
+        k = len(arms)
+        platt = np.array([1.0, 0.0])
+        blank = (np.zeros(D), np.zeros(1), np.zeros(D), _prior_mean(arms), platt, np.tile(platt, (k, 1)))
+        return cls(tuple(arms), 0, *blank, np.zeros((BINS, 3)), np.zeros(len(FIGURES)))
+
+    def refit(self, records: Sequence[Record]) -> "Forecaster":
+        """What finished requests teach about the same arms, as the next version.
+
+        A part stays as it is where the records hold too little for it: less than ENOUGH answers, or less than half the
+        weight of what it was fitted on, as when a new log begins beside a version that was published elsewhere.
+
+        Args:
+            records: in any order; those without outcome, score or known arm tell nothing.
+        """
+        ordered = sorted(records, key=lambda record: record.decision.sequence)
+        found: dict[str, Any] = {}
+        figures = dict(zip(FIGURES, self.figures.tolist(), strict=True))
+        answers, scored = lengths(ordered), labelled(ordered, self.arms)
+        if answers.weight.sum() >= max(ENOUGH, figures["answers_weight"] / 2):
+            w, variance = fit_lengths(answers)
+            found |= {"lengths": w, "variance": np.array([min(variance, 1.0)])}
+            figures |= {"answers_weight": float(answers.weight.sum())} | _lengths_error(answers)
+        if scored.weight.sum() >= max(ENOUGH, figures["scores_weight"] / 2):
+            learned, measured = _sufficiency(scored, self.arms)
+            found |= learned
+            figures |= {"scores_weight": float(scored.weight.sum())} | measured
+        if not found:
+            return self
+        both = np.array([figures[name] for name in FIGURES])
+        return replace(self, **found, figures=both, version=self.version + 1)
+
+    def predict(self, features: Vector, usual: Vector) -> tuple[Vector, Vector]:
+        """Expected output tokens [B] and the probability [B, K] that each arm's answer suffices.
+
+        Args:
+            features: [B, D].
+            usual: [B] tokens of a typical answer to this kind of work.
+        """
+        log_tokens = np.log1p(usual) + features @ self.lengths + self.variance / 2
+        tokens = np.expm1(np.clip(log_tokens, 0.0, 12.0))
+        z = features @ self.weights.T
+        return tokens, sigmoid(z * self.platt[:, 0] + self.platt[:, 1])
+
+    def complete(self, profiles: Sequence[TaskProfile]) -> list[TaskProfile]:
+        """The profiles with what is foretold of their answers, within the client's own limit."""
+        if not profiles:
+            return []
+        usual = np.array([usual_tokens(profile.kind) for profile in profiles])
+        tokens, probability = self.predict(np.stack([profile.features for profile in profiles]), usual)
+        return [
+            replace(
+                profile,
+                expected_output_tokens=max(1.0, min(length, profile.max_output_tokens or length)),
+                sufficiency={
+                    arm.name: round(p, 4) for arm, p in zip(self.arms, row, strict=True) if profile.task in arm.tasks
+                },
+                profiler_version=self.version,
+            )
+            for profile, length, row in zip(profiles, tokens.tolist(), probability.tolist(), strict=True)
+        ]
+
+    def over(self, arms: Sequence[Arm]) -> "Forecaster":
+        """The same for other arms: known ones keep what was learned, new ones start from what all share."""
+        rows, fresh = {arm.name: k for k, arm in enumerate(self.arms)}, self.shared + _prior_mean(arms)
+        weights = [self.weights[rows[a.name]] if a.name in rows else fresh[k] for k, a in enumerate(arms)]
+        platt = [self.platt[rows[a.name]] if a.name in rows else self.platt_shared for a in arms]
+        return replace(self, arms=tuple(arms), weights=np.stack(weights), platt=np.stack(platt))
+
+    def reliability(self) -> dict[str, Any]:
+        """How well it foretold answers newer than those it was fitted on, as plain data; see FIGURES."""
+        figures = {name: round(float(value), 4) for name, value in zip(FIGURES, self.figures, strict=True)}
+        return {"version": self.version, **figures}
+
+    def state(self) -> State:
+        """All of it but the arms, as named arrays of finite numbers."""
+        names = ("lengths", "variance", "shared", "weights", "platt_shared", "platt", "bins", "figures")
+        return {"version": np.array([float(self.version)])} | {name: getattr(self, name).copy() for name in names}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Vector], arms: Sequence[Arm]) -> "Forecaster":
+        """What `state()` gave, for the same arms in the same order.
+
+        Raises:
+            ValueError: an array is missing, has another shape, or is not finite.
+        """
+        arrays: dict[str, Any] = {}
+        for name, mine in cls.prior(arms).state().items():
+            given = state.get(name)
+            if given is None or given.shape != mine.shape:
+                shape = None if given is None else given.shape
+                raise ValueError(f"profiler state: '{name}' must have shape {mine.shape}, got {shape}")
+            if not np.isfinite(given).all():
+                raise ValueError(f"profiler state: '{name}' holds numbers that are not finite")
+            arrays[name] = given.copy()
+        arrays["version"] = int(arrays["version"][0])
+        return replace(cls.prior(arms), **arrays)
+
+
+def _prior_mean(arms: Sequence[Arm]) -> Vector:
+    """[K, D] log-odds weights that say prior_quality whatever the features; the first of them is 1."""
+    mean = np.zeros((len(arms), D))
+    mean[:, 0] = [logit(arm.prior_quality) for arm in arms]
+    return mean
+
+
+def _fit_sufficiency(data: Labelled, arms: Sequence[Arm]) -> tuple[Vector, Vector]:
+    shared, own = np.full(D, SHARED), np.full(D, OWN)
+    own[0] = INTERCEPT
+    newest = replace(data, weight=data.weight / data.weight.max(initial=1e-12))
+    return fit_arms(newest, np.zeros(D), shared, _prior_mean(arms), own)
+
+
+def _sufficiency(data: Labelled, arms: Sequence[Arm]) -> tuple[dict[str, Vector], dict[str, float]]:
+    """The parts of a Forecaster that foretell sufficiency, and the figures of their reliability."""
+    edges = np.linspace(0, len(data), BLOCKS + 1).astype(int)
+    first, prior = edges[1], np.array([arm.prior_quality for arm in arms])
+    said, probability, by_arm = np.zeros(len(data)), np.zeros(len(data)), np.zeros(len(data))
+    platt = np.tile([1.0, 0.0], (len(arms), 1))
+    for start, end in pairwise(edges[1:]):
+        past, block = data[:start], data[start:end]
+        _, weights = _fit_sufficiency(past, arms)
+        if start > first:
+            _, platt = fit_platt(data[first:start], said[first:start], len(arms), PLATT)
+        said[start:end] = (block.x * weights[block.arm]).sum(axis=1)
+        probability[start:end] = sigmoid(said[start:end] * platt[block.arm, 0] + platt[block.arm, 1])
+        share = (2 * prior + np.bincount(past.arm, past.weight * past.y, len(arms))) / (
+            2 + np.bincount(past.arm, past.weight, len(arms))
+        )
+        by_arm[start:end] = share[block.arm]
+    found: Reliability = reliability(probability[first:], data.y[first:])
+    shared, weights = _fit_sufficiency(data, arms)
+    platt_shared, platt = fit_platt(data[first:], said[first:], len(arms), PLATT)
+    learned = {"shared": shared, "weights": weights, "platt_shared": platt_shared, "platt": platt, "bins": found.table}
+    figures = {"scored": float(found.count), "brier": found.brier, "ece": found.ece}
+    return learned, figures | {"brier_by_arm": float(((by_arm - data.y)[first:] ** 2).mean())}
+
+
+def _lengths_error(data: Lengths) -> dict[str, float]:
+    """Root mean square error of log tokens, of what is learned and of the table, on newer answers not cut off."""
+    edges = np.linspace(0, len(data.beyond), BLOCKS + 1).astype(int)
+    error = np.full(len(data.beyond), nan)
+    for start, end in pairwise(edges[1:]):
+        past = Lengths(data.x[:start], data.beyond[:start], data.cut[:start], data.weight[:start])
+        error[start:end] = data.beyond[start:end] - data.x[start:end] @ fit_lengths(past)[0]
+    whole = ~data.cut & (np.arange(len(error)) >= edges[1])
+    if not whole.any():
+        return {}
+    learned, table = (float(np.sqrt((e[whole] ** 2).mean())) for e in (error, data.beyond))
+    return {"answered": float(whole.sum()), "tokens_error": learned, "tokens_error_by_kind": table}
