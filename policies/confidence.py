@@ -21,9 +21,14 @@ PSI = -np.log1p(-LAMBDAS) - LAMBDAS
 
 
 def _log_mean_exp(x: Vector) -> Vector:
-    """Log of the mean of exp over the last axis."""
-    top = x.max(axis=-1)
-    return np.asarray(top + np.log(np.exp(x - top[..., None]).mean(axis=-1)))
+    """Log of the mean of exp over the first axis."""
+    top = x.max(axis=0)
+    return np.asarray(top + np.log(np.exp(x - top).mean(axis=0)))
+
+
+def _exponents(total: Vector, variation: Vector) -> Vector:
+    """[12, ...] log M(λ); the λ come first, which numpy sums faster."""
+    return np.asarray(np.multiply.outer(LAMBDAS, total) - np.multiply.outer(PSI, variation))
 
 
 def log_evidence(total: Vector, variation: Vector) -> Vector:
@@ -33,7 +38,7 @@ def log_evidence(total: Vector, variation: Vector) -> Vector:
         total: [...] Σ (ξ_s - ν_s) / b under the hypothesis.
         variation: [...] Σ y_s².
     """
-    return _log_mean_exp(np.asarray(total)[..., None] * LAMBDAS - np.asarray(variation)[..., None] * PSI)
+    return _log_mean_exp(_exponents(total, variation))
 
 
 def boundary(variation: Vector, alpha: float) -> Vector:
@@ -44,12 +49,17 @@ def boundary(variation: Vector, alpha: float) -> Vector:
     """
     variation, target = np.asarray(variation, dtype=np.float64), np.log(1 / alpha)
     # one λ alone already reaches the target here, and the mixture is at least its share of it
-    u = ((target + np.log(len(LAMBDAS)) + variation[..., None] * PSI) / LAMBDAS).min(axis=-1)
+    alone = (target + np.log(len(LAMBDAS))) / LAMBDAS
+    u = np.min([first + rate * variation for first, rate in zip(alone, PSI / LAMBDAS, strict=True)], axis=0)
     for _ in range(8):
-        x = u[..., None] * LAMBDAS - variation[..., None] * PSI
-        share = np.exp(x - x.max(axis=-1, keepdims=True))
-        slope = (share * LAMBDAS).sum(axis=-1) / share.sum(axis=-1)
-        u = u - np.maximum(_log_mean_exp(x) - target, 0.0) / slope
+        x = _exponents(u, variation)
+        top = x.max(axis=0)
+        share = np.exp(x - top)
+        mean = share.mean(axis=0)
+        excess = np.maximum(top + np.log(mean) - target, 0.0)
+        if excess.max(initial=0.0) < 1e-9:
+            break
+        u = u - excess * mean / np.tensordot(LAMBDAS / len(LAMBDAS), share, axes=1)
     return np.asarray(u)
 
 

@@ -95,7 +95,7 @@ class Watch:
         bounds: the lowest and the highest reward there can be.
 
     Raises:
-        ValueError: alpha is not in (0, 1), or margin or bounds make no sense.
+        ValueError: alpha is not in (0, 1), or margin, bounds or reference make no sense.
     """
 
     def __init__(
@@ -109,6 +109,8 @@ class Watch:
             raise ValueError(f"alpha is {alpha}; choose a probability between 0 and 1")
         if not bounds[0] < bounds[1] or margin < 0:
             raise ValueError(f"margin is {margin} and bounds are {bounds}; give margin >= 0, and bounds low then high")
+        if reference is not None and not bounds[0] <= reference <= bounds[1]:
+            raise ValueError(f"a reference of {reference:g} is out of the bounds {bounds}")
         self.reference, self.margin, self.alpha, self.bounds = reference, margin, alpha, bounds
         self.roll_back, self.observations, self.pairs = False, 0, 0
         self._sums = np.zeros((2, 2))  # rewards and their number since the last pair: promoted, predecessor
@@ -165,8 +167,9 @@ class Watch:
     def _start(self, number: int) -> None:
         self._weights = np.append(self._weights, -log(number * (number + 1)))
         self._capital = np.vstack([self._capital, np.zeros(len(LAMBDAS))])
-        if len(self._weights) > STARTS:
-            keep = np.delete(np.arange(len(self._weights)), np.argmin(self._weights + self._capital.max(axis=1)))
+        if len(self._weights) > STARTS:  # the younger half has had no time to show
+            hope = (self._weights + self._capital.max(axis=1))[: STARTS // 2]
+            keep = np.delete(np.arange(len(self._weights)), np.argmin(hope))
             self._weights, self._capital = self._weights[keep], self._capital[keep]
 
     @property

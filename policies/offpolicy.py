@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.confidence import lower_sequence
-from policies.overlap import Log, Terms, UnanswerableError, check_target, of_chosen, require_overlap, terms_of
+from policies.overlap import MIN_ESS, Log, Terms, UnanswerableError, check_target, of_chosen, require_overlap, terms_of
 from policies.types import Vector
 
 ESTIMATORS = ("ips", "snips", "dr")
 WEIGHTS = ("stabilised", "uniform")
 HALF_LIFE = 100.0  # decisions over which the guess of the variance forgets by half
+CHUNK = 10_000  # decisions; more in one sum would overflow
 LEAST = 0.1  # of its average so far, below which that guess does not go
 CUT = 5.0  # what a prediction may take off one term of a confidence sequence
 FIRST_FIT, GROWTH = 32, 1.15  # decisions before the first fit of the outcome model; how much more before the next
@@ -112,6 +113,12 @@ def _require_both(data: Log, champion: Vector, challenger: Vector) -> None:
             require_overlap(data, target)
         except UnanswerableError as error:
             raise UnanswerableError(f"{name}: {error}") from None
+    terms = signed(data, (challenger, champion))
+    apart, feedback = float(np.abs(terms.delta).sum(axis=1).mean()), int((~np.isnan(data.rewards)).sum())
+    if apart > 1e-6 and (ess := feedback * apart**2 / max(float(terms.load.mean()), 1e-12)) < MIN_ESS:
+        raise UnanswerableError(
+            f"where champion and challenger differ, the {feedback} rewards are worth {ess:.0f}; {MIN_ESS:g} needed"
+        )
 
 
 def _estimate(data: Log, targets: tuple[Vector, ...], estimator: str, weights: str, level: float) -> Estimate:
@@ -123,13 +130,16 @@ def _estimate(data: Log, targets: tuple[Vector, ...], estimator: str, weights: s
     h = stabilisers(both.load) if weights == "stabilised" else np.ones(len(both.load))
     value, influence = 0.0, np.zeros(len(h))
     for sign, target in zip((1.0, -1.0), targets, strict=False):
-        terms = signed(data, (target,))
+        terms = both if len(targets) == 1 else signed(data, (target,))
         gamma, unit = _scores(data, terms, estimator)
         mine = float((h * gamma).sum() / (h * unit).sum())
         value += sign * mine
         influence += sign * h * (gamma - mine * unit) / (h * unit).sum()
-    error = float(np.sqrt((influence**2).sum()))
-    unknown = float((h * both.unsupported).sum() / h.sum())
+    variance = float((influence**2).sum())
+    if estimator == "dr" and not np.isnan(both.full).any():
+        variance = max(variance, _expected_variance(data, both, h))
+    error = float(np.sqrt(variance))
+    unknown = float(np.average(both.unsupported, weights=h))
     reach = NormalDist().inv_cdf((1 + level) / 2) * error + unknown
     low, span = data.bounds[0], data.bounds[1] - data.bounds[0]
     offset = low if len(targets) == 1 else 0.0
@@ -141,6 +151,23 @@ def _estimate(data: Log, targets: tuple[Vector, ...], estimator: str, weights: s
         offset + span * (value + reach),
         level,
     )
+
+
+def _expected_variance(data: Log, terms: Terms, h: Vector) -> float:
+    """Variance of the DR average with Σ_a Δ(a)² / e(a) in place of the W² that came.
+
+    Where rare, heavy weights happened not to come, the observed variance is too small just when the estimate is off;
+    the propensities still tell of them. The squared residual of an arm is averaged with its weights.
+    """
+    residual, heavy = terms.reward - of_chosen(terms.predictions, data.chosen), np.abs(terms.weight)
+    mine = np.eye(terms.delta.shape[1])[data.chosen] * heavy[:, None]  # [N, K]
+    mass = mine.sum(axis=0)
+    squares = np.where(mass > 0, (mine * residual[:, None] ** 2).sum(axis=0) / np.maximum(mass, 1e-12), 0.25)
+    direct = (terms.delta * terms.predictions).sum(axis=1)
+    spread = (terms.full * terms.delta * squares / terms.rate).sum(axis=1) + (
+        direct - np.average(direct, weights=h)
+    ) ** 2
+    return float((h**2 * spread).sum() / h.sum() ** 2)
 
 
 def signed(data: Log, targets: tuple[Vector, ...]) -> Terms:
@@ -164,12 +191,16 @@ def _scores(data: Log, terms: Terms, estimator: str) -> tuple[Vector, Vector]:
 
 def stabilisers(load: Vector) -> Vector:
     """[N] weights of the decisions: 1 over the root of the recent average of the loads before each."""
-    decay, out = 0.5 ** (1 / HALF_LIFE), np.empty(len(load))
-    recent, mass, total = 1.0, 1.0, 1.0
-    for t, value in enumerate(load.tolist()):
-        out[t] = max(recent / mass, LEAST * total / (t + 1), 1e-9) ** -0.5
-        recent, mass, total = decay * recent + value, decay * mass + 1.0, total + value
-    return out
+    recent, mass, parts = 1.0, 1.0, []
+    for begin in range(0, len(load), CHUNK):
+        part = load[begin : begin + CHUNK]
+        fade = 0.5 ** (np.arange(len(part) + 1) / HALF_LIFE)
+        sums = fade * (recent + np.concatenate([[0.0], np.cumsum(part / fade[1:])]))
+        masses = fade * (mass + np.concatenate([[0.0], np.cumsum(1 / fade[1:])]))
+        parts.append(sums[:-1] / masses[:-1])
+        recent, mass = float(sums[-1]), float(masses[-1])
+    average = (1.0 + np.cumsum(load) - load) / np.arange(1, len(load) + 1)
+    return np.asarray(np.maximum(np.concatenate([np.zeros(0), *parts]), np.maximum(LEAST * average, 1e-9)) ** -0.5)
 
 
 def confidence_sequence(

@@ -16,7 +16,7 @@ from policies.types import Vector
 
 TRIES = 10.0  # an arm that would have been tried less often in the whole log, at this propensity, counts as never tried
 FLOOR = 1e-3  # and so does one with a smaller propensity
-MIN_FEEDBACK, MIN_ESS, MAX_UNSUPPORTED = 100, 100.0, 0.05
+MIN_FEEDBACK, MIN_ESS, MAX_UNSUPPORTED = 100, 50.0, 0.05
 
 
 class UnanswerableError(ValueError):
@@ -162,7 +162,9 @@ def terms_of(data: Log, delta: Vector, missing: Vector) -> Terms:
     q = np.clip((q - low) / (high - low), 0.0, 1.0)
     reward = np.where(got, (data.rewards - low) / (high - low), 0.0)
     weight = np.divide(bare, rate, out=np.zeros(n), where=got)
-    return Terms(weight, reward, q, delta, full, unsupported + missing, load, rates)
+    # what rounding leaves is nothing
+    unsupported = np.where(unsupported + missing > 1e-9, unsupported + missing, 0.0)
+    return Terms(weight, reward, q, delta, full, unsupported, load, rates)
 
 
 def overlap(data: Log, target: Vector) -> Overlap:
