@@ -7,8 +7,8 @@ For y_s = (ξ_s - ξ̂_s) / b ≥ -1, ξ̂_s a guess made before ξ_s was seen, 
 is a supermartingale that starts at 1 (Fan, Grama and Liu, EJP 2015; Howard, Ramdas, McAuliffe and Sekhon, Annals of
 Statistics 2021), and so is their mixture over λ. By Ville's inequality P(it ever reaches 1/α) ≤ α. Solved for Σ ν_s,
 this is an empirical-Bernstein lower confidence sequence for the running mean of the ν_s, which may change over time
-(Waudby-Smith and Ramdas, JRSS-B 2024; Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro, JDS 2024). Nothing is
-assumed of ξ but its lower end: importance weights need no upper one.
+(Waudby-Smith and Ramdas, JRSS-B 2024; Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro, ACM/IMS JDS 2024). Nothing
+is assumed of ξ but its lower end: importance weights need no upper one.
 """
 
 import numpy as np

@@ -14,7 +14,7 @@ the papers evaluate each logging policy on other contexts, too, which a log of p
 average is asymptotically normal for contexts that come independently of each other.
 
 The confidence sequence needs neither asymptotics nor one look only, and contexts may drift: it bounds the mean of the
-values so far (Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro, Journal of Data Science 2024). It is wider.
+values so far (Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro, ACM/IMS Journal of Data Science 2024). It is wider.
 
 A target must not have learned from the very rewards that judge it: judge a version on the decisions after it was made.
 """
@@ -237,7 +237,7 @@ def _lower(data: Log, terms: Terms, sign: float, ends: tuple[float, float], alph
 
     A term Σ_a Δ(a) q(a) + W (R - q(A)) has no lower end where W and q are large. So q is cut to what can take off at
     most CUT: to CUT / W where W > 0, and to 1 - CUT / |W| where W < 0 and it is R that takes off. The cut q is as well
-    known before the reward as q is, and nothing gets biased (Waudby-Smith et al. 2024, section 2, there for W > 0).
+    known before the reward as q is, and nothing gets biased (as Waudby-Smith et al. 2024 do for W > 0).
     """
     delta, cut = sign * terms.delta, CUT
     if np.isnan(terms.full).any():  # without the propensities of all arms nobody knows where to cut
