@@ -138,13 +138,14 @@ def coverage(name: str, logs: int, decisions: int, seed: int) -> list[dict[str, 
 def gate(runs: int, lengths: list[int], seed: int) -> list[dict[str, object]]:
     """How often a planted challenger passes, by the length of the log."""
     planted = {
-        "worse": (CLEAR, WORSE),
-        "better": (CLEAR, BETTER),
-        "as good (flat world)": (FLAT, rule(2, 2, 0, 0)),
+        "worse": (World(CLEAR), WORSE),
+        "worse, no least propensity": (World(CLEAR, floor=0.0), WORSE),
+        "better": (World(CLEAR), BETTER),
+        "better, no least propensity": (World(CLEAR, floor=0.0), BETTER),
+        "as good (flat world)": (World(FLAT), rule(2, 2, 0, 0)),
     }
     rows = []
-    for name, (means, challenger) in planted.items():
-        world = World(means)
+    for name, (world, challenger) in planted.items():
         passed: dict[tuple[int, bool], int] = defaultdict(int)
         for data, kinds in tqdm(collect(world, runs, max(lengths), seed), total=runs, desc=f"challenger {name}"):
             for n in lengths:

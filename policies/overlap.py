@@ -198,6 +198,9 @@ def overlap(data: Log, target: Vector) -> Overlap:
 def require_overlap(data: Log, target: Vector) -> Overlap:
     """The overlap, if the log can answer for this target.
 
+    A log that happens to pass where most of its like are refused was lucky with what it tried, and its interval holds
+    less often than it says. Counted over all logs, it is wrong no more often than elsewhere (benchmarks/offpolicy.py).
+
     Raises:
         UnanswerableError: too little feedback, choices that were never tried, too small an effective sample, or
             propensities with which these choices cannot have been made.
