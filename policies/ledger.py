@@ -96,13 +96,13 @@ class Ledger:
         Args:
             event: of any kind, in any order.
             policy: None only takes note, for events that a snapshot already contains.
-            fresh: the caller knows that this decision is new; nobody need look for it.
+            fresh: the caller knows that this decision is new; nobody need look for it among the older ones.
 
         Returns:
             ACCEPTED; DUPLICATE if nothing changed; REPEATED or HELD (see there); or what `absent` says.
         """
         if isinstance(event, Decision):
-            if not fresh and self.get(event.id) is not None:
+            if event.id in self._records or (not fresh and self.get(event.id) is not None):
                 return DUPLICATE
             record = Record(event)
             self.keep(record)
