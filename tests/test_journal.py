@@ -84,3 +84,61 @@ def test_sqlite_is_told_to_be_durable(tmp_path: Path) -> None:
     with Journal(f"sqlite:///{tmp_path}/journal.db").engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_a_write_whose_acknowledgement_was_lost_is_not_made_twice(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks after the commit: the rows are queued again, found there, and the next ones follow."""
+    journal, insert = Journal(url), Journal._insert
+
+    def lost(rows: list) -> None:
+        insert(journal, rows)
+        raise ConnectionError("the server went away")
+
+    journal.put(make_decision())
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_insert", lost)
+        with pytest.raises(ConnectionError):
+            asyncio.run(journal.flush())
+    journal.put(Outcome("d0"))
+    asyncio.run(journal.flush())
+    assert [row for row, _ in Journal(url).replay()] == [1, 2]
+
+
+def test_a_second_writer_is_refused(url: str) -> None:
+    """Two routers on one journal would mix their rows: the one that comes late is told."""
+    first, second = Journal(url), Journal(url)
+    first.put(Feedback("d0", 1.0))
+    asyncio.run(first.flush())
+    second.put(Feedback("d1", 1.0))
+    with pytest.raises(RuntimeError, match="let only one router write"):
+        asyncio.run(second.flush())
+    assert [event.decision_id for _, event in Journal(url).replay()] == ["d0"]
+
+
+def test_the_salt_stays(url: str) -> None:
+    """Hashes and ids of before a restart mean the same after it; another journal has another salt."""
+    assert Journal(url).salt == Journal(url).salt and len(Journal(url).salt) == 32
+    assert Journal(url).salt != Journal("sqlite://").salt
+
+
+def test_an_old_journal_is_brought_up_to_date(url: str) -> None:
+    """Columns and tables that it lacks are added; its rows are there and count as made now."""
+    journal = Journal(url)
+    journal.put(make_decision())
+    journal.put_snapshot(Snapshot("thompson", ("small",), 1, 2, {}))
+    asyncio.run(journal.flush())
+    with journal.engine.begin() as connection:
+        for change in (
+            "ALTER TABLE events DROP COLUMN time_s",
+            "ALTER TABLE snapshots DROP COLUMN cut",
+            "ALTER TABLE snapshots DROP COLUMN gone_before_s",
+            "DROP TABLE replies",
+            "DROP TABLE facts",
+        ):
+            connection.exec_driver_sql(change)
+    again = Journal(url, keep_days=1)
+    assert [event.id for _, event in again.replay()] == ["d0"] and again.snapshot()[0] == 1
+    assert asyncio.run(again.retire(time.time())) is False
+    again.put_reply("key", "digest", "accepted")
+    asyncio.run(again.flush())
+    assert again.reply("key") == ("digest", "accepted") and again.reply("other") is None
