@@ -19,7 +19,7 @@ def _encode_array(value: Any) -> Any:
 
 def decode_array(_: Any, value: dict[str, Any]) -> np.ndarray[Any, Any]:
     """An array of float64 as it was encoded."""
-    return np.frombuffer(value["data"], dtype="<f8").reshape(value["shape"]).astype(np.float64)
+    return np.frombuffer(value["data"], "<f8").reshape(value["shape"]).copy()
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)

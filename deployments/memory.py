@@ -5,8 +5,10 @@ acknowledged when it is on disk. No Ray in here, so that a test can kill it as o
 """
 
 import asyncio
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from math import inf
 
@@ -63,17 +65,18 @@ class Memory:
         for events in self.journal.find_all(snapshot.held if snapshot else (), up_to=row).values():
             for event in events:
                 self.ledger.apply(event, None)
-        for page in self.journal.pages(after=row):
-            horizon = page[0][0] - 1
-            made = {event.id for _, event in page if isinstance(event, Decision)}
-            needed = {event.decision_id for _, event in page if not isinstance(event, Decision)} - made
-            for record in self._look_up(self.ledger.missing(needed), horizon).values():
-                self.ledger.keep(record)
-            for number, event in page:
-                horizon = number - 1  # a record looked up now must not yet contain this event
-                self._apply(event, fresh=True)
-            # the clock of forgetting runs on as it did while these were decided
-            getattr(self.policy, "advance", lambda _: None)(self.sequence)
+        with _no_collector():
+            for page in self.journal.pages(after=row):
+                horizon = page[0][0] - 1
+                made = {event.id for _, event in page if isinstance(event, Decision)}
+                needed = {event.decision_id for _, event in page if not isinstance(event, Decision)} - made
+                for record in self._look_up(self.ledger.missing(needed), horizon).values():
+                    self.ledger.keep(record)
+                for number, event in page:
+                    horizon = number - 1  # a record looked up now must not yet contain this event
+                    self._apply(event, fresh=True)
+                # the clock of forgetting runs on as it did while these were decided
+                getattr(self.policy, "advance", lambda _: None)(self.sequence)
         self.ledger.look_elsewhere(lambda decision_id: self._look_up([decision_id]).get(decision_id), self._absent)
 
     def _look_up(self, decision_ids: Sequence[str], up_to: float = inf) -> dict[str, Record]:
@@ -224,3 +227,15 @@ class Memory:
             return (await self.feedback([item], time_s, (key, digest)))[0]
         finally:
             self._busy.discard(key)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without the garbage collector, which would search a hundred thousand new records for cycles, over and over."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
