@@ -12,16 +12,24 @@ from pathlib import Path
 import psycopg
 
 USER = "postgres"
+COMMON = Path("/etc/postgresql-common/createcluster.conf")
 
 
 def binaries() -> Path | None:
     """The folder with initdb and postgres; installed first, where we are root and have apt. None if there is none."""
     if (found := _look()) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "postgresql"]):
-            subprocess.run(["apt-get", *command], env=quiet, stdout=subprocess.DEVNULL, check=False)
+        _apt("update", "-qq")
+        _apt("install", "-y", "-qq", "--no-install-recommends", "postgresql-common")
+        if COMMON.exists():  # the package would start a server of its own
+            COMMON.write_text("create_main_cluster = false\n")
+        _apt("install", "-y", "-qq", "--no-install-recommends", "postgresql")
         found = _look()
     return found
+
+
+def _apt(*command: str) -> None:
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", *command], env=quiet, stdout=subprocess.DEVNULL, check=False)
 
 
 def _look() -> Path | None:
