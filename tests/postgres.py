@@ -47,7 +47,7 @@ class Postgres:
     """
 
     def __init__(self, bin: Path):
-        self._bin, self._numbers = bin, count(1)
+        self.bin, self._numbers = bin, count(1)
         self.folder = Path(tempfile.mkdtemp(prefix="router-postgres-"))
         if os.geteuid() == 0:
             shutil.chown(self.folder, USER, USER)
@@ -64,8 +64,8 @@ class Postgres:
         user = [*self._user(), "--pdeathsig", "INT"] if self._user() else []
         where = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-c", "listen_addresses="]
         with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen([*user, str(self._bin / "postgres"), *where], stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
+            self.process = subprocess.Popen([*user, str(self.bin / "postgres"), *where], stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
         while True:
             try:
                 psycopg.connect(host=str(self.folder), user=USER, dbname=USER).close()

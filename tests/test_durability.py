@@ -28,7 +28,7 @@ from tests.durability_worker import ARMS, Step, key_of, make_stream
 from tests.helpers import make_profile
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("ROUTER_KILLS", "10"))
+KILLS = int(os.environ.get("ROUTER_KILLS", "20"))
 
 
 def settled(policy: Thompson, sequence: int) -> State:
@@ -74,23 +74,31 @@ class Victim:
         self._worker = subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)  # type: ignore[call-overload]
         self.acknowledged: set[int] = set()
 
-    def round(self, numbers: list[int], after_s: float | None) -> bool:
-        """Let it send these steps, and kill it after a time, or when it is done; says whether it was done."""
+    def round(self, numbers: list[int], acknowledgements: int | None, then_s: float = 0.0) -> bool:
+        """Let it send these steps; kill it so long after so many acknowledgements (None: when it is done).
+
+        Returns:
+            Whether it was killed in mid-work.
+        """
         self._worker.stdin.write(json.dumps(numbers) + "\n")
         self._worker.stdin.flush()
-        child, done = int(self._worker.stdout.readline().split()[1]), False
-        if after_s is not None:
-            time.sleep(after_s)
-            os.kill(child, signal.SIGKILL)
-        while (line := self._worker.stdout.readline().strip()) != "gone":
-            assert line, "the worker is gone"
-            if line == "done":
-                done = True
-                if after_s is None:
-                    os.kill(child, signal.SIGKILL)
-            else:
-                self.acknowledged.add(int(line))
-        return done
+        child, heard, done = int(self._worker.stdout.readline().split()[1]), 0, False
+        wanted = len(numbers) if acknowledgements is None else acknowledgements
+        while heard < wanted and not done:
+            done = self._hear() == "done"
+            heard += 1
+        time.sleep(then_s)
+        os.kill(child, signal.SIGKILL)
+        while (line := self._hear()) != "gone":
+            done = done or line == "done"
+        return not done
+
+    def _hear(self) -> str:
+        line: str = self._worker.stdout.readline().strip()
+        assert line, "the worker is gone"
+        if line.isdigit():
+            self.acknowledged.add(int(line))
+        return line
 
     def end(self) -> None:
         self._worker.stdin.close()
@@ -112,8 +120,9 @@ def test_kill_nine_at_any_moment(url: str, tmp_path: Path) -> None:
             j = min(len(window) - 1, i + rng.randrange(12))
             window[i], window[j] = window[j], window[i]
         told |= {n for n in window if stream[n].event is None}  # a decision is only ever made once
-        done = victim.round(window, rng.uniform(0.0, 0.25) if kills < KILLS else None)
-        kills, interrupted = kills + 1, interrupted + (not done)
+        acknowledgements = rng.choice([0, rng.randrange(60)]) if kills < KILLS else None
+        interrupted += victim.round(window, acknowledgements, rng.uniform(0.0, 0.05))
+        kills += 1
         for page in journal.pages(after=row):
             for key in (key_of(event) for _, event in page):
                 there[key] += 1

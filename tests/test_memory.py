@@ -138,14 +138,18 @@ def test_the_newest_snapshot_is_the_one_that_counts(url: str) -> None:
 
 def test_a_database_that_dies_loses_nothing_that_was_acknowledged(postgres: Postgres) -> None:
     """PostgreSQL is killed in mid-work and comes back: what it had said is there, what it had not is written then."""
-    memory = make(postgres.new_url())
-    made = decide(memory, 20)
-    postgres.kill()
-    now = time.time() + 1
-    later = [Feedback(d.id, 0.25, time_s=now) for d in made]
-    with pytest.raises(sa.exc.SQLAlchemyError):
-        asyncio.run(memory.feedback(later, now))
-    postgres.start()
-    assert asyncio.run(memory.feedback(later, now)) == ["duplicate"] * 20
-    again = make(memory.journal.engine.url.render_as_string(hide_password=False))
-    assert again.journal.last_row == 80 and same(memory, again)
+    server = Postgres(postgres.bin)  # of its own: a large one recovers slowly
+    try:
+        memory = make(server.new_url())
+        made = decide(memory, 20)
+        server.kill()
+        now = time.time() + 1
+        later = [Feedback(d.id, 0.25, time_s=now) for d in made]
+        with pytest.raises(sa.exc.SQLAlchemyError):
+            asyncio.run(memory.feedback(later, now))
+        server.start()
+        assert asyncio.run(memory.feedback(later, now)) == ["duplicate"] * 20
+        again = make(memory.journal.engine.url.render_as_string(hide_password=False))
+        assert again.journal.last_row == 80 and same(memory, again)
+    finally:
+        server.stop()
