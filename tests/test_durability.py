@@ -32,8 +32,11 @@ KILLS = int(os.environ.get("ROUTER_KILLS", "20"))
 
 
 def settled(policy: Thompson, sequence: int) -> State:
-    """Its state with the clock of forgetting at this decision, so that two can be compared."""
-    policy.decide([Request("-", make_profile(), Objective())], {}, np.random.default_rng(0), sequence)
+    """Its state with the clock of forgetting at the same decision, so that two can be compared.
+
+    It moves in steps: one that is far enough ahead is taken by both.
+    """
+    policy.decide([Request("-", make_profile(), Objective())], {}, np.random.default_rng(0), sequence + 1000)
     return policy.state()
 
 

@@ -37,7 +37,7 @@ def decide(memory: Memory, count: int) -> list[Decision]:
 
 
 def same(one: Memory, other: Memory) -> bool:
-    sequence, states = max(one.sequence, other.sequence) + 64, []
+    sequence, states = max(one.sequence, other.sequence) + 1000, []
     for memory in (one, other):
         memory.policy.decide([Request("-", make_profile(), Objective())], {}, np.random.default_rng(0), sequence)
         states.append(memory.policy.state())
