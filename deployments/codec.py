@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from policies.ledger import Event
-from policies.types import Decision, Feedback, Outcome
+from policies.types import ArmEstimate, Decision, Feedback, Outcome
 
 KINDS: dict[str, type[Any]] = {"decision": Decision, "outcome": Outcome, "feedback": Feedback}
 
@@ -37,5 +37,18 @@ def decode(kind: str, body: bytes) -> Event:
     Raises:
         msgspec.ValidationError: the bytes are no such event.
     """
-    event: Event = _DECODERS[kind].decode(body)
+    try:
+        event: Event = _DECODERS[kind].decode(body)
+    except msgspec.ValidationError:
+        if kind != "decision":
+            raise
+        event = _early_decision(body)
     return event
+
+
+def _early_decision(body: bytes) -> Decision:
+    """A decision of the first version, whose estimates were maps."""
+    raw = msgspec.msgpack.decode(body)
+    known = ArmEstimate._fields
+    estimates = [ArmEstimate(**{k: v for k, v in given.items() if k in known}) for given in raw["estimates"]]
+    return msgspec.convert({**raw, "estimates": estimates}, Decision, dec_hook=decode_array)

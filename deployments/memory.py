@@ -9,6 +9,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from math import inf
 
@@ -33,6 +34,8 @@ class Memory:
         make: gives a policy that knows nothing.
         applied: is told of every event that counts, with the record of its decision.
         window_s: feedback for decisions older than this is refused.
+        complete: adds to a snapshot what others learned from the same events.
+        taken: gives it back to them; without `pacer` where the whole journal is about to be replayed.
     """
 
     def __init__(
@@ -41,7 +44,10 @@ class Memory:
         make: Callable[[], Policy],
         applied: Callable[[Event, Record], None] = lambda _, __: None,
         window_s: float = inf,
+        complete: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
+        taken: Callable[[Snapshot], None] = lambda _: None,
     ):
+        self._complete, self._taken = complete, taken
         self.journal, self.identity, self.window_s = journal, Identity(journal.salt), window_s
         self.policy, self.sequence, self.version = make(), 0, 0
         self._make, self._applied, self._time_s = make, applied, 0.0
@@ -74,9 +80,8 @@ class Memory:
                     self.ledger.keep(record)
                 for number, event in page:
                     horizon = number - 1  # a record looked up now must not yet contain this event
-                    self._apply(event, fresh=True)
-                # the clock of forgetting runs on as it did while these were decided
-                getattr(self.policy, "advance", lambda _: None)(self.sequence)
+                    self.ledger.apply(event, self.policy, fresh=True)
+                self.policy.advance(self.sequence)
         self.ledger.look_elsewhere(lambda decision_id: self._look_up([decision_id]).get(decision_id), self._absent)
 
     def _look_up(self, decision_ids: Sequence[str], up_to: float = inf) -> dict[str, Record]:
@@ -91,20 +96,20 @@ class Memory:
     def take(self, snapshot: Snapshot) -> bool:
         """Go on from a snapshot; False, with a policy that knows nothing, if it is of no use to this policy."""
         self.sequence, self.version = max(self.sequence, snapshot.sequence), snapshot.version
-        if snapshot.policy != self.policy.name:
-            return False
+        fits = snapshot.policy == self.policy.name
         names = [arm.name for arm in self.policy.arms]
         try:
-            self.policy.restore(realign(snapshot.state, snapshot.arms, names, self.policy.state()))
+            if fits:
+                self.policy.restore(realign(snapshot.state, snapshot.arms, names, self.policy.state()))
         except ValueError as error:
             log.warning("%s", error)
-            self.policy = self._make()
-            return False
-        return True
+            self.policy, fits = self._make(), False
+        self._taken(snapshot if fits else replace(snapshot, pacer={}))
+        return fits
 
-    async def rebuild(self, make: Callable[[], Policy]) -> None:
-        """Go on with another policy: it takes over what was learned, or learns it anew from the journal."""
-        before = self.snapshot()
+    async def rebuild(self, make: Callable[[], Policy], before: Snapshot | None = None) -> None:
+        """Go on with another policy: it takes over what was learned (before), or learns it anew from the journal."""
+        before = before or self.snapshot()
         self._make, self.policy = make, make()
         if self.take(before):
             return
@@ -116,7 +121,8 @@ class Memory:
     def snapshot(self) -> Snapshot:
         """All that is learned now."""
         names = tuple(arm.name for arm in self.policy.arms)
-        return Snapshot(self.policy.name, names, self.sequence, self.version, self.policy.state(), self.ledger.held)
+        state, held = self.policy.state(), self.ledger.held
+        return self._complete(Snapshot(self.policy.name, names, self.sequence, self.version, state, held=held))
 
     async def save(self) -> None:
         """Write a snapshot; returns when it is durable."""
@@ -130,20 +136,13 @@ class Memory:
 
     # --- live ---------------------------------------------------------------------------------------------------
 
-    def _apply(self, event: Event, fresh: bool = False) -> str:
-        try:
-            return self.ledger.apply(event, self.policy, fresh)
-        except ValueError as error:  # made by another version, with other features: on record, but nothing to learn
-            log.warning("an event could not be learned: %s", error)
-            return ACCEPTED
-
     def _note(self, event: Event, record: Record) -> None:
         if isinstance(event, Decision):
             self.sequence = max(self.sequence, event.sequence + 1)
         self._applied(event, record)
 
     def _write_down(self, event: Event, fresh: bool = False) -> str:
-        status = self._apply(event, fresh)
+        status = self.ledger.apply(event, self.policy, fresh)
         if status in NOTED:
             self.journal.put(event)
         return status

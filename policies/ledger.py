@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from policies.base import Policy
+from policies.features import D
 from policies.types import Decision, Feedback, Outcome
 
 ACCEPTED, DUPLICATE, UNKNOWN = "accepted", "duplicate", "unknown"
@@ -33,8 +34,11 @@ class Record:
 
     def votes(self) -> dict[str, float]:
         """The scores that count, by source: what somebody said takes the place of what was merely read out."""
-        said = {source: score for source, score in self.scores.items() if source != IMPLICIT}
-        return said or self.scores
+        return self.said() or self.scores
+
+    def said(self) -> dict[str, float]:
+        """The scores that somebody gave, by source."""
+        return {source: score for source, score in self.scores.items() if source != IMPLICIT}
 
 
 class Ledger:
@@ -130,6 +134,8 @@ class Ledger:
         return HELD
 
     def _fold(self, record: Record, event: Outcome | Feedback, policy: Policy | None) -> str:
+        if record.decision.profile.features.shape != (D,):
+            policy = None  # made by a version with other features: on record, but nothing to learn from
         if isinstance(event, Outcome):
             if record.outcome is not None:
                 return DUPLICATE

@@ -4,12 +4,14 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from deployments.codec import decode, encode
 from deployments.journal import Journal, Snapshot
 from policies.thompson import Thompson
-from policies.types import Arm, Feedback, Objective, Outcome, Request
+from policies.types import Arm, Decision, Feedback, Objective, Outcome, Request
 from tests.helpers import make_profile
 
 
@@ -142,3 +144,15 @@ def test_an_old_journal_is_brought_up_to_date(url: str) -> None:
     again.put_reply("key", "digest", "accepted")
     asyncio.run(again.flush())
     assert again.reply("key") == ("digest", "accepted") and again.reply("other") is None
+
+
+def test_decisions_of_the_first_version_are_understood() -> None:
+    """Their estimates were maps, with fields that are gone."""
+    decision = make_decision()
+    raw = msgspec.msgpack.decode(encode(decision))
+    raw["estimates"] = [{**e._asdict(), "sampled_quality": 0.5} for e in decision.estimates]
+    for late in ("prompt_hash", "prompt"):
+        del raw[late]
+    again = decode("decision", msgspec.msgpack.encode(raw))
+    assert isinstance(again, Decision) and again.estimates == decision.estimates
+    assert np.array_equal(again.profile.features, decision.profile.features)

@@ -23,7 +23,7 @@ def test_feedback_for_a_decision_that_nobody_made_is_unknown() -> None:
     """It changes nothing."""
     policy = Thompson(ARMS)
     assert Ledger().apply(Feedback("d9", 1.0), policy) == UNKNOWN
-    assert not policy.quality.count.any()
+    assert not policy.state()["quality.count"].any()
 
 
 def test_a_second_score_of_the_same_source_replaces_the_first() -> None:
@@ -48,7 +48,7 @@ def test_what_comes_before_its_decision_waits_for_it() -> None:
     early = [Feedback("d0", 0.2, time_s=1.0), Feedback("d0", 0.9, time_s=2.0), Outcome("d0", "ok", 0.1, 0.3, 20, 5)]
     assert [ledger.apply(event, policy) for event in early] == [HELD, HELD, HELD]
     assert [ledger.apply(event, policy) for event in early] == [DUPLICATE] * 3
-    assert ledger.held == ("d0",) and not policy.quality.count.any()
+    assert ledger.held == ("d0",) and not policy.state()["quality.count"].any()
     assert ledger.apply(decision, policy) == ACCEPTED and ledger.held == ()
     once.learn(decision, early[2])
     once.score(decision, 0.9)
@@ -62,9 +62,10 @@ def test_an_implicit_score_weighs_little_and_gives_way() -> None:
     policy, ledger = Thompson(ARMS), Ledger()
     ledger.apply(decision, policy)
     ledger.apply(Feedback("d0", 0.0, IMPLICIT), policy)
-    assert policy.quality.count.sum() == pytest.approx(0.25)
+    assert policy.state()["quality.count"].sum() == pytest.approx(0.25)
     ledger.apply(Feedback("d0", 1.0, "user"), policy)
-    assert policy.quality.count.sum() == pytest.approx(1) and policy.quality.moment[:, 0].sum() == pytest.approx(1)
+    state = policy.state()
+    assert state["quality.count"].sum() == pytest.approx(1) == state["quality.moment"][:, 0].sum()
 
 
 def test_a_score_given_again_later_outlives_an_older_correction() -> None:

@@ -14,6 +14,7 @@ from deployments.schema import EVENTS
 from policies.thompson import Thompson
 from policies.types import Arm, Decision, Feedback, Objective, Outcome, Request
 from tests.helpers import make_profile
+from tests.test_memory import same
 
 ARMS = (Arm("small"), Arm("large"))
 
@@ -41,11 +42,6 @@ def age(journal: Journal, up_to: int, by_s: float) -> None:
 def rows(journal: Journal) -> list[int]:
     with journal.engine.connect() as connection:
         return list(connection.execute(sa.select(EVENTS.c.row).order_by(EVENTS.c.row)).scalars())
-
-
-def same(one: Memory, other: Memory) -> bool:
-    states = one.policy.state(), other.policy.state()
-    return all(np.allclose(states[0][name], states[1][name], rtol=1e-9, atol=1e-9) for name in states[0])
 
 
 def test_rows_are_bounded_by_number(url: str) -> None:
@@ -78,8 +74,8 @@ def test_rows_are_bounded_by_age_and_their_feedback_is_refused(url: str) -> None
     asyncio.run(memory.retire(now))
     assert rows(journal)[0] == 2 * BATCH + 1
     again = make(Journal(url))
-    assert same(memory, again)
     assert asyncio.run(again.feedback(late, now)) == [EXPIRED, "duplicate"]
+    assert same(memory, again)
 
 
 def test_nothing_goes_before_a_snapshot_has_it(url: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
