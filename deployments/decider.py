@@ -6,6 +6,7 @@ the decision is made on the last snapshot of what it had learned, and the router
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deployments.coalesce import Coalescer
+from deployments.identity import HERE, Identity
 from deployments.profiler import count_tokens
 from deployments.refit import unpack
 from deployments.settings import GatewaySettings, Tuning
@@ -40,6 +42,7 @@ class Decider:
     def __init__(self, settings: GatewaySettings, profiler: Any, connect: Callable[[], Any]):
         self.tuning = Tuning()
         self.in_flight: Counter[str] = Counter()
+        self.store_text = settings.store_text
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
@@ -56,6 +59,7 @@ class Decider:
         """Connect, hand over the settings, and keep the snapshot fresh from now on."""
         self.router = self._connect()
         await self.router.configure.remote(self._settings)
+        self.identity = Identity(await self.router.salt.remote())
         await self._refresh()
         self._refreshing = asyncio.create_task(self._keep_fresh())
 
@@ -78,6 +82,14 @@ class Decider:
             self._spare_sequence = snapshot.sequence
             self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster
 
+    def new_id(self) -> str:
+        """The id of the next decision."""
+        return self.identity.new_id(time.time())
+
+    def traces(self, prompt: str) -> tuple[str, str]:
+        """What may be kept of a prompt: its salted hash, and the text itself only where that is switched on."""
+        return self.identity.hash(prompt), prompt if self.store_text else ""
+
     async def profile(self, item: dict[str, Any]) -> tuple[TaskProfile, str]:
         """The profile of a request (see Profiler.profile), and "profiler" if it had to be made here."""
         try:
@@ -95,7 +107,7 @@ class Decider:
         except Exception as error:
             log.warning("no decision in time (%s); deciding on the last snapshot", type(error).__name__)
             # under an id of its own: the router may still come to decide on the other, which nobody will follow
-            return self.decide_here(replace(request, id=f"{request.id}-here"), "router")
+            return self.decide_here(replace(request, id=request.id + HERE), "router")
 
     def decide_here(self, request: Request, fallback: str) -> Decision:
         """A decision on the last snapshot, with this ingress's own load."""
@@ -104,8 +116,14 @@ class Decider:
             for arm in self._spare.arms
         }
         decision = self._spare.decide([request], states, self._rng, self._spare_sequence)[0]
-        reason = FORCED if request.forced else fallback
-        return replace(decision, policy_version=self._spare_version, fallback=reason)
+        return replace(
+            decision,
+            policy_version=self._spare_version,
+            time_s=time.time(),
+            fallback=FORCED if request.forced else fallback,
+            prompt_hash=request.prompt_hash,
+            prompt=request.prompt,
+        )
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Tell the router what came of a decision, without waiting; keeps trying while it is away."""

@@ -3,18 +3,25 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Header, Response
 
 from deployments.api import FeedbackRequest
 from deployments.decider import Decider
 from deployments.errors import ApiError
+from deployments.memory import BUSY, EXPIRED, REUSED
 from policies.explain import explain
-from policies.ledger import UNKNOWN
+from policies.ledger import HELD, UNKNOWN
 from policies.types import Feedback
 
 PATIENCE_S = 10.0
+Key = Annotated[str, Header(max_length=255, description="One effect and one reply for each key.")]
+REFUSALS = {  # status of the router: of HTTP, message, parameter, code
+    EXPIRED: (410, "this decision is too old for feedback; nothing was changed", "decision_id", "feedback_expired"),
+    BUSY: (409, "a request with this Idempotency-Key is being answered now; try again", None, "idempotency_in_flight"),
+    REUSED: (422, "this Idempotency-Key was used for another score; use a new key", None, "idempotency_key_reused"),
+}
 
 
 async def _ask(what: str, call: Any, patience_s: float = PATIENCE_S) -> Any:
@@ -31,11 +38,15 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
     """Add the routes to the gateway's application."""
 
     @app.post("/v1/feedback")
-    async def feedback(request: FeedbackRequest) -> dict[str, Any]:
+    async def feedback(request: FeedbackRequest, response: Response, idempotency_key: Key = "") -> dict[str, Any]:
+        """A score; `held` means that the decision is still on its way here, and the score counts when it arrives."""
         item = Feedback(request.decision_id, request.score, request.source, time.time())
-        (status,) = await _ask("the router", decider.router.feedback.remote([item]))
+        (status,) = await _ask("the router", decider.router.feedback.remote([item], idempotency_key))
+        if status in REFUSALS:
+            raise ApiError(*REFUSALS[status])
         if status == UNKNOWN:
             raise _no_such_decision(request.decision_id)
+        response.status_code = 202 if status == HELD else 200
         return {"decision_id": request.decision_id, "status": status}
 
     @app.get("/v1/router/decisions/{decision_id}")

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from deployments.api import AnyRequest, ChatRequest, CompletionRequest, Embeddin
 from deployments.decider import Decider
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
+from deployments.listener import Listener
 from deployments.settings import GatewaySettings, Tuning
 from policies.types import FORCED, Arm, Decision, Objective, Outcome, Request
 
@@ -113,7 +113,10 @@ class Ingress:
             "max_output_tokens": request.limit(),
         }
         profile, fallback = await self.decider.profile(item)
-        decision = await self.decider.decide(Request(_new_id(), profile, objective, forced, fallback))
+        traces = self.decider.traces(context)
+        decision = await self.decider.decide(
+            Request(self.decider.new_id(), profile, objective, forced, fallback, *traces)
+        )
         if not decision.arm:
             raise _nobody_can(decision)
         body = request.body()
@@ -126,16 +129,18 @@ class Ingress:
             "x-router-policy-version": decision.policy_version,
             "x-router-fallback": "none" if decision.fallback in ("", FORCED) else decision.fallback,
         }
+        listener = Listener(task, body, self.decider.store_text)
         payload, report = first
         if report is not None and "error" in report:
             self._finish(decision, Outcome(decision.id, _status(report["status"])))
             return JSONResponse({"error": report["error"]}, report["status"], headers)
         if request.stream:
-            stream = self._stream(decision, started, first, rest)
+            stream = self._stream(decision, started, first, rest, listener)
             return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
         async for _, more in rest:
             report = more or report
-        self._finish(decision, self._outcome(decision, report or {}, started, 0.0))
+        listener.hear(payload)
+        self._finish(decision, self._outcome(decision, report or {}, started, 0.0, listener))
         return Response(payload, media_type="application/json", headers=headers)
 
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
@@ -203,7 +208,9 @@ class Ingress:
         if not others:
             return None
         objective = replace(failed.objective, models=others)
-        again = self.decider.decide_here(Request(_new_id(), failed.profile, objective), "model")
+        request = Request(self.decider.new_id(), failed.profile, objective)
+        request = replace(request, prompt_hash=failed.prompt_hash, prompt=failed.prompt)
+        again = self.decider.decide_here(request, "model")
         return again if again.arm else None
 
     def _handle(self, arm: str) -> Any:
@@ -212,7 +219,7 @@ class Ingress:
         return self._handles[arm]
 
     async def _stream(
-        self, decision: Decision, started: float, first: tuple[bytes, Any], rest: Any
+        self, decision: Decision, started: float, first: tuple[bytes, Any], rest: Any, listener: Listener
     ) -> AsyncIterator[bytes]:
         """Pass the bytes on, and report how it ended."""
         ttft_s = time.perf_counter() - started
@@ -221,6 +228,7 @@ class Ingress:
             payload, report = first
             while True:
                 if payload:
+                    listener.hear(payload)
                     yield payload
                 if report is not None:
                     break
@@ -229,7 +237,7 @@ class Ingress:
                 outcome = Outcome(decision.id, _status(report["status"]), ttft_s)
                 yield _event({"error": report["error"]})
             else:
-                outcome = self._outcome(decision, report, started, ttft_s)
+                outcome = self._outcome(decision, report, started, ttft_s, listener)
         except Exception:
             log.exception("the answer of %s broke off", decision.arm)
             outcome = Outcome(decision.id, "error", ttft_s)
@@ -239,8 +247,10 @@ class Ingress:
                 rest.cancel()
             self._finish(decision, replace(outcome, latency_s=time.perf_counter() - started))
 
-    def _outcome(self, decision: Decision, report: dict[str, Any], started: float, ttft_s: float) -> Outcome:
-        arm = self._arms[decision.arm]
+    def _outcome(
+        self, decision: Decision, report: dict[str, Any], started: float, ttft_s: float, listener: Listener
+    ) -> Outcome:
+        arm, finish_reason = self._arms[decision.arm], report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
         return Outcome(
             decision_id=decision.id,
@@ -249,16 +259,14 @@ class Ingress:
             prompt_tokens=prompt,
             output_tokens=output,
             cost_usd=prompt * arm.prompt_price_usd + output * arm.output_price_usd,
-            finish_reason=report.get("finish_reason") or "",
+            finish_reason=finish_reason,
+            flaw=listener.flaw(finish_reason),
+            answer=listener.text if self.decider.store_text else "",
         )
 
     def _finish(self, decision: Decision, outcome: Outcome) -> None:
         self.decider.in_flight[decision.arm] -= 1
         self.decider.report(decision, outcome)
-
-
-def _new_id() -> str:
-    return f"dec-{uuid.uuid4().hex}"
 
 
 def _event(content: dict[str, Any]) -> bytes:

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from deployments.journal import Journal, Snapshot
+from deployments.journal import DAY_S, Journal, Snapshot
+from deployments.memory import Memory
 from deployments.refit import Refitter
 from deployments.settings import GatewaySettings
 from deployments.telemetry import Telemetry
-from policies.base import realign
+from policies.base import Policy
 from policies.forecast import Forecaster
-from policies.ledger import ACCEPTED, UNKNOWN, Ledger, Record
+from policies.ledger import IMPLICIT, Event, Record
 from policies.meter import Meter
 from policies.pacer import Pacer, paced
 from policies.registry import make_policy
@@ -45,75 +46,61 @@ class Router:
 
     def __init__(self, settings: GatewaySettings, watch: Watch):
         self._watch, self._telemetry = watch, Telemetry()
-        self._journal = Journal(settings.journal)
-        self._refitter = Refitter(settings.arms(), self._journal)
         self._rng = np.random.default_rng()  # fresh after a restart, or it would repeat its own exploration
-        self._sequence = self._version = 0
         self._replicas: dict[str, int] = {}
         self._in_flight: dict[str, tuple[float, dict[str, int]]] = {}  # by ingress: when told, and what
         self._recent: deque[Decision] = deque(maxlen=RECENT)
         self._counts: Counter[str] = Counter()
-        self._build(settings)
-        self._restore()
         self._watching: asyncio.Task[None] | None = None
-
-    def _build(self, settings: GatewaySettings) -> None:
-        self._settings = settings
-        self._policy = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
-        self._meters = {arm.name: Meter() for arm in self._policy.arms}
-        self._pacer = Pacer(settings.max_mean_cost_usd or inf)
-
-    def _restore(self) -> None:
-        """The last snapshot, then every row after it."""
-        row, snapshot = self._journal.snapshot()
-        if snapshot is not None:
-            self._take(snapshot)
-        horizon = row
-        self._ledger = Ledger(find=lambda decision_id: self._find(decision_id, horizon))
-        for number, event in self._journal.replay(after=row):
-            horizon = number - 1  # a record looked up now must not yet contain this event
-            self._apply(event)
-        self._ledger = Ledger(find=self._find)
-        self._snapshot_row = row
+        self._heed(settings)
+        self._journal = Journal(settings.journal, settings.journal_keep_days, settings.journal_max_rows)
+        self._refitter = Refitter(settings.arms(), self._journal)
+        window_s = settings.feedback_window_days * DAY_S
+        self._memory = Memory(self._journal, self._make, self._note, window_s, self._complete, self._taken)
+        self._snapshot_row, _ = self._journal.snapshot()
         self._restored = self._sequence > 0
 
-    def _take(self, snapshot: Snapshot) -> None:
-        self._sequence, self._version = max(self._sequence, snapshot.sequence), snapshot.version
-        if snapshot.policy == self._policy.name:
-            names = [arm.name for arm in self._policy.arms]
-            self._policy.restore(realign(snapshot.state, snapshot.arms, names, self._policy.state()))
+    def _heed(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._meters = {arm.name: Meter() for arm in settings.arms()}
+        self._pacer = Pacer(settings.max_mean_cost_usd or inf)
+
+    def _complete(self, snapshot: Snapshot) -> Snapshot:
+        """What else is learned here, in the same snapshot."""
+        return replace(snapshot, state=snapshot.state | self._refitter.state(), pacer=self._pacer.state())
+
+    def _taken(self, snapshot: Snapshot) -> None:
         if snapshot.pacer:
             self._pacer.restore(snapshot.pacer)
         self._refitter.take(snapshot.state, snapshot.arms)
 
-    def _find(self, decision_id: str, horizon: int | None = None) -> Record | None:
-        found = Ledger()
-        for event in self._journal.find(decision_id, horizon):
-            found.apply(event, policy=None)
-        return found.get(decision_id)
+    def _make(self) -> Policy:
+        policy = self._settings.policy
+        return make_policy(policy.name, self._settings.arms(), policy.options)
 
-    def _apply(self, event: Decision | Outcome | Feedback) -> str:
-        """Fold one event into all that is learned and measured."""
-        status = self._ledger.apply(event, self._policy)
-        if status != ACCEPTED:
-            return status
+    @property
+    def _policy(self) -> Policy:
+        return self._memory.policy
+
+    @property
+    def _sequence(self) -> int:
+        return self._memory.sequence
+
+    def _note(self, event: Event, record: Record) -> None:
+        """Measure what was folded into the policy."""
         if isinstance(event, Decision):
-            self._sequence = max(self._sequence, event.sequence + 1)
             self._pacer.decided(event)
             self._counts["forced" if event.fallback == FORCED else "routed"] += 1
             self._counts["fallback"] += event.fallback not in ("", FORCED)
             if event.fallback != FORCED:
                 self._recent.append(event)
-            return status
-        record = self._ledger.get(event.decision_id)
-        if record is not None and (meter := self._meters.get(record.decision.arm)) is not None:
+        elif (meter := self._meters.get(record.decision.arm)) is not None:
             if isinstance(event, Outcome):
                 meter.observe(event, time.time())
                 self._pacer.finished(record.decision, event)
-            else:
+            elif event.source != IMPLICIT:
                 meter.score(event.score)
                 self._counts["feedback"] += 1
-        return status
 
     async def _keep_watch(self) -> None:
         """Every other second: how many replicas are ready; what is queued goes to disk; the profiler's forecasts are
@@ -126,8 +113,9 @@ class Router:
                 refitted = await self._refitter.turn()
                 if refitted or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
                     self._snapshot_row = self._journal.last_row
-                    self._journal.put_snapshot(self._snapshot())
+                    self._journal.put_snapshot(self._memory.snapshot())
                 await self._journal.flush()
+                await self._memory.retire(time.time())
             except Exception:
                 log.exception("the router's watch failed; it goes on")
             await asyncio.sleep(2.0)
@@ -157,23 +145,23 @@ class Router:
             for name in self._meters
         }
 
-    def _snapshot(self) -> Snapshot:
-        names = tuple(arm.name for arm in self._policy.arms)
-        state = self._policy.state() | self._refitter.state()
-        return Snapshot(self._policy.name, names, self._sequence, self._version, state, self._pacer.state())
-
     @property
     def _version_name(self) -> str:
-        return f"{self._policy.name}-v{self._version}"
+        return f"{self._policy.name}-v{self._memory.version}"
 
     async def configure(self, settings: GatewaySettings) -> None:
         """Take over changed settings; what was learned about the arms that stay is kept."""
         if settings == self._settings:
             return
-        before = self._snapshot()
-        self._build(settings)
+        before = self._memory.snapshot()
+        if settings.policy.name != self._settings.policy.name:
+            self._recent.clear()  # what the journal is replayed for will be counted again
+            self._counts.clear()
+        self._heed(settings)
         self._refitter.configure(settings.arms())
-        self._take(before)
+        self._journal.keep_days, self._journal.max_rows = settings.journal_keep_days, settings.journal_max_rows
+        self._memory.window_s = settings.feedback_window_days * DAY_S
+        await self._memory.rebuild(self._make, before)
 
     async def decide(self, requests: list[Request], ingress: str, in_flight: dict[str, int]) -> list[Decision]:
         """Decide a batch.
@@ -187,16 +175,20 @@ class Router:
         self._in_flight[ingress] = (time.time(), in_flight)
         requests = paced(requests, self._pacer.cost_weight)
         decided = self._policy.decide(requests, self._states(), self._rng, self._sequence)
-        self._sequence += len(decided)
+        self._memory.sequence += len(decided)
         now, version = time.time(), self._version_name
         decisions = [
-            replace(d, policy_version=version, time_s=now, fallback=FORCED if request.forced else request.fallback)
+            replace(
+                d,
+                policy_version=version,
+                time_s=now,
+                fallback=FORCED if request.forced else request.fallback,
+                prompt_hash=request.prompt_hash,
+                prompt=request.prompt,
+            )
             for d, request in zip(decided, requests, strict=True)
         ]
-        for decision in decisions:
-            if decision.arm:
-                self._apply(decision)
-                self._journal.put(decision)
+        self._memory.decided([decision for decision in decisions if decision.arm])
         self._telemetry.decided(decisions, time.perf_counter() - began)
         return decisions
 
@@ -205,36 +197,38 @@ class Router:
         died in between or never saw them.
         """
         self._in_flight[ingress] = (time.time(), in_flight)
-        for decision, outcome in finished:
-            for event in (decision, outcome):
-                if self._apply(event) == ACCEPTED:
-                    self._journal.put(event)
-                    if isinstance(event, Outcome):
-                        self._telemetry.observed(decision.arm, event)
-        await self._journal.flush()
+        arms = {decision.id: decision.arm for decision, _ in finished}
+        for outcome in await self._memory.observe(finished, time.time()):
+            self._telemetry.observed(arms[outcome.decision_id], outcome)
 
-    async def feedback(self, items: list[Feedback]) -> list[str]:
-        """Learn from scores; returns what became of each (accepted, duplicate, unknown) when all is durable."""
-        statuses = []
-        for item in items:
-            status = self._apply(item)
-            if status == ACCEPTED:
-                self._journal.put(item)
+    async def feedback(self, items: list[Feedback], key: str = "") -> list[str]:
+        """Learn from scores; returns what became of each (memory.py) when all is durable.
+
+        Args:
+            items: the scores.
+            key: idempotency key of the request, which then has one item only.
+        """
+        if key:
+            statuses = [await self._memory.feedback_once(items[0], time.time(), key)]
+        else:
+            statuses = await self._memory.feedback(items, time.time())
+        for item, status in zip(items, statuses, strict=True):
             self._telemetry.scored(item.source, status)
-            statuses.append(status)
-        if any(status != UNKNOWN for status in statuses):
-            await self._journal.flush()
         return statuses
+
+    async def salt(self) -> bytes:
+        """With which ids and hashes are made (identity.py)."""
+        return self._journal.salt
 
     async def record(self, decision_id: str) -> Record | None:
         """All that is known of a decision."""
-        return self._ledger.get(decision_id)
+        return self._memory.ledger.get(decision_id)
 
     async def snapshot(self) -> tuple[Snapshot, dict[str, ModelState], str]:
         """All that was learned, the live states and the version's name: enough to decide without this actor."""
         if self._watching is None:  # a constructor has no event loop yet; every ingress asks for this at its start
             self._watching = asyncio.create_task(self._keep_watch())
-        return self._snapshot(), self._states(), self._version_name
+        return self._memory.snapshot(), self._states(), self._version_name
 
     async def forecaster(self, version: int) -> Forecaster | None:
         """What the profiler says of answers; None if the caller's version is the present one."""
@@ -245,17 +239,16 @@ class Router:
         """Start from a published version, unless something was learned here already."""
         if self._restored or self._sequence > 0:
             return False
-        self._take(snapshot)
+        if not self._memory.take(snapshot):
+            return False
         self._restored = True
-        self._journal.put_snapshot(self._snapshot())
-        await self._journal.flush()
+        await self._memory.save()
         return True
 
     async def published(self, version: int) -> None:
         """The present state is now this version in the registry."""
-        self._version = version
-        self._journal.put_snapshot(self._snapshot())
-        await self._journal.flush()
+        self._memory.version = version
+        await self._memory.save()
 
     async def summary(self) -> dict[str, Any]:
         """What an operator wants to see at a glance, as plain data."""

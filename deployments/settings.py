@@ -57,12 +57,21 @@ class GatewaySettings(Strict):
     """All that the gateway, the router and the tracker are built from.
 
     max_mean_cost_usd: ceiling on the mean cost per routed request (policies/pacer.py); none if not given.
+    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME.
+    journal_keep_days, journal_max_rows: how old and how many its rows may get (a request makes about three, together
+        3 kB); what was learned from those that go is kept.
+    feedback_window_days: later than this, feedback for a decision is refused.
+    store_text: write prompts and answers into the journal, not only features and a salted hash.
     """
 
     models: dict[str, ModelSettings] = Field(min_length=1)
     policy: PolicySettings = PolicySettings()
     profiler: ProfilerSettings = ProfilerSettings()
     journal: str = "sqlite:///var/journal.db"
+    journal_keep_days: float = Field(90.0, gt=0)
+    journal_max_rows: int = Field(3_000_000, ge=10_000)
+    feedback_window_days: float = Field(30.0, gt=0)
+    store_text: bool = False
     mlflow_uri: str | None = None
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)

@@ -29,6 +29,9 @@ class Policy(Protocol):
         A decision's arm is "" if its limits leave none; its estimates then say what removed each.
         """
 
+    def advance(self, sequence: int) -> None:
+        """Let the clock of forgetting run on to this decision, as `decide` does; a replay must, or weights overflow."""
+
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """Fold in what was measured. A forced decision teaches too: its latency is as true as any other."""
 

@@ -82,8 +82,8 @@ def labelled(records: Sequence[Record], arms: Sequence[Arm]) -> Labelled:
     rows = []
     for r in records:
         failed = r.outcome is not None and r.outcome.status == "error"
-        if (r.scores or failed) and r.decision.arm in index and r.decision.profile.features.shape == (D,):
-            score = sum(r.scores.values()) / len(r.scores) if r.scores else 0.0
+        if (r.said() or failed) and r.decision.arm in index and r.decision.profile.features.shape == (D,):
+            score = sum(r.said().values()) / len(r.said()) if r.said() else 0.0
             rows.append((r.decision, float(score >= SUFFICIENT)))
     return Labelled(
         np.array([d.profile.features for d, _ in rows]).reshape(-1, D),

@@ -19,8 +19,8 @@ Reward = Callable[[Record], float]
 
 def score(record: Record) -> float:
     """The mean over the sources' scores; 0 for an arm that failed, NaN if nobody said anything."""
-    if record.scores:
-        return float(np.mean(list(record.scores.values())))
+    if record.said():
+        return float(np.mean(list(record.said().values())))
     return 0.0 if record.outcome is not None and record.outcome.status == "error" else nan
 
 

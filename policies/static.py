@@ -62,6 +62,9 @@ class Static:
             decisions.append(decision)
         return decisions
 
+    def advance(self, sequence: int) -> None:
+        """See base.Policy; a rule forgets nothing."""
+
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """A rule learns nothing."""
 

@@ -82,8 +82,7 @@ class Thompson:
         self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int
     ) -> list[Decision]:
         """See base.Policy."""
-        for part in self._parts.values():
-            part.advance(sequence)
+        self.advance(sequence)
         objectives = [effective(request.objective, request.profile) for request in requests]
         features = np.array([request.profile.features for request in requests])  # [B, D]
         quality, variance = self.quality.predict(features)
@@ -100,7 +99,16 @@ class Thompson:
         propensity = probability_best(mean, spread, eligible)
         best = np.where(eligible, drawn, -inf).argmax(axis=1).tolist()
 
-        columns = (quality, expected.latency_s, expected.cost_usd, mean, drawn, *expected[:3], propensity, *expected[3:5])
+        columns = (
+            quality,
+            expected.latency_s,
+            expected.cost_usd,
+            mean,
+            drawn,
+            *expected[:3],
+            propensity,
+            *expected[3:5],
+        )
         table = np.array(columns).transpose(1, 2, 0).tolist()  # [B, K, 11], in the order of ArmEstimate's fields
         decisions = []
         for i, request in enumerate(requests):
@@ -133,6 +141,11 @@ class Thompson:
                     row[k] = row[k] or _over(objective, float(latency[i, k]), float(cost[i, k]))
             rows.append(row)
         return rows
+
+    def advance(self, sequence: int) -> None:
+        """See base.Policy."""
+        for part in self._parts.values():
+            part.advance(sequence)
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """See base.Policy. An arm that failed gave an answer worth nothing; a client that left says nothing."""

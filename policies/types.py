@@ -16,6 +16,7 @@ Vector = NDArray[np.float64]
 
 TASKS = ("chat", "completion", "embed")
 FORCED = "forced"  # Decision.fallback of a choice that the client made
+FLAWS = ("empty", "invalid_json")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Request:
 
     forced: the client named the model, which is then the only one the objective allows.
     fallback: what was already done without, on the way here ("" for nothing).
+    prompt_hash: salted hash of all that the model will read; prompt: that text itself, only where it may be stored.
     """
 
     id: str
@@ -125,6 +127,8 @@ class Request:
     objective: Objective
     forced: bool = False
     fallback: str = ""
+    prompt_hash: str = ""
+    prompt: str = ""
 
 
 class ArmEstimate(NamedTuple):
@@ -162,6 +166,7 @@ class Decision:
     arm: empty when no arm was eligible.
     fallback: why the router itself did not decide ("" if it did; FORCED if the client named the model).
     time_s: seconds since the epoch.
+    prompt_hash, prompt: see Request.
     """
 
     id: str
@@ -173,6 +178,8 @@ class Decision:
     estimates: tuple[ArmEstimate, ...] = ()
     fallback: str = ""
     time_s: float = 0.0
+    prompt_hash: str = ""
+    prompt: str = ""
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""
@@ -187,6 +194,8 @@ class Outcome:
     status: ok, error (the arm failed), disconnected (the client left), rejected (the request itself was wrong).
     ttft_s, latency_s: seconds from the decision to the first and to the last token; ttft_s is 0 where the answer
         came in one piece.
+    flaw: what a look at the answer alone shows to be wrong with it, one of FLAWS; "" for nothing.
+    answer: its text, only where it may be stored.
     """
 
     decision_id: str
@@ -197,11 +206,15 @@ class Outcome:
     output_tokens: int = 0
     cost_usd: float = 0.0
     finish_reason: str = ""
+    flaw: str = ""
+    answer: str = ""
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """A score in [0, 1] for an answer, often late; one vote per decision and source, the last one counts."""
+    """A score in [0, 1] for an answer, often late; one vote per decision and source, the one with the latest time_s
+    counts.
+    """
 
     decision_id: str
     score: float

@@ -11,6 +11,7 @@ import pytest
 
 from policies.types import Arm
 from tests.gateway import Gateway
+from tests.postgres import Postgres, binaries
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFSET = 100  # of the ports of the tests' own system
@@ -37,6 +38,25 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
     made = Gateway(tmp_path)
     with made.client:
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of the tests' own."""
+    if (folder := binaries()) is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    server = Postgres(folder)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty database for a journal, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/deep/journal.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_url()
 
 
 @pytest.fixture(scope="session")

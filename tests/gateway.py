@@ -30,7 +30,7 @@ def eventually(check: Callable[[], Any]) -> None:
 class Gateway:
     """An ingress with all its parts in this process."""
 
-    def __init__(self, folder: Path, policy: str = "thompson"):
+    def __init__(self, folder: Path, policy: str = "thompson", **options: Any):
         self.settings = GatewaySettings.model_validate(
             {
                 "models": {
@@ -41,6 +41,7 @@ class Gateway:
                 "policy": {"name": policy},
                 "journal": f"sqlite:///{folder}/journal.db",
                 "profiler": {"embedder": str(ROOT / "assets/embedder")},
+                **options,
             }
         )
         self.models = {name: FakeModel(name) for name in self.settings.models}

@@ -130,7 +130,9 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
         budget = gateway.client.get("/v1/router/state").json()["budget"]
     router = gateway.router.thing
     assert objective["cost_weight"] > 1e3 and budget["max_mean_cost_usd"] == 1e-6
-    costs = [record.outcome.cost_usd for record in router._ledger._records.values() if not record.decision.fallback]
+    costs = [
+        record.outcome.cost_usd for record in router._memory.ledger._records.values() if not record.decision.fallback
+    ]
     assert len(costs) == 13 and budget["mean_cost_usd"] == pytest.approx(np.mean(costs))
     assert budget["account"] == pytest.approx(sum(cost / 1e-6 - 1 for cost in costs))
     replayed = Router(gateway.settings, lambda: gateway.replicas)  # from the journal's rows
@@ -138,7 +140,7 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
     assert {name: float(value[0]) for name, value in replayed._pacer.state().items()} == pytest.approx(kept)
 
     async def snapshot() -> None:
-        router._journal.put_snapshot(router._snapshot())
+        router._journal.put_snapshot(router._memory.snapshot())
         await router._journal.flush()
 
     asyncio.run(snapshot())
