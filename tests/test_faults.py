@@ -37,10 +37,24 @@ def test_without_the_router_the_last_snapshot_decides(gateway: Gateway, trouble:
 def test_without_the_profiler_the_text_alone_is_profiled(gateway: Gateway) -> None:
     """And the header says so."""
     gateway.profiler.broken = True
+    gateway.ingress.reconfigure({"profile_here_chars": 0})
     answer = gateway.chat()
     assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "profiler"
     found = gateway.client.get(f"/v1/router/decisions/{answer.headers['x-router-decision-id']}").json()
     assert found["fallback"] == "profiler" and "because of: profiler" in found["summary"]
+
+
+def test_a_short_text_needs_no_profiler(gateway: Gateway) -> None:
+    """The ingress reads it itself, and sees the same in it."""
+    gateway.ingress.reconfigure({"profile_here_chars": 0})
+    there = gateway.chat().headers["x-router-decision-id"]
+    gateway.profiler.broken = True
+    gateway.ingress.reconfigure({"profile_here_chars": 4000})
+    answer = gateway.chat()
+    assert answer.headers["x-router-fallback"] == "none"
+    ids = (there, answer.headers["x-router-decision-id"])
+    profiles = [gateway.client.get(f"/v1/router/decisions/{i}").json()["profile"] for i in ids]
+    assert profiles[0] == profiles[1]
 
 
 def test_an_arm_that_fails_before_its_first_byte_is_replaced_once(gateway: Gateway) -> None:
