@@ -17,10 +17,17 @@ class Coalescer(Generic[Item, Answer]):
         call: takes a list of items and gives their answers in the same order.
         limit: the largest batch.
         calls: how many may be under way at once; `call` has to end in time by itself, or it holds up the others.
+        pause_s: how long the first item waits for others, where nobody waits for its answer.
     """
 
-    def __init__(self, call: Callable[[list[Item]], Awaitable[Sequence[Answer]]], limit: int = 64, calls: int = 2):
-        self._call, self._limit, self._calls = call, limit, calls
+    def __init__(
+        self,
+        call: Callable[[list[Item]], Awaitable[Sequence[Answer]]],
+        limit: int = 64,
+        calls: int = 2,
+        pause_s: float = 0.0,
+    ):
+        self._call, self._limit, self._calls, self._pause_s = call, limit, calls, pause_s
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -29,7 +36,7 @@ class Coalescer(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         if not self._waiting and len(self._running) < self._calls:
-            loop.call_soon(self._start)
+            self._schedule()
         self._waiting.append((item, future))
         return await future
 
@@ -43,9 +50,17 @@ class Coalescer(Generic[Item, Answer]):
             self._running.add(task)
             task.add_done_callback(self._ended)
 
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._pause_s:
+            loop.call_later(self._pause_s, self._start)
+        else:
+            loop.call_soon(self._start)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._start()
+        if self._waiting:
+            self._schedule()
 
     async def _send(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:

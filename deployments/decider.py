@@ -24,6 +24,7 @@ from policies.registry import make_policy
 from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
 
 REFRESH_S = 2.0
+OBSERVE_EVERY_S = 0.05  # outcomes travel together: nobody waits for them
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Decider:
         self._rng = np.random.default_rng()
         self._profile = Coalescer(self._profile_batch)
         self._decide = Coalescer(self._decide_batch)
-        self._observe = Coalescer(self._observe_batch)
+        self._observe = Coalescer(self._observe_batch, limit=1000, calls=1, pause_s=OBSERVE_EVERY_S)
         self._reporting: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
