@@ -71,6 +71,8 @@ class Systems:
 
     def __init__(self, state: Path, litellm: bool = True):
         state.mkdir(parents=True, exist_ok=True)
+        for old in state.glob("journal.db*"):  # a router that knows nothing, each time
+            old.unlink()
         path = state / "speed.yaml"
         path.write_text(yaml.safe_dump(configuration()))
         os.environ["RAYLLM_VLLM_ENGINE_CLS"] = "benchmarks.echo:EchoEngine"
@@ -119,6 +121,7 @@ class Systems:
         endpoint = [sys.executable, "-m", "benchmarks.echo", "--port", str(ENDPOINT_PORT)]
         proxy = [str(binary), "--config", str(config), "--host", "127.0.0.1", "--port", str(LITELLM_PORT)]
         hushed = {**os.environ, "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        hushed["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # on loopback, and without keys faster
         for name, command in (("endpoint", endpoint), ("LiteLLM", [*proxy, "--num_workers", "1"])):
             with open(self.state / f"{name}.log", "ab") as log:
                 self._beside[name] = subprocess.Popen(command, cwd=ROOT, env=hushed, stdout=log, stderr=log)
