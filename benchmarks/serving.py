@@ -43,6 +43,7 @@ def configuration() -> dict[str, Any]:
     return {
         "proxy_location": "HeadOnly",
         "http_options": product["http_options"],
+        "logging_config": product["logging_config"],
         "applications": [
             *({"name": n, "route_prefix": None, "import_path": "deployments.app:model", "args": a} for n, a in names),
             gateway,

@@ -137,7 +137,7 @@ def test_a_client_that_leaves_ends_the_generation(system: str, stream: bool) -> 
         with httpx.stream("POST", f"{system}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as answer:
             next(answer.iter_bytes())
             decision_id = answer.headers["x-router-decision-id"]
-        assert outcome(system, decision_id)["status"] in ("disconnected", "ok")
+        assert outcome(system, decision_id)["status"] == "disconnected"
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{system}/v1/chat/completions", json=body, timeout=httpx.Timeout(5.0, read=0.1))
