@@ -27,6 +27,7 @@ from benchmarks import speedpictures
 from benchmarks.echo import TPOT_S, TTFT_S
 from benchmarks.load import Plan
 from benchmarks.serving import ROOT, Systems
+from benchmarks.speedpictures import ORDER
 
 CLIENTS = 32
 STREAM_TOKENS, STREAM_RATE = 32, 5.0
@@ -119,7 +120,7 @@ def tables(rows: pd.DataFrame) -> str:
         columns = ["per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_total_ms", "failed", "fallbacks", "others_cores"]
         if phase == "stream":
             columns[1:4] = ["ttft_p50_ms", "per_token_ms", "p50_ms", "p99_ms"]
-        table = there.groupby("target", sort=False)[columns].median()
+        table = there.groupby("target")[columns].median().sort_index(key=lambda names: names.map(ORDER.index))
         parts.append(f"{phase}\n\n{table.to_markdown(floatfmt='.2f')}")
     return "\n\n".join(parts)
 
@@ -131,7 +132,7 @@ def cpu_table(rows: pd.DataFrame, phase: str) -> pd.DataFrame:
         {t: pd.DataFrame(list(group.cpu_ms)).fillna(0.0).median() for t, group in there.groupby("target")}
     )
     table = table.fillna(0.0)
-    return table[table.max(axis=1) >= 0.02].sort_values(OURS, ascending=False)
+    return table[table.max(axis=1) >= 0.02].sort_values(OURS if OURS in table else table.columns[0], ascending=False)
 
 
 def main() -> None:

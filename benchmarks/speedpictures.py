@@ -8,6 +8,8 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+ORDER = ("routed", "explicit", "ray.serve.llm", "LiteLLM", "floor")
+
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Save it.
@@ -16,9 +18,9 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         rows: one a phase, system and round, as benchmarks/speed.py makes them.
         path: of the picture.
     """
-    targets = list(dict.fromkeys(rows.target))
+    targets = sorted(rows.target.unique(), key=ORDER.index)
     phases = [p for p in rows.phase.unique() if p.endswith("/s")]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
     _throughput(left, rows, targets)
     for shift, p in ((-0.25, 50), (0.0, 95), (0.25, 99)):
         at = rows[rows.phase == phases[-1]].groupby("target")[f"p{p}_ms"].median().reindex(targets)
@@ -58,4 +60,4 @@ def _processor(axis: plt.Axes, rows: pd.DataFrame, targets: list[str]) -> None:
     axis.set_xticks(range(len(targets)), targets, rotation=20)
     axis.set_ylabel("CPU, ms a request")
     axis.set_title("who works, at saturation")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
