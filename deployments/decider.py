@@ -42,6 +42,7 @@ class Decider:
     def __init__(self, settings: GatewaySettings, profiler: Any, connect: Callable[[], Any]):
         self.tuning = Tuning()
         self.in_flight: Counter[str] = Counter()
+        self._forced: Counter[str] = Counter()  # on their way to an arm that the client named, not there yet
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
@@ -98,6 +99,8 @@ class Decider:
 
     async def decide(self, request: Request) -> Decision:
         """The router's decision, or in its silence one of our own."""
+        forced = request.objective.models[:1] if request.forced else ()
+        self._forced.update(forced)
         try:
             async with asyncio.timeout(self.tuning.decide_timeout_s):
                 return await self._decide(request)
@@ -105,6 +108,8 @@ class Decider:
             log.warning("no decision in time (%s); deciding on the last snapshot", type(error).__name__)
             # under an id of its own: the router may still come to decide on the other, which nobody will follow
             return self.decide_here(replace(request, id=f"{request.id}-here"), "router")
+        finally:
+            self._forced.subtract(forced)
 
     def decide_here(self, request: Request, fallback: str) -> Decision:
         """A decision on the last snapshot, with this ingress's own load."""
@@ -141,7 +146,10 @@ class Decider:
 
     async def _decide_batch(self, requests: list[Request]) -> list[Decision]:
         async with asyncio.timeout(self.tuning.decide_timeout_s):
-            decisions: list[Decision] = await self.router.decide.remote(requests, self._name, dict(self.in_flight))
+            # a crowd that comes at once is load to each of its members; nobody is load to itself
+            itself = Counter({request.objective.models[0] for request in requests if request.forced})
+            load = dict(self.in_flight + self._forced - itself)
+            decisions: list[Decision] = await self.router.decide.remote(requests, self._name, load)
         return decisions
 
     async def _observe_batch(self, finished: list[tuple[Decision, Outcome]]) -> list[None]:

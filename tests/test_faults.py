@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,22 @@ def test_in_flight_counts_return_to_zero(gateway: Gateway) -> None:
     gateway.chat(model="large")
     gateway.chat(model="large", stream=True)
     assert not any(gateway.ingress.decider.in_flight.values())
+
+
+def test_a_crowd_is_load_before_it_is_answered(gateway: Gateway) -> None:
+    """Of ten that ask for a model by name at once, most see the others; one alone sees nobody."""
+    alone = gateway.chat(model="large").headers["x-router-decision-id"]
+    with ThreadPoolExecutor(10) as pool:
+        gateway.router.delay_s = 0.05  # so that they wait for their decisions together
+        crowd = [a.headers["x-router-decision-id"] for a in pool.map(lambda _: gateway.chat(model="large"), range(10))]
+    gateway.router.delay_s = 0.0
+
+    def load(decision_id: str) -> float:
+        models = gateway.client.get(f"/v1/router/decisions/{decision_id}").json()["models"]
+        return next(float(m["load"]) for m in models if m["arm"] == "large")
+
+    assert load(alone) == 0
+    assert sorted(map(load, crowd))[5] >= 4
 
 
 def test_a_model_without_replicas_is_not_chosen(gateway: Gateway) -> None:
