@@ -49,11 +49,11 @@ class Stall:
 
 
 def test_a_stall_shows_in_all_requests_that_should_have_left_meanwhile() -> None:
-    """At 100 a second, some forty wait longer than a tenth of a second; one client that waits its turn sees two."""
+    """At 100 a second, some thirty wait longer than a fifth of a second; one client that waits its turn sees one."""
     opened = np.array(play(Stall(), rate=100.0, seconds=1.2).latency_s)
     closed = np.array(play(Stall(), clients=1, seconds=1.2).latency_s)
-    assert 25 < (opened > 0.1).sum() < 60
-    assert 1 <= (closed > 0.1).sum() <= 2
+    assert (opened > 0.2).sum() >= 15
+    assert 1 <= (closed > 0.2).sum() <= 3
 
 
 def test_the_same_seed_sends_at_the_same_times() -> None:
