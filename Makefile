@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models bench-quality bench-offpolicy test lint train clean
+.PHONY: serve stop status demo models bench-quality bench-offpolicy bench-speed test lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
@@ -37,6 +37,9 @@ bench-quality: .venv/installed  ## decisions beside other routers' and bandits',
 
 bench-offpolicy: .venv/installed  ## whether the statistics of promotion keep what they promise
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.offpolicy
+
+bench-speed: .venv/installed  ## what routing costs, beside other gateways; starts and ends a system of its own
+	@$(PY) -m benchmarks.speed --json var/speed.json
 
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest

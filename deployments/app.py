@@ -10,6 +10,7 @@ import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 
 from deployments.embedder import EmbeddingServer
 from deployments.ingress import Ingress
@@ -90,10 +91,14 @@ class ReplicaCounter:
         self.models = models
 
     def __call__(self) -> dict[str, int]:
-        """Blocking; 0 for a model that is not there."""
-        applications = serve.status().applications
+        """Blocking; 0 for a model that is not there.
+
+        Not `serve.status()`: that pickles the classes of every deployment anew, most of the router's idle time.
+        """
+        client = _get_global_client(raise_if_no_controller_running=False)
+        applications = client.get_serve_details()["applications"] if client else {}
         counts = {}
         for name in self.models:
-            deployments = applications[name].deployments.values() if name in applications else ()
-            counts[name] = sum(d.replica_states.get("RUNNING", 0) for d in deployments)
+            deployments = applications[name]["deployments"].values() if name in applications else ()
+            counts[name] = sum(r["state"] == "RUNNING" for d in deployments for r in d["replicas"])
         return counts

@@ -1,4 +1,6 @@
-"""One call for all that waits: items put in the same tick of the event loop travel together."""
+"""One call for all that waits: items of the same tick of the event loop travel together, and so do those that came
+while enough calls were under way; the busier, the larger the batches.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,10 +16,18 @@ class Coalescer(Generic[Item, Answer]):
     Args:
         call: takes a list of items and gives their answers in the same order.
         limit: the largest batch.
+        calls: how many may be under way at once; `call` has to end in time by itself, or it holds up the others.
+        pause_s: how long the first item waits for others, where nobody waits for its answer.
     """
 
-    def __init__(self, call: Callable[[list[Item]], Awaitable[Sequence[Answer]]], limit: int = 64):
-        self._call, self._limit = call, limit
+    def __init__(
+        self,
+        call: Callable[[list[Item]], Awaitable[Sequence[Answer]]],
+        limit: int = 64,
+        calls: int = 2,
+        pause_s: float = 0.0,
+    ):
+        self._call, self._limit, self._calls, self._pause_s = call, limit, calls, pause_s
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -25,17 +35,32 @@ class Coalescer(Generic[Item, Answer]):
         """The answer to one item, or the exception of the call that it travelled in."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._start)
+        if not self._waiting and len(self._running) < self._calls:
+            self._schedule()
         self._waiting.append((item, future))
         return await future
 
     def _start(self) -> None:
-        while self._waiting:
+        while self._waiting and len(self._running) < self._calls:
             batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+            batch = [(item, future) for item, future in batch if not future.done()]  # less those that gave up
+            if not batch:
+                continue
             task = asyncio.get_running_loop().create_task(self._send(batch))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task.add_done_callback(self._ended)
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._pause_s:
+            loop.call_later(self._pause_s, self._start)
+        else:
+            loop.call_soon(self._start)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if self._waiting:
+            self._schedule()
 
     async def _send(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
         try:

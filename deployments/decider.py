@@ -17,7 +17,7 @@ import numpy as np
 
 from deployments.coalesce import Coalescer
 from deployments.identity import HERE, Identity
-from deployments.profiler import count_tokens
+from deployments.profiler import Reader, count_tokens
 from deployments.refit import unpack
 from deployments.settings import GatewaySettings, Tuning
 from policies import features
@@ -26,6 +26,8 @@ from policies.registry import make_policy
 from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
 
 REFRESH_S = 2.0
+OBSERVE_EVERY_S = 0.05  # outcomes travel together: nobody waits for them
+OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
 log = logging.getLogger(__name__)
 
@@ -43,16 +45,17 @@ class Decider:
         self.tuning = Tuning()
         self.in_flight: Counter[str] = Counter()
         self.store_text = settings.store_text
+        self._forced: Counter[str] = Counter()  # on their way to an arm that the client named, not there yet
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
         self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
-        self._forecaster = Forecaster.prior(self._spare.arms)
+        self._reader, self._forecaster = Reader(settings.profiler), Forecaster.prior(self._spare.arms)
         self._states: dict[str, ModelState] = {}
         self._rng = np.random.default_rng()
         self._profile = Coalescer(self._profile_batch)
         self._decide = Coalescer(self._decide_batch)
-        self._observe = Coalescer(self._observe_batch)
+        self._observe = Coalescer(self._observe_batch, limit=1000, calls=1, pause_s=OBSERVE_EVERY_S)
         self._reporting: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -91,9 +94,15 @@ class Decider:
         return self.identity.hash(prompt), prompt if self.store_text else ""
 
     async def profile(self, item: dict[str, Any]) -> tuple[TaskProfile, str]:
-        """The profile of a request (see Profiler.profile), and "profiler" if it had to be made here."""
+        """The profile of a request (see Profiler.profile), and "profiler" if it had to be made without.
+
+        A short text is read here, in a fraction of the time that sending it takes; a long one would hold up others.
+        """
         try:
-            return await asyncio.wait_for(self._profile(item), self.tuning.profile_timeout_s), ""
+            if len(item["context"]) <= self.tuning.profile_here_chars:
+                return self._forecaster.complete(self._reader.read([item]))[0], ""
+            async with asyncio.timeout(self.tuning.profile_timeout_s):
+                return await self._profile(item), ""
         except Exception as error:
             log.warning("no profile in time (%s); using the text alone", type(error).__name__)
             tokens = count_tokens(None, item["context"], item["messages"])
@@ -102,12 +111,17 @@ class Decider:
 
     async def decide(self, request: Request) -> Decision:
         """The router's decision, or in its silence one of our own."""
+        forced = request.objective.models[:1] if request.forced else ()
+        self._forced.update(forced)
         try:
-            return await asyncio.wait_for(self._decide(request), self.tuning.decide_timeout_s)
+            async with asyncio.timeout(self.tuning.decide_timeout_s):
+                return await self._decide(request)
         except Exception as error:
             log.warning("no decision in time (%s); deciding on the last snapshot", type(error).__name__)
             # under an id of its own: the router may still come to decide on the other, which nobody will follow
             return self.decide_here(replace(request, id=request.id + HERE), "router")
+        finally:
+            self._forced.subtract(forced)
 
     def decide_here(self, request: Request, fallback: str) -> Decision:
         """A decision on the last snapshot, with this ingress's own load."""
@@ -144,13 +158,19 @@ class Decider:
         log.error("an outcome was lost: the router was away for %g s", PATIENCE_S)
 
     async def _profile_batch(self, items: list[dict[str, Any]]) -> list[TaskProfile]:
-        profiles: list[TaskProfile] = await self._profiler.profile.remote(items)
+        async with asyncio.timeout(self.tuning.profile_timeout_s):
+            profiles: list[TaskProfile] = await self._profiler.profile.remote(items)
         return profiles
 
     async def _decide_batch(self, requests: list[Request]) -> list[Decision]:
-        decisions: list[Decision] = await self.router.decide.remote(requests, self._name, dict(self.in_flight))
+        async with asyncio.timeout(self.tuning.decide_timeout_s):
+            # a crowd that comes at once is load to each of its members; nobody is load to itself
+            itself = Counter({request.objective.models[0] for request in requests if request.forced})
+            load = dict(self.in_flight + self._forced - itself)
+            decisions: list[Decision] = await self.router.decide.remote(requests, self._name, load)
         return decisions
 
     async def _observe_batch(self, finished: list[tuple[Decision, Outcome]]) -> list[None]:
-        await asyncio.wait_for(self.router.observe.remote(finished, self._name, dict(self.in_flight)), 10.0)
+        async with asyncio.timeout(OBSERVE_S):
+            await self.router.observe.remote(finished, self._name, dict(self.in_flight))
         return [None] * len(finished)

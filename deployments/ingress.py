@@ -181,7 +181,8 @@ class Ingress:
             try:
                 stream = self._handle(decision.arm).generate.remote(task, body)
                 rest = aiter(stream)
-                first = await asyncio.wait_for(anext(rest), patience_s)
+                async with asyncio.timeout(patience_s):
+                    first = await anext(rest)
                 if first[1] is not None and first[1].get("status", 0) >= 500:
                     raise RuntimeError("the model answered with a server error")
                 return decision, started, first, rest

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import yaml
 
+from deployments import dataplane
 from deployments.lint import lint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,8 @@ class Cluster:
     def ports(self) -> dict[str, int]:
         """By what they are for."""
         fixed = {"MLflow": 5000, "Ray dashboard": 8265, "Ray": 6379}
-        return {"gateway": self.gateway_port} | {what: port + self.offset for what, port in fixed.items()}
+        moved = {what: port + self.offset for what, port in fixed.items()}
+        return {"gateway": self.gateway_port} | moved | dataplane.ports(self.offset)
 
     def url(self, what: str) -> str:
         """On loopback."""
@@ -53,6 +55,7 @@ class Cluster:
         """Of every process; RAY_AUTH_MODE is explicit because a token left in the home folder would turn it on."""
         return {
             **os.environ,
+            **dataplane.environment(self.state, self.offset),
             MARK: str(self.state),
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": str(ROOT),
@@ -112,6 +115,7 @@ def up(cluster: Cluster) -> None:
         raise SystemExit("it is running already; `make stop` ends it")
     _check_ports(cluster)
     cluster.state.mkdir(parents=True, exist_ok=True)
+    dataplane.prepare(cluster.state)
     say("starting MLflow", began)
     _spawn(cluster, "mlflow", _mlflow(cluster))
     say("starting Ray", began)
@@ -156,6 +160,7 @@ def down(cluster: Cluster) -> None:
     for process in {*left, *cluster.processes()}:
         with suppress(psutil.Error):
             process.kill()
+    dataplane.remove(cluster.state)
     print(f"stopped {len(processes)} processes")
 
 

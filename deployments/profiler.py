@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deployments.settings import GatewaySettings
+from deployments.settings import GatewaySettings, ProfilerSettings
 from policies import features
 from policies.forecast import Forecaster
 from policies.types import TaskProfile
@@ -18,11 +18,35 @@ TOKENS_PER_MESSAGE = 2  # the marks of a chat template around it
 log = logging.getLogger(__name__)
 
 
-class Profiler:
-    """Holds the static embedding, the tokenizer and the present forecasts.
+class Reader:
+    """Holds the static embedding and the tokenizer; the reading of the text is policies/features.py."""
 
-    The reading of the text is policies/features.py; what to expect of its answer, policies/forecast.py, is learned by
-    the router, asked for every other second, and swapped in between two batches.
+    def __init__(self, settings: ProfilerSettings):
+        from model2vec import StaticModel
+
+        self._embedder = StaticModel.from_pretrained(settings.embedder)
+        self._tokenizer = load_tokenizer(settings.tokenizer)
+
+    def read(self, requests: list[dict[str, Any]]) -> list[TaskProfile]:
+        """Profiles without forecasts of requests as Profiler.profile takes them."""
+        embeddings = self._embedder.encode([r["text"][-2 * features.READ_CHARS :] for r in requests])
+        return [
+            features.profile(
+                text=r["text"],
+                embedding=embedding,
+                task=r["task"],
+                prompt_tokens=count_tokens(self._tokenizer, r["context"], r["messages"]),
+                max_output_tokens=r["max_output_tokens"],
+            )
+            for r, embedding in zip(requests, embeddings, strict=True)
+        ]
+
+
+class Profiler:
+    """Reads texts, and says what to expect of the answers.
+
+    That (policies/forecast.py) is learned by the router, asked for every other second, and swapped in between two
+    batches. Short texts are read by the ingress itself, sooner than they could be sent; here come the long ones.
 
     Args:
         settings: of the gateway.
@@ -30,11 +54,8 @@ class Profiler:
     """
 
     def __init__(self, settings: GatewaySettings, connect: Callable[[GatewaySettings], Any]):
-        from model2vec import StaticModel
-
         self._settings, self._connect = settings, connect
-        self._embedder = StaticModel.from_pretrained(settings.profiler.embedder)
-        self._tokenizer = load_tokenizer(settings.profiler.tokenizer)
+        self._reader = Reader(settings.profiler)
         self._forecaster = Forecaster.prior(settings.arms())
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -60,21 +81,7 @@ class Profiler:
         count), `task` and `max_output_tokens`.
         """
         await self.check_health()
-        embeddings = self._embedder.encode([r["text"][-2 * features.READ_CHARS :] for r in requests])
-        profiles = [
-            features.profile(
-                text=r["text"],
-                embedding=embedding,
-                task=r["task"],
-                prompt_tokens=self._count(r["context"], r["messages"]),
-                max_output_tokens=r["max_output_tokens"],
-            )
-            for r, embedding in zip(requests, embeddings, strict=True)
-        ]
-        return self._forecaster.complete(profiles)
-
-    def _count(self, text: str, messages: int) -> int:
-        return count_tokens(self._tokenizer, text, messages)
+        return self._forecaster.complete(self._reader.read(requests))
 
 
 def load_tokenizer(name: str | None) -> Any:

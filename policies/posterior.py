@@ -164,7 +164,7 @@ class LinearPosterior:
 
     def _solve(self, noise: Vector) -> tuple[Vector, Vector]:
         """Covariance P^-1 [K, D, D] and mean [K, D] at these noise variances [K]."""
-        covariance = np.linalg.inv(self.precision / noise[:, None, None] + np.diag(self.prior_precision))
+        covariance: Vector = np.linalg.inv(self.precision / noise[:, None, None] + np.diag(self.prior_precision))
         moment = self.prior_precision * self.prior_mean + self.moment / noise[:, None]
         return covariance, (covariance @ moment[:, :, None])[:, :, 0]
 

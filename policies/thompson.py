@@ -113,7 +113,9 @@ class Thompson:
         decisions = []
         for i, request in enumerate(requests):
             whys = removed[i]
-            estimates = tuple([ArmEstimate(name, *row, why) for name, row, why in zip(self._names, table[i], whys)])
+            estimates = tuple(
+                [ArmEstimate._make((name, *row, why)) for name, row, why in zip(self._names, table[i], whys)]
+            )
             arm = self._names[best[i]] if not whys[best[i]] else ""
             given = (request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
             decisions.append(Decision(*given))

@@ -60,3 +60,47 @@ def test_a_slow_call_does_not_hold_up_the_next() -> None:
         return done
 
     assert asyncio.run(run()) == [0.0, 0.2]
+
+
+def test_what_comes_while_enough_calls_are_under_way_travels_together() -> None:
+    """Ten items, one a tick, while two slow calls run: the third call takes the other eight."""
+    calls: list[list[int]] = []
+
+    async def slow(items: list[int]) -> list[int]:
+        calls.append(items)
+        await asyncio.sleep(0.1)
+        return items
+
+    async def run() -> list[int]:
+        ask, tasks = Coalescer(slow), []
+        for i in range(10):
+            tasks.append(asyncio.create_task(ask(i)))
+            await asyncio.sleep(0.001)
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(run()) == list(range(10))
+    assert calls == [[0], [1], list(range(2, 10))]
+
+
+def test_who_gave_up_does_not_travel() -> None:
+    """An item whose caller no longer waits is not sent when its turn comes."""
+    calls: list[list[int]] = []
+
+    async def slow(items: list[int]) -> list[int]:
+        calls.append(items)
+        await asyncio.sleep(0.05)
+        return items
+
+    async def run() -> None:
+        ask = Coalescer(slow, calls=1)
+        first, second = asyncio.create_task(ask(1)), asyncio.create_task(ask(2))
+        third = asyncio.create_task(ask(3))
+        await asyncio.sleep(0.01)
+        fourth = asyncio.create_task(ask(4))
+        await asyncio.sleep(0)
+        fourth.cancel()
+        await asyncio.gather(first, second, third)
+        await ask(5)
+
+    asyncio.run(run())
+    assert calls == [[1, 2, 3], [5]]

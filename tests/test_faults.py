@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,24 @@ def test_without_the_router_the_last_snapshot_decides(gateway: Gateway, trouble:
 def test_without_the_profiler_the_text_alone_is_profiled(gateway: Gateway) -> None:
     """And the header says so."""
     gateway.profiler.broken = True
+    gateway.ingress.reconfigure({"profile_here_chars": 0})
     answer = gateway.chat()
     assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "profiler"
     found = gateway.client.get(f"/v1/router/decisions/{answer.headers['x-router-decision-id']}").json()
     assert found["fallback"] == "profiler" and "because of: profiler" in found["summary"]
+
+
+def test_a_short_text_needs_no_profiler(gateway: Gateway) -> None:
+    """The ingress reads it itself, and sees the same in it."""
+    gateway.ingress.reconfigure({"profile_here_chars": 0})
+    there = gateway.chat().headers["x-router-decision-id"]
+    gateway.profiler.broken = True
+    gateway.ingress.reconfigure({"profile_here_chars": 4000})
+    answer = gateway.chat()
+    assert answer.headers["x-router-fallback"] == "none"
+    ids = (there, answer.headers["x-router-decision-id"])
+    profiles = [gateway.client.get(f"/v1/router/decisions/{i}").json()["profile"] for i in ids]
+    assert profiles[0] == profiles[1]
 
 
 def test_an_arm_that_fails_before_its_first_byte_is_replaced_once(gateway: Gateway) -> None:
@@ -111,6 +126,22 @@ def test_in_flight_counts_return_to_zero(gateway: Gateway) -> None:
     gateway.chat(model="large")
     gateway.chat(model="large", stream=True)
     assert not any(gateway.ingress.decider.in_flight.values())
+
+
+def test_a_crowd_is_load_before_it_is_answered(gateway: Gateway) -> None:
+    """Of ten that ask for a model by name at once, most see the others; one alone sees nobody."""
+    alone = gateway.chat(model="large").headers["x-router-decision-id"]
+    with ThreadPoolExecutor(10) as pool:
+        gateway.router.delay_s = 0.05  # so that they wait for their decisions together
+        crowd = [a.headers["x-router-decision-id"] for a in pool.map(lambda _: gateway.chat(model="large"), range(10))]
+    gateway.router.delay_s = 0.0
+
+    def load(decision_id: str) -> float:
+        models = gateway.client.get(f"/v1/router/decisions/{decision_id}").json()["models"]
+        return next(float(m["load"]) for m in models if m["arm"] == "large")
+
+    assert load(alone) == 0
+    assert sorted(map(load, crowd))[5] >= 4
 
 
 def test_a_model_without_replicas_is_not_chosen(gateway: Gateway) -> None:

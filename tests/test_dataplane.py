@@ -1,0 +1,150 @@
+"""Serve's HAProxy and throughput mode: what listens where, and that requests behave behind them."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from deployments import dataplane
+from deployments.launch import MARK
+
+TEMPLATE = """frontend prometheus
+    bind :{metrics}
+frontend http_frontend
+    bind *:8000
+listen stats
+  bind *:{stats}
+"""
+
+
+def test_metrics_and_statistics_move_to_loopback_and_the_gateway_stays(tmp_path: Path) -> None:
+    """As Serve's template binds them; who opens the gateway to the network in the config gets that."""
+    variables = dataplane.environment(tmp_path, offset=70)
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(TEMPLATE.format(metrics=9171, stats=8474))
+    environment = {**os.environ, **variables, "ROUTER_HAPROXY": "echo"}
+    started = subprocess.run(
+        [variables["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config), "-sf", "7"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert started.stdout.split() == ["-db", "-f", str(config), "-sf", "7"]
+    bound = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
+    assert bound == ["127.0.0.1:9171", "*:8000", "127.0.0.1:8474"]
+
+
+def test_serves_template_still_binds_as_the_wrapper_expects() -> None:
+    """A newer Serve that binds them otherwise would open them again, unseen."""
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+    binds = [line.strip() for line in HAPROXY_CONFIG_TEMPLATE.splitlines() if line.strip().startswith("bind ")]
+    assert binds[0] == "bind :{{ config.metrics_port }}" and binds[-1] == "bind *:{{ config.stats_port }}"
+    assert all("frontend_host" in bind for bind in binds[1:-1])
+
+
+def test_two_instances_share_no_port_and_no_file(tmp_path: Path) -> None:
+    """With the offset of the tests' own system."""
+    here, there = dataplane.environment(tmp_path / "a", 0), dataplane.environment(tmp_path / "b", 100)
+    same = {key for key in here if here[key] == there[key]}
+    assert not {key for key in same if "PORT" in key or "SOCKET" in key or "FILE" in key or "STATE" in key}
+    assert int(here["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"]) <= int(there["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    """Whoever reaches HAProxy's admin socket commands it."""
+    dataplane.prepare(tmp_path)
+    folder = Path(dataplane.environment(tmp_path, 0)["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
+    assert len(str(folder)) <= 107 - len(".1234567.tmp") - len("/admin.sock") - 57
+    folder.chmod(0o777)
+    with pytest.raises(SystemExit, match="not a folder of this user alone"):
+        dataplane.prepare(tmp_path)
+    dataplane.remove(tmp_path)
+    assert not folder.exists()
+
+
+# --- on the running system ---------------------------------------------------------------------------------------
+
+
+def processes(system: str) -> list[psutil.Process]:
+    """All processes of the system, found by the mark of the one that holds its port."""
+    port = int(system.rpartition(":")[2])
+    held = [c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN]
+    mark = psutil.Process(held[0]).environ()[MARK]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            found += [process] if process.environ().get(MARK) == mark else []
+        except psutil.Error:
+            continue
+    return found
+
+
+def outcome(system: str, decision_id: str) -> dict[str, Any]:
+    """What became of a decision, once it is known."""
+    for _ in range(100):
+        found = httpx.get(f"{system}/v1/router/decisions/{decision_id}", timeout=30)
+        if found.status_code == 200 and found.json()["outcome"]:
+            result: dict[str, Any] = found.json()["outcome"]
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"no outcome of {decision_id}")
+
+
+@pytest.mark.live
+def test_haproxy_is_in_front_and_all_of_it_is_on_loopback(system: str) -> None:
+    """The gateway, HAProxy's metrics and statistics, the ingress replicas, the fallback proxy."""
+    of_system = {process.pid: process.name() for process in processes(system)}
+    assert "haproxy" in of_system.values()
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in of_system]
+    offset = int(system.rpartition(":")[2]) - 8000
+    assert set(dataplane.ports(offset).values()) <= {c.laddr.port for c in listening}
+    first, count = dataplane.REPLICA_PORTS
+    ours = {8000 + offset, *dataplane.ports(offset).values(), *range(first + offset, first + offset + count)}
+    assert any(c.laddr.port >= first for c in listening)
+    assert {c.laddr.ip for c in listening if c.laddr.port in ours} == {"127.0.0.1"}
+
+
+@pytest.mark.live
+def test_a_large_body_comes_through_whole(system: str) -> None:
+    """A third of a megabyte, far beyond HAProxy's buffers, and its answer of another."""
+    texts = [f"text number {i} " + "word " * 200 for i in range(350)]
+    answer = httpx.post(f"{system}/v1/embeddings", json={"model": "auto", "input": texts}, timeout=120)
+    assert answer.status_code == 200, answer.text[:500]
+    assert len(answer.json()["data"]) == len(texts) and len(answer.content) > 500_000
+
+
+@pytest.mark.live
+def test_the_request_id_of_the_client_comes_back(system: str) -> None:
+    """On answers and on errors; without one, Serve makes one."""
+    ask: dict[str, Any] = {"model": "nano", "messages": [{"role": "user", "content": "What is 3 plus 5?"}]}
+    for body in (ask, {**ask, "model": "nobody"}):
+        answer = httpx.post(f"{system}/v1/chat/completions", json=body, headers={"x-request-id": "mine-7"}, timeout=60)
+        assert answer.headers["x-request-id"] == "mine-7"
+    assert httpx.get(f"{system}/healthz").headers["x-request-id"]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_the_generation(system: str, stream: bool) -> None:
+    """The outcome says so, and nothing stays in flight."""
+    ask = "Tom has 347 coins. Tom buys 6 bags with 586 coins in each. How many coins does Tom have now?"
+    body: dict[str, Any] = {"model": "large", "messages": [{"role": "user", "content": ask}], "max_tokens": 300}
+    if stream:
+        with httpx.stream("POST", f"{system}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as answer:
+            next(answer.iter_bytes())
+            decision_id = answer.headers["x-router-decision-id"]
+        assert outcome(system, decision_id)["status"] == "disconnected"
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{system}/v1/chat/completions", json=body, timeout=httpx.Timeout(5.0, read=0.1))
+    for _ in range(100):
+        state = httpx.get(f"{system}/v1/router/state", timeout=30).json()["models"]["large"]
+        if state["in_flight"] == 0:
+            return
+        httpx.post(f"{system}/v1/chat/completions", json={**body, "model": "nano"}, timeout=60)  # tells the router
+        time.sleep(0.1)
+    raise AssertionError(f"{state['in_flight']} stay in flight")
