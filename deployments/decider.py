@@ -24,6 +24,7 @@ from policies.registry import make_policy
 from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
 
 REFRESH_S = 2.0
+START_S = 60.0  # the router may have many rows to read first
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class Decider:
     async def start(self) -> None:
         """Connect, hand over the settings, and keep the snapshot fresh from now on."""
         self.router = self._connect()
-        await self.router.configure.remote(self._settings)
-        await self._refresh()
+        await asyncio.wait_for(self.router.configure.remote(self._settings), START_S)
+        await asyncio.wait_for(self._refresh(), START_S)
         self._refreshing = asyncio.create_task(self._keep_fresh())
 
     async def _keep_fresh(self) -> None:
@@ -67,7 +68,7 @@ class Decider:
             except Exception as error:
                 log.warning("no snapshot from the router (%s); deciding on the last one", type(error).__name__)
                 try:
-                    self.router = self._connect()
+                    self.router = await asyncio.wait_for(asyncio.to_thread(self._connect), 5.0)
                 except Exception:
                     log.exception("cannot reach the router actor; trying again")
 
@@ -77,6 +78,14 @@ class Decider:
             self._spare.restore(snapshot.state)
             self._spare_sequence = snapshot.sequence
             self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster
+
+    def new_id(self) -> str:
+        """The id of the next decision."""
+        return f"dec-{uuid.uuid4().hex}"
+
+    def replicas(self, arm: str) -> int:
+        """How many of an arm were ready when the router last said."""
+        return self._states.get(arm, ModelState()).replicas
 
     async def profile(self, item: dict[str, Any]) -> tuple[TaskProfile, str]:
         """The profile of a request (see Profiler.profile), and "profiler" if it had to be made here."""
@@ -105,7 +114,7 @@ class Decider:
         }
         decision = self._spare.decide([request], states, self._rng, self._spare_sequence)[0]
         reason = FORCED if request.forced else fallback
-        return replace(decision, policy_version=self._spare_version, fallback=reason)
+        return replace(decision, policy_version=self._spare_version, fallback=reason, owner=request.owner)
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Tell the router what came of a decision, without waiting; keeps trying while it is away."""

@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Response
+from fastapi import Request as HttpRequest
 
 from deployments.api import FeedbackRequest
 from deployments.decider import Decider
 from deployments.errors import ApiError
+from deployments.guard import caller
 from policies.explain import explain
-from policies.ledger import UNKNOWN
+from policies.ledger import ANYBODY, CROWDED, MAX_SOURCES, UNKNOWN
 from policies.types import Feedback
 
 PATIENCE_S = 10.0
@@ -22,26 +24,29 @@ async def _ask(what: str, call: Any, patience_s: float = PATIENCE_S) -> Any:
     try:
         return await asyncio.wait_for(call, patience_s)
     except Exception:
-        error = ApiError(503, f"{what} is not available at the moment; try again", code="unavailable")
-        error.headers["retry-after"] = "2"
-        raise error from None
+        raise ApiError.later(503, f"{what} is not available at the moment; try again", 2.0, "unavailable") from None
 
 
 def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]) -> None:
     """Add the routes to the gateway's application."""
 
     @app.post("/v1/feedback")
-    async def feedback(request: FeedbackRequest) -> dict[str, Any]:
-        item = Feedback(request.decision_id, request.score, request.source, time.time())
+    async def feedback(request: FeedbackRequest, http: HttpRequest) -> dict[str, Any]:
+        who = caller(http)
+        who.count_score()
+        item = Feedback(request.decision_id, request.score, request.source, time.time(), who.scorer)
         (status,) = await _ask("the router", decider.router.feedback.remote([item]))
         if status == UNKNOWN:
             raise _no_such_decision(request.decision_id)
+        if status == CROWDED:
+            message = f"this decision has scores from {MAX_SOURCES} sources already; use one of these"
+            raise ApiError(409, message, "source", "too_many_sources")
         return {"decision_id": request.decision_id, "status": status}
 
     @app.get("/v1/router/decisions/{decision_id}")
-    async def decision(decision_id: str) -> dict[str, Any]:
+    async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
         record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
-        if record is None:
+        if record is None or caller(http).scorer not in (record.decision.owner, ANYBODY):
             raise _no_such_decision(decision_id)
         return explain(record)
 
@@ -63,11 +68,12 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(models: Literal["any", "all"] = "any") -> Response:
+        """For load balancers; with `models=all` only when every model is ready."""
         summary = await _ask("the router", decider.router.summary.remote(), 2.0)
         healthy = [name for name, model in summary["models"].items() if model["healthy"]]
-        if not healthy:
-            raise ApiError(503, "no model is ready yet")
+        if not healthy or (models == "all" and len(healthy) < len(summary["models"])):
+            raise ApiError.later(503, "not ready yet", 2.0, "not_ready")
         return Response("ready\n", media_type="text/plain")
 
 

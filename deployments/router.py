@@ -190,7 +190,13 @@ class Router:
         self._sequence += len(decided)
         now, version = time.time(), self._version_name
         decisions = [
-            replace(d, policy_version=version, time_s=now, fallback=FORCED if request.forced else request.fallback)
+            replace(
+                d,
+                policy_version=version,
+                time_s=now,
+                fallback=FORCED if request.forced else request.fallback,
+                owner=request.owner,
+            )
             for d, request in zip(decided, requests, strict=True)
         ]
         for decision in decisions:

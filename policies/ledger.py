@@ -11,6 +11,9 @@ from policies.base import Policy
 from policies.types import Decision, Feedback, Outcome
 
 ACCEPTED, DUPLICATE, UNKNOWN = "accepted", "duplicate", "unknown"
+CROWDED = "crowded"  # the decision has votes from as many sources as it may have
+ANYBODY = "*"  # owner of feedback that may be for anybody's decision
+MAX_SOURCES = 8  # of one decision: each is a vote, and their names are the client's choice
 
 
 @dataclass
@@ -54,7 +57,8 @@ class Ledger:
             policy: None only takes note, for events that a snapshot already contains.
 
         Returns:
-            ACCEPTED; DUPLICATE if nothing changed; UNKNOWN if nobody made such a decision.
+            ACCEPTED; DUPLICATE if nothing changed; UNKNOWN if nobody made such a decision, or it is somebody else's;
+            CROWDED.
         """
         if isinstance(event, Decision):
             if self.get(event.id) is not None:
@@ -71,6 +75,10 @@ class Ledger:
             if policy is not None:
                 policy.learn(record.decision, event)
             return ACCEPTED
+        if event.owner not in (record.decision.owner, ANYBODY):
+            return UNKNOWN
+        if event.source not in record.scores and len(record.scores) >= MAX_SOURCES:
+            return CROWDED
         earlier = record.scores.get(event.source)
         if earlier == event.score:
             return DUPLICATE

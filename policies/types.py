@@ -45,6 +45,7 @@ class Objective:
     cost_weight: score points given up to save a US dollar.
     max_latency_s, max_cost_usd: hard limits on the expected latency and cost.
     models: the only arms allowed; empty allows all.
+    unavailable: pairs of an arm that cannot be asked now and the reason, as the way in knows it.
     """
 
     latency_weight: float = 0.0
@@ -52,6 +53,7 @@ class Objective:
     max_latency_s: float = inf
     max_cost_usd: float = inf
     models: tuple[str, ...] = ()
+    unavailable: tuple[tuple[str, str], ...] = ()
 
     def utility(self, score: float, latency_s: float, cost_usd: float) -> float:
         """What an answer with this score, latency and cost was worth."""
@@ -118,6 +120,7 @@ class Request:
 
     forced: the client named the model, which is then the only one the objective allows.
     fallback: what was already done without, on the way here ("" for nothing).
+    owner: whose it is, by the name of the API key; "" where there are none.
     """
 
     id: str
@@ -125,6 +128,7 @@ class Request:
     objective: Objective
     forced: bool = False
     fallback: str = ""
+    owner: str = ""
 
 
 class ArmEstimate(NamedTuple):
@@ -162,6 +166,7 @@ class Decision:
     arm: empty when no arm was eligible.
     fallback: why the router itself did not decide ("" if it did; FORCED if the client named the model).
     time_s: seconds since the epoch.
+    owner: of the request; feedback comes from the same.
     """
 
     id: str
@@ -173,6 +178,7 @@ class Decision:
     estimates: tuple[ArmEstimate, ...] = ()
     fallback: str = ""
     time_s: float = 0.0
+    owner: str = ""
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""
@@ -201,9 +207,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Feedback:
-    """A score in [0, 1] for an answer, often late; one vote per decision and source, the last one counts."""
+    """A score in [0, 1] for an answer, often late; one vote per decision and source, the last one counts.
+
+    owner: who gives it; must be the decision's.
+    """
 
     decision_id: str
     score: float
     source: str = "user"
     time_s: float = field(default=0.0, compare=False)
+    owner: str = field(default="", compare=False)
