@@ -89,7 +89,7 @@ class Line:
         except BaseException as error:
             if place.done() and not place.cancelled():  # the place came in the same moment
                 self.leave(None)
-            else:
+            elif entry in self._waiting:  # or _wake has passed over it already
                 self._waiting.remove(entry)
                 heapq.heapify(self._waiting)
             if isinstance(error, TimeoutError):

@@ -183,10 +183,11 @@ class Dispatcher:
             return Answer(decision, started, first, rest)
         except Exception as error:
             name = type(error).__name__
-            log.warning("%s: %s failed before its first byte (%s)", call.request_id, arm, name)
+            busy = isinstance(error, FullError) or name == "BackPressureError"
+            if not busy:
+                log.warning("%s: %s failed before its first byte (%s)", call.request_id, arm, name)
             if stream is not None:
                 stream.cancel()
-            busy = isinstance(error, FullError) or name == "BackPressureError"
             self.finish(decision, Outcome(decision.id, "rejected" if busy else "error"))
             wait_s = error.retry_after_s if isinstance(error, FullError) else 1.0
             raise _FailedError(decision, wait_s if busy else None) from None

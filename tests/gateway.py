@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -30,7 +31,7 @@ def eventually(check: Callable[[], Any]) -> None:
 class Gateway:
     """An ingress with all its parts in this process."""
 
-    def __init__(self, folder: Path, policy: str = "thompson"):
+    def __init__(self, folder: Path, policy: str = "thompson", **options: Any):
         self.settings = GatewaySettings.model_validate(
             {
                 "models": {
@@ -41,6 +42,7 @@ class Gateway:
                 "policy": {"name": policy},
                 "journal": f"sqlite:///{folder}/journal.db",
                 "profiler": {"embedder": str(ROOT / "assets/embedder")},
+                **options,
             }
         )
         self.models = {name: FakeModel(name) for name in self.settings.models}
@@ -63,6 +65,20 @@ class Gateway:
 
         app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None)
         return app
+
+    def tune(self, **changed: Any) -> None:
+        """Change the user_config while it runs."""
+        before = self.ingress.decider.tuning.model_dump()
+        self.ingress.reconfigure({**before, **changed})
+
+    @asynccontextmanager
+    async def at_once(self) -> AsyncIterator[httpx.AsyncClient]:
+        """It runs in this event loop; a client for many requests at a time, which reads answers as a whole."""
+        app: Any = self.client.app
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+                yield client
 
     def chat(self, **body: Any) -> Any:
         given = {"model": "auto", "messages": [{"role": "user", "content": "What is 3 plus 5?"}], **body}
