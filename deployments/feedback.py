@@ -58,7 +58,8 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
     @app.post("/v1/router/versions")
     async def publish() -> dict[str, Any]:
         """Register what is learned by now as a new policy version in MLflow."""
-        version = await _ask("the registry", tracker().publish.remote(), 60.0)
+        handle = tracker()
+        version = await _ask("the registry", handle.publish.remote(), 60.0) if handle else None
         if version is None:
             raise ApiError(409, "no MLflow is configured; set mlflow_uri in serve_config.yaml")
         return {"name": "router-policy", "version": version}

@@ -60,7 +60,7 @@ class Gateway:
             handles = (lambda name: self.models[name], lambda _: self.router, lambda _: None)
             await ingress.__init__(self.settings, self.profiler, *handles)  # type: ignore[misc]
             ingress.reconfigure({"objective": {"latency_weight": 0.1}, "presets": {"fast": {"latency_weight": 5}}})
-            app.mount("/", ingress.__serve_build_asgi_app__())
+            app.router.default = ingress.__serve_build_asgi_app__()  # a mount would not match every path
             yield
 
         app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None)
