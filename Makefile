@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models bench-quality bench-offpolicy test lint train clean
+.PHONY: serve stop status demo models bench-quality bench-offpolicy test test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
@@ -40,6 +40,9 @@ bench-offpolicy: .venv/installed  ## whether the statistics of promotion keep wh
 
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest
+
+test-faults: .venv/installed  ## the catalogue of faults as a table; URL=http://127.0.0.1:8000 STATE=var for the live ones
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) $(if $(STATE),--state $(STATE))
 
 lint: .venv/installed  ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

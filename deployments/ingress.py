@@ -143,8 +143,8 @@ class Ingress:
                     report = more or report
             self.dispatcher.finish(decision, self._outcome(answer, report or {}, 0.0))
             return Response(payload, media_type="application/json", headers=headers)
-        except BaseException:
-            self._gone(answer, "error")
+        except BaseException as error:
+            self._gone(answer, "disconnected" if isinstance(error, asyncio.CancelledError) else "error")
             raise
 
     async def _decide(self, task: str, request: AnyRequest, objective: Objective, forced: bool, owner: str) -> Decision:
