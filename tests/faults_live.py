@@ -1,8 +1,8 @@
 """The faults of a running system: each check takes where it runs and gives its figure (see faults.py).
 
 Those that kill, or look into processes, touch only what carries the mark of the system in `--state`, as
-`deployments.launch` set it: other systems on this machine have processes of the same names. ROUTER_API_KEY is sent where
-it is set.
+`deployments.launch` set it: other systems on this machine have processes of the same names. ROUTER_API_KEY is sent
+where it is set.
 """
 
 import asyncio
@@ -136,7 +136,8 @@ def t11(system: System) -> Finding:
     told = all(after.isdigit() for status, _, after in answers if status == 429)
     milliseconds = [1000 * percentile(late, q) for q in (50, 99)]
     figure = f"{dict(statuses)}, 429 in {milliseconds[0]:.0f} ms (median), {milliseconds[1]:.0f} (p99)"
-    return Finding(figure, set(statuses) <= {200, 429} and told and percentile(late, 50) < 0.1)
+    # without a 429 it was no overload, and says nothing
+    return Finding(figure, set(statuses) == {200, 429} and told and percentile(late, 50) < 0.1)
 
 
 def t15(system: System) -> Finding:
@@ -183,13 +184,13 @@ def t17(system: System) -> Finding:
     """Headers by which a client could change how it is served: the load balancer has to strip them."""
     hostile: list[dict[str, Any]] = [{"x-request-timeout-seconds": value} for value in ("0", "-1", "nan", "0.001")]
     hostile += [{"x-request-disconnect-disabled": "1"}, {"x-session-id": "a"}, {"x-router-model": "large"}]
-    hostile += [{"serve_multiplexed_model_id": "x"}, {"x-request-id": "\t\x1b[31m"}, {"x-big": "a" * 100_000}]
+    hostile += [{"serve_multiplexed_model_id": "x"}, {"x-request-id": "a" * 10_000}, {"x-big": "a" * 100_000}]
     changed = []
     with httpx.Client(base_url=system.url, timeout=60, headers=headers()) as client:
         for extra in hostile:
             try:
                 answer = client.post(CHAT, json={**ASK, "model": "auto"}, headers=extra)
-                refusable = "x-big" in extra or "x-request-id" in extra  # malformed or too large
+                refusable = "x-big" in extra or "x-request-id" in extra  # too large
                 good = answer.status_code == 200 or (refusable and 400 <= answer.status_code < 500)
             except httpx.HTTPError:
                 good = False
