@@ -100,16 +100,7 @@ class Thompson:
         propensity = probability_best(mean, spread, eligible)
         best = np.where(eligible, drawn, -inf).argmax(axis=1).tolist()
 
-        columns = (
-            quality,
-            expected.latency_s,
-            expected.cost_usd,
-            mean,
-            drawn,
-            *expected[:3],
-            propensity,
-            *expected[3:5],
-        )
+        columns = (quality, expected.latency_s, expected.cost_usd, mean, drawn, *expected[:3], propensity, *expected[3:5])
         table = np.array(columns).transpose(1, 2, 0).tolist()  # [B, K, 11], in the order of ArmEstimate's fields
         decisions = []
         for i, request in enumerate(requests):
