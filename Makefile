@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models bench-quality bench-offpolicy bench-speed test lint train clean
+.PHONY: serve stop status demo models bench-quality bench-offpolicy bench-speed test test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
@@ -43,6 +43,9 @@ bench-speed: .venv/installed  ## what routing costs, beside other gateways; star
 
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest
+
+test-faults: .venv/installed  ## the catalogue of faults as a table; URL=http://127.0.0.1:8000 STATE=var for the live ones
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) $(if $(STATE),--state $(STATE))
 
 lint: .venv/installed  ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

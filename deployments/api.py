@@ -1,12 +1,39 @@
 """What clients may send: OpenAI's requests as an allow-list, plus the `router` object. Unknown keys are errors."""
 
+from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from deployments.admission import BATCH, HIGH, NORMAL, RANKS
 from policies.types import Objective
 
+MAX_DEPTH, MAX_VALUES = 16, 5_000  # of what a client may nest freely: tools, schemas
+
+
+def _small(value: Any) -> Any:
+    """Refuse what is nested too deeply, has too many parts, or numbers that are not finite."""
+    layer, values = [value], 0
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in layer:
+            if isinstance(item, float) and not isfinite(item):
+                raise ValueError("numbers must be finite")
+            if isinstance(item, dict | list):
+                inner += item.values() if isinstance(item, dict) else item
+        layer, values = inner, values + len(inner)
+        if values > MAX_VALUES:
+            raise ValueError(f"has more than {MAX_VALUES} values; send less")
+    if layer:
+        raise ValueError(f"is nested deeper than {MAX_DEPTH}; make it flatter")
+    return value
+
+
 Text = Annotated[str, StringConstraints(max_length=400_000)]
+Name = Annotated[str, StringConstraints(max_length=256)]
+Stop = Annotated[str, StringConstraints(max_length=256)]
+Free = Annotated[dict[str, Any], AfterValidator(_small)]
+TIERS = {"priority": HIGH, "auto": NORMAL, "default": NORMAL, "scale": NORMAL, "flex": BATCH}
 
 
 class Strict(BaseModel):
@@ -22,7 +49,8 @@ class Wishes(Strict):
     cost_weight: float | None = Field(None, ge=0, le=1e9)
     max_latency_s: float | None = Field(None, gt=0)
     max_cost: float | None = Field(None, gt=0, description="US dollars for this request")
-    models: list[str] | None = Field(None, min_length=1, max_length=64)
+    models: list[Name] | None = Field(None, min_length=1, max_length=64)
+    priority: Literal["high", "normal", "batch"] | None = Field(None, description="who goes first when it is full")
 
     def objective(self, base: Objective) -> Objective:
         """The preset's objective with these wishes in it."""
@@ -47,9 +75,15 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
+    name: Name | None = None
+    tool_calls: list[Free] | None = Field(None, max_length=128)
+    tool_call_id: Name | None = None
+    # in answers of OpenAI and others, which clients send back as they are; of no use to the models
+    refusal: Text | None = Field(None, exclude=True)
+    annotations: list[Free] | None = Field(None, max_length=128, exclude=True)
+    reasoning_content: Text | None = Field(None, exclude=True)
+    audio: None = Field(None, exclude=True)
+    function_call: None = Field(None, exclude=True)
 
     def text(self) -> str:
         """The content as one string."""
@@ -62,6 +96,7 @@ class StreamOptions(Strict):
     """include_usage: a last chunk tells the token counts."""
 
     include_usage: bool = False
+    include_obfuscation: bool | None = Field(None, exclude=True)
 
 
 class Generation(Strict):
@@ -74,19 +109,26 @@ class Generation(Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=4)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    user: str | None = Field(None, max_length=512)
+    logit_bias: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,7}$")], float] | None = Field(
+        None, max_length=300
+    )
     router: Wishes | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = Field(None, exclude=True)
+    # what OpenAI's clients send for OpenAI's own sake
+    user: str | None = Field(None, max_length=512, exclude=True)
+    safety_identifier: str | None = Field(None, max_length=512, exclude=True)
+    prompt_cache_key: str | None = Field(None, max_length=512, exclude=True)
+    store: bool | None = Field(None, exclude=True)
 
-    @field_validator("stop")
-    @classmethod
-    def _few_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(value, list) and len(value) > 4:
-            raise ValueError("give at most 4 stop sequences")
-        return value
+    def rank(self) -> int:
+        """Who goes first when it is full: what `router` says, or else OpenAI's service_tier."""
+        if self.router is not None and self.router.priority is not None:
+            return RANKS[self.router.priority]
+        return TIERS[self.service_tier or "auto"]
 
     def limit(self) -> int:
         """The client's own limit on the answer's tokens; 0 for none."""
@@ -94,7 +136,7 @@ class Generation(Strict):
 
     def body(self) -> dict[str, Any]:
         """What the model gets: everything but what was for the router."""
-        return self.model_dump(exclude_none=True, exclude={"model", "router", "user", "metadata"})
+        return self.model_dump(exclude_none=True, exclude={"model", "router"})
 
 
 class ChatRequest(Generation):
@@ -104,11 +146,14 @@ class ChatRequest(Generation):
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=5)
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=128)
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: Free | None = None
+    tools: list[Free] | None = Field(None, max_length=128)
+    tool_choice: Name | Free | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, str] | None = None
+    modalities: list[Literal["text"]] | None = Field(None, exclude=True)
+    metadata: dict[Name, Text] | None = Field(None, max_length=16, exclude=True)
+    reasoning_effort: Name | None = Field(None, exclude=True)
+    verbosity: Name | None = Field(None, exclude=True)
 
     def limit(self) -> int:
         """See Generation."""
@@ -142,10 +187,14 @@ class EmbeddingRequest(Strict):
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
-    user: str | None = Field(None, max_length=512)
+    user: str | None = Field(None, max_length=512, exclude=True)
 
     stream: Literal[False] = Field(False, exclude=True)
     router: Wishes | None = None
+
+    def rank(self) -> int:
+        """See Generation."""
+        return RANKS[(self.router and self.router.priority) or "normal"]
 
     def limit(self) -> int:
         """See Generation."""
@@ -158,7 +207,7 @@ class EmbeddingRequest(Strict):
 
     def body(self) -> dict[str, Any]:
         """See Generation."""
-        return self.model_dump(exclude_none=True, exclude={"model", "router", "user"})
+        return self.model_dump(exclude_none=True, exclude={"model", "router"})
 
 
 class FeedbackRequest(Strict):

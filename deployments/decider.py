@@ -26,6 +26,7 @@ from policies.registry import make_policy
 from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
 
 REFRESH_S = 2.0
+START_S = 60.0  # the router may have many rows to read first
 OBSERVE_EVERY_S = 0.05  # outcomes travel together: nobody waits for them
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
@@ -61,9 +62,10 @@ class Decider:
     async def start(self) -> None:
         """Connect, hand over the settings, and keep the snapshot fresh from now on."""
         self.router = self._connect()
-        await self.router.configure.remote(self._settings)
-        self.identity = Identity(await self.router.salt.remote())
-        await self._refresh()
+        async with asyncio.timeout(START_S):
+            await self.router.configure.remote(self._settings)
+            self.identity = Identity(await self.router.salt.remote())
+            await self._refresh()
         self._refreshing = asyncio.create_task(self._keep_fresh())
 
     async def _keep_fresh(self) -> None:
@@ -74,7 +76,7 @@ class Decider:
             except Exception as error:
                 log.warning("no snapshot from the router (%s); deciding on the last one", type(error).__name__)
                 try:
-                    self.router = self._connect()
+                    self.router = await asyncio.wait_for(asyncio.to_thread(self._connect), 5.0)
                 except Exception:
                     log.exception("cannot reach the router actor; trying again")
 
@@ -88,6 +90,10 @@ class Decider:
     def new_id(self) -> str:
         """The id of the next decision."""
         return self.identity.new_id(time.time())
+
+    def replicas(self, arm: str) -> int:
+        """How many of an arm were ready when the router last said."""
+        return self._states.get(arm, ModelState()).replicas
 
     def traces(self, prompt: str) -> tuple[str, str]:
         """What may be kept of a prompt: its salted hash, and the text itself only where that is switched on."""
@@ -137,6 +143,7 @@ class Decider:
             fallback=FORCED if request.forced else fallback,
             prompt_hash=request.prompt_hash,
             prompt=request.prompt,
+            owner=request.owner,
         )
 
     def report(self, decision: Decision, outcome: Outcome) -> None:

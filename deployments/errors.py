@@ -1,6 +1,7 @@
 """Errors in OpenAI's shape: what is wrong and what to change, and nothing of our insides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,6 +20,13 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers: dict[str, str] = {}
 
+    @classmethod
+    def later(cls, status: int, message: str, wait_s: float, code: str) -> "ApiError":
+        """One that says when to come back: whole seconds, rounded up, between 1 and 60."""
+        error = cls(status, message, code=code)
+        error.headers["retry-after"] = str(min(60, max(1, ceil(wait_s))))
+        return error
+
 
 def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The error object that OpenAI's clients understand."""
@@ -32,6 +40,20 @@ def respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONRe
     return JSONResponse(content, error.status, headers={**error.headers, **(headers or {})})
 
 
+def _is_branch(part: Any) -> bool:
+    """Whether pydantic means a branch of a union by this part of a place: no client has heard of these."""
+    return str(part).startswith(("constrained-", "list[", "dict[", "function-", "str"))
+
+
+def _most_telling(found: Sequence[Any]) -> Any:
+    """The first error; where it is of a union's branch, the one of the branch that came nearest."""
+    first = found[0]
+    if not _is_branch(first["loc"][-1]):
+        return first
+    same = [error for error in found if error["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+    return max(same, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
+
+
 def install(app: FastAPI) -> None:
     """Make every error of this app come out in OpenAI's shape."""
 
@@ -41,11 +63,8 @@ def install(app: FastAPI) -> None:
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        # pydantic names the branches of a union, too: no client has heard of these
-        parts = [
-            str(p) for p in first["loc"] if p != "body" and not str(p).startswith(("constrained-", "list[", "str"))
-        ]
+        first = _most_telling(error.errors())
+        parts = [str(p) for p in first["loc"] if p != "body" and not _is_branch(p)]
         where = ".".join(parts) or None
         if first["type"] == "json_invalid":
             return respond(ApiError(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}"))

@@ -3,16 +3,18 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Response
+from fastapi import Request as HttpRequest
 
 from deployments.api import FeedbackRequest
 from deployments.decider import Decider
 from deployments.errors import ApiError
+from deployments.guard import caller
 from deployments.memory import BUSY, EXPIRED, REUSED
 from policies.explain import explain
-from policies.ledger import HELD, UNKNOWN
+from policies.ledger import ANYBODY, CROWDED, HELD, MAX_SOURCES, UNKNOWN
 from policies.types import Feedback
 
 PATIENCE_S = 10.0
@@ -21,6 +23,12 @@ REFUSALS = {  # status of the router: of HTTP, message, parameter, code
     EXPIRED: (410, "this decision is too old for feedback; nothing was changed", "decision_id", "feedback_expired"),
     BUSY: (409, "a request with this Idempotency-Key is being answered now; try again", None, "idempotency_in_flight"),
     REUSED: (422, "this Idempotency-Key was used for another score; use a new key", None, "idempotency_key_reused"),
+    CROWDED: (
+        409,
+        f"this decision has scores of {MAX_SOURCES} sources; use one of them",
+        "source",
+        "too_many_sources",
+    ),
 }
 
 
@@ -29,19 +37,22 @@ async def _ask(what: str, call: Any, patience_s: float = PATIENCE_S) -> Any:
     try:
         return await asyncio.wait_for(call, patience_s)
     except Exception:
-        error = ApiError(503, f"{what} is not available at the moment; try again", code="unavailable")
-        error.headers["retry-after"] = "2"
-        raise error from None
+        raise ApiError.later(503, f"{what} is not available at the moment; try again", 2.0, "unavailable") from None
 
 
 def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]) -> None:
     """Add the routes to the gateway's application."""
 
     @app.post("/v1/feedback")
-    async def feedback(request: FeedbackRequest, response: Response, idempotency_key: Key = "") -> dict[str, Any]:
+    async def feedback(
+        request: FeedbackRequest, http: HttpRequest, response: Response, idempotency_key: Key = ""
+    ) -> dict[str, Any]:
         """A score; `held` means that the decision is still on its way here, and the score counts when it arrives."""
-        item = Feedback(request.decision_id, request.score, request.source, time.time())
-        (status,) = await _ask("the router", decider.router.feedback.remote([item], idempotency_key))
+        who = caller(http)
+        who.count_score()
+        item = Feedback(request.decision_id, request.score, request.source, time.time(), who.scorer)
+        once = f"{who.name}/{idempotency_key}" if idempotency_key else ""
+        (status,) = await _ask("the router", decider.router.feedback.remote([item], once))
         if status in REFUSALS:
             raise ApiError(*REFUSALS[status])
         if status == UNKNOWN:
@@ -50,9 +61,9 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
         return {"decision_id": request.decision_id, "status": status}
 
     @app.get("/v1/router/decisions/{decision_id}")
-    async def decision(decision_id: str) -> dict[str, Any]:
+    async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
         record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
-        if record is None:
+        if record is None or caller(http).scorer not in (record.decision.owner, ANYBODY):
             raise _no_such_decision(decision_id)
         return explain(record)
 
@@ -64,7 +75,8 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
     @app.post("/v1/router/versions")
     async def publish() -> dict[str, Any]:
         """Register what is learned by now as a new policy version in MLflow."""
-        version = await _ask("the registry", tracker().publish.remote(), 60.0)
+        handle = tracker()
+        version = await _ask("the registry", handle.publish.remote(), 60.0) if handle else None
         if version is None:
             raise ApiError(409, "no MLflow is configured; set mlflow_uri in serve_config.yaml")
         return {"name": "router-policy", "version": version}
@@ -74,11 +86,12 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(models: Literal["any", "all"] = "any") -> Response:
+        """For load balancers; with `models=all` only when every model is ready."""
         summary = await _ask("the router", decider.router.summary.remote(), 2.0)
         healthy = [name for name, model in summary["models"].items() if model["healthy"]]
-        if not healthy:
-            raise ApiError(503, "no model is ready yet")
+        if not healthy or (models == "all" and len(healthy) < len(summary["models"])):
+            raise ApiError.later(503, "not ready yet", 2.0, "not_ready")
         return Response("ready\n", media_type="text/plain")
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -14,13 +16,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from deployments import errors
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
+from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
+from deployments.guard import Guard, caller
+from deployments.keys import Keyring
+from deployments.limits import Limits
 from deployments.listener import Listener
-from deployments.settings import GatewaySettings, Tuning
+from deployments.settings import GatewaySettings, KeySettings, Tuning
 from policies.types import FORCED, Arm, Decision, Objective, Outcome, Request
 
 AUTO = "auto"
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 log = logging.getLogger(__name__)
 
 
@@ -43,15 +50,16 @@ class Ingress:
         connect_tracker: Callable[[GatewaySettings], Any],
     ) -> None:
         self._arms: dict[str, Arm] = {arm.name: arm for arm in settings.arms()}
-        self._handles: dict[str, Any] = {}
-        self._connect_model, self._started = connect_model, time.time()
+        self._settings, self._started = settings, time.time()
         self.decider = Decider(settings, profiler, lambda: connect_router(settings))
+        self.dispatcher = Dispatcher(self.decider, self._arms, connect_model)
         await self.decider.start()
         self.tracker = connect_tracker(settings)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over changed tuning; the next request uses it."""
         self.decider.tuning = Tuning.model_validate(user_config)
+        self.dispatcher.configure(self.decider.tuning)
 
     async def check_health(self) -> None:
         """Serve asks every few seconds; a tracker that died and came back is set to work again."""
@@ -61,6 +69,9 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="Adaptive LLM router", docs_url="/docs", redoc_url=None)
         errors.install(app)
+        keys = self._settings.keys
+        keyring, limits = Keyring(Path(keys.file)) if keys else None, Limits(keys or KeySettings())
+        app.add_middleware(Guard, keyring=keyring, limits=limits, max_body_bytes=self._settings.max_body_bytes)
 
         @app.post("/v1/chat/completions")
         async def chat(request: ChatRequest, http: HttpRequest) -> Response:
@@ -103,7 +114,43 @@ class Ingress:
     async def answer(self, task: str, request: AnyRequest, http: HttpRequest) -> Response:
         """Profile, decide, generate, and report."""
         request_id = http.headers.get("x-request-id", "")  # Serve takes the client's or makes one, and answers with it
+        request_id = request_id if REQUEST_ID.fullmatch(request_id) else "-"  # it goes into the log
         objective, forced = self._objective(task, request)
+        objective = self.dispatcher.check(task, objective, request.rank())
+        with self.dispatcher.admission.deciding():
+            decision = await self._decide(task, request, objective, forced, caller(http).name)
+        if not decision.arm:
+            raise _nobody_can(decision)
+        body = request.body()
+        for message in body.get("messages", ()):
+            message["role"] = "system" if message["role"] == "developer" else message["role"]
+        answer = await self.dispatcher.ask(decision, Call(task, body, request.rank(), request_id))
+        decision = answer.decision
+        headers = {
+            "x-router-decision-id": decision.id,
+            "x-router-model": decision.arm,
+            "x-router-policy-version": decision.policy_version,
+            "x-router-fallback": "none" if decision.fallback in ("", FORCED) else decision.fallback,
+        }
+        try:
+            payload, report = answer.first
+            if report is not None and "error" in report:
+                self.dispatcher.finish(decision, Outcome(decision.id, _status(report["status"])))
+                return JSONResponse({"error": report["error"]}, report["status"], headers)
+            listener = Listener(task, body, self.decider.store_text)
+            if request.stream:
+                return Streamed(self._stream(answer, listener), headers, lambda: self._gone(answer))
+            async with asyncio.timeout(self.decider.tuning.answer_timeout_s):
+                async for _, more in answer.rest:
+                    report = more or report
+            listener.hear(payload)
+            self.dispatcher.finish(decision, self._outcome(answer, report or {}, 0.0, listener))
+            return Response(payload, media_type="application/json", headers=headers)
+        except BaseException as error:
+            self._gone(answer, "disconnected" if isinstance(error, asyncio.CancelledError) else "error")
+            raise
+
+    async def _decide(self, task: str, request: AnyRequest, objective: Objective, forced: bool, owner: str) -> Decision:
         asked, context, messages = request.texts()
         item = {
             "text": asked,
@@ -113,35 +160,9 @@ class Ingress:
             "max_output_tokens": request.limit(),
         }
         profile, fallback = await self.decider.profile(item)
-        traces = self.decider.traces(context)
-        decision = await self.decider.decide(
-            Request(self.decider.new_id(), profile, objective, forced, fallback, *traces)
+        return await self.decider.decide(
+            Request(self.decider.new_id(), profile, objective, forced, fallback, *self.decider.traces(context), owner)
         )
-        if not decision.arm:
-            raise _nobody_can(decision)
-        body = request.body()
-        for message in body.get("messages", ()):
-            message["role"] = "system" if message["role"] == "developer" else message["role"]
-        decision, started, first, rest = await self._first_item(decision, task, body, request_id)
-        headers = {
-            "x-router-decision-id": decision.id,
-            "x-router-model": decision.arm,
-            "x-router-policy-version": decision.policy_version,
-            "x-router-fallback": "none" if decision.fallback in ("", FORCED) else decision.fallback,
-        }
-        listener = Listener(task, body, self.decider.store_text)
-        payload, report = first
-        if report is not None and "error" in report:
-            self._finish(decision, Outcome(decision.id, _status(report["status"])))
-            return JSONResponse({"error": report["error"]}, report["status"], headers)
-        if request.stream:
-            stream = self._stream(decision, started, first, rest, listener)
-            return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-        async for _, more in rest:
-            report = more or report
-        listener.hear(payload)
-        self._finish(decision, self._outcome(decision, report or {}, started, 0.0, listener))
-        return Response(payload, media_type="application/json", headers=headers)
 
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
         """What this request wants, and whether the client named the model itself."""
@@ -168,95 +189,50 @@ class Ingress:
                 raise ApiError(400, f"unknown model '{wanted[:100]}'; choose from: {known}", "router.models")
         return request.router.objective(objective), False
 
-    async def _first_item(
-        self, decision: Decision, task: str, body: dict[str, Any], request_id: str
-    ) -> tuple[Decision, float, tuple[bytes, Any], Any]:
-        """Ask the chosen arm; if it fails before its first byte, the next best, once."""
-        tuning = self.decider.tuning
-        patience_s = tuning.first_byte_timeout_s if body.get("stream") else tuning.answer_timeout_s
-        for attempt in (0, 1):
-            started = time.perf_counter()
-            self.decider.in_flight[decision.arm] += 1
-            stream = None
-            try:
-                stream = self._handle(decision.arm).generate.remote(task, body)
-                rest = aiter(stream)
-                async with asyncio.timeout(patience_s):
-                    first = await anext(rest)
-                if first[1] is not None and first[1].get("status", 0) >= 500:
-                    raise RuntimeError("the model answered with a server error")
-                return decision, started, first, rest
-            except Exception as error:
-                log.warning("%s: %s failed before its first byte (%s)", request_id, decision.arm, type(error).__name__)
-                if stream is not None:
-                    stream.cancel()
-                busy = type(error).__name__ == "BackPressureError"
-                self._finish(decision, Outcome(decision.id, "rejected" if busy else "error"))
-                other = None if attempt else self._next_best(decision)
-                if other is None:
-                    raise _failed(decision.arm, busy) from None
-                decision = other
-            except asyncio.CancelledError:  # the client left: let the engine go on to others
-                if stream is not None:
-                    stream.cancel()
-                self._finish(decision, Outcome(decision.id, "disconnected"))
-                raise
-        raise AssertionError("unreachable")
-
-    def _next_best(self, failed: Decision) -> Decision | None:
-        """A decision for the best of the other arms; none if the client allows none."""
-        others = tuple(e.arm for e in failed.estimates if e.arm != failed.arm and not e.removed_by)
-        if not others:
-            return None
-        objective = replace(failed.objective, models=others)
-        request = Request(self.decider.new_id(), failed.profile, objective)
-        request = replace(request, prompt_hash=failed.prompt_hash, prompt=failed.prompt)
-        again = self.decider.decide_here(request, "model")
-        return again if again.arm else None
-
-    def _handle(self, arm: str) -> Any:
-        if arm not in self._handles:
-            self._handles[arm] = self._connect_model(arm)
-        return self._handles[arm]
-
-    async def _stream(
-        self, decision: Decision, started: float, first: tuple[bytes, Any], rest: Any, listener: Listener
-    ) -> AsyncIterator[bytes]:
+    async def _stream(self, answer: Answer, listener: Listener) -> AsyncIterator[bytes]:
         """Pass the bytes on, and report how it ended."""
-        ttft_s = time.perf_counter() - started
+        decision, tuning, ends = answer.decision, self.decider.tuning, asyncio.get_running_loop().time()
+        ends += tuning.answer_timeout_s
+        ttft_s = time.perf_counter() - answer.started
         outcome = Outcome(decision.id, "disconnected", ttft_s)
         try:
-            payload, report = first
+            payload, report = answer.first
             while True:
                 if payload:
                     listener.hear(payload)
                     yield payload
                 if report is not None:
                     break
-                payload, report = await anext(rest)
+                async with asyncio.timeout_at(min(ends, asyncio.get_running_loop().time() + tuning.chunk_timeout_s)):
+                    payload, report = await anext(answer.rest)
             if "error" in report:
                 outcome = Outcome(decision.id, _status(report["status"]), ttft_s)
-                yield _event({"error": report["error"]})
+                yield _event(_shown(report))
             else:
-                outcome = self._outcome(decision, report, started, ttft_s, listener)
-        except Exception:
-            log.exception("the answer of %s broke off", decision.arm)
+                outcome = self._outcome(answer, report, ttft_s, listener)
+        except Exception as error:
+            log.error("the answer of %s broke off (%s)", decision.arm, type(error).__name__)
             outcome = Outcome(decision.id, "error", ttft_s)
+            answer.rest.cancel()
             yield _event(errors.body(502, "the model failed while it answered; send the request again"))
         finally:
             if outcome.status == "disconnected":
-                rest.cancel()
-            self._finish(decision, replace(outcome, latency_s=time.perf_counter() - started))
+                answer.rest.cancel()
+            self.dispatcher.finish(decision, replace(outcome, latency_s=time.perf_counter() - answer.started))
 
-    def _outcome(
-        self, decision: Decision, report: dict[str, Any], started: float, ttft_s: float, listener: Listener
-    ) -> Outcome:
-        arm, finish_reason = self._arms[decision.arm], report.get("finish_reason") or ""
+    def _gone(self, answer: Answer, status: str = "disconnected") -> None:
+        """Let go of an answer that nobody will hear to its end; nothing if it has ended."""
+        if self.dispatcher.running(answer.decision):
+            answer.rest.cancel()
+            self.dispatcher.finish(answer.decision, Outcome(answer.decision.id, status))
+
+    def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
+        arm, finish_reason = self._arms[answer.decision.arm], report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
         return Outcome(
-            decision_id=decision.id,
+            decision_id=answer.decision.id,
             ttft_s=ttft_s,
-            latency_s=time.perf_counter() - started,
+            latency_s=time.perf_counter() - answer.started,
             prompt_tokens=prompt,
             output_tokens=output,
             cost_usd=prompt * arm.prompt_price_usd + output * arm.output_price_usd,
@@ -265,9 +241,20 @@ class Ingress:
             answer=listener.text if self.decider.store_text else "",
         )
 
-    def _finish(self, decision: Decision, outcome: Outcome) -> None:
-        self.decider.in_flight[decision.arm] -= 1
-        self.decider.report(decision, outcome)
+
+class Streamed(StreamingResponse):
+    """A stream that says so when it is over, also when it never began because the client was gone before."""
+
+    def __init__(self, content: AsyncIterator[bytes], headers: dict[str, str], over: Callable[[], None]):
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._over = over
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See StreamingResponse."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 def _event(content: dict[str, Any]) -> bytes:
@@ -278,21 +265,20 @@ def _status(http_status: int) -> str:
     return "rejected" if http_status < 500 else "error"
 
 
-def _failed(arm: str, busy: bool) -> ApiError:
-    if busy:
-        error = ApiError(429, "all models that may answer are full; try again shortly", code="rate_limit_exceeded")
-        error.headers["retry-after"] = "1"
-        return error
-    return ApiError(503, f"the model '{arm}' failed and no other could take over; try again", code="model_failed")
+def _shown(report: dict[str, Any]) -> dict[str, Any]:
+    """An engine's error as the client may see it: a refusal says why, a failure is our affair."""
+    if report["status"] < 500:
+        return {"error": report["error"]}
+    return errors.body(502, "the model failed while it answered; send the request again")
 
 
 def _nobody_can(decision: Decision) -> ApiError:
     reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
     allowed = [e for e in decision.estimates if not e.removed_by.startswith(("not among", "does not do"))]
-    if any(e.removed_by == "no healthy replica" for e in allowed):
-        error = ApiError(503, f"no model can take this request now ({reasons})", code="model_unavailable")
-        error.headers["retry-after"] = "5"
-        return error
+    if any(e.removed_by == FULL for e in allowed):
+        return full(1.0)
+    if any(e.removed_by in ("no healthy replica", RESTING) for e in allowed):
+        return ApiError.later(503, f"no model can take this request now ({reasons})", 5.0, "model_unavailable")
     if allowed and all("does not fit" in e.removed_by for e in allowed):
         return ApiError(400, f"the prompt is too long; shorten it ({reasons})", code="context_length_exceeded")
     return ApiError(400, f"no model can keep the limits of this request; relax them ({reasons})", "router")

@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from deployments import dataplane
-from deployments.lint import lint
+from deployments.lint import lint, no_key
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "ROUTER_CLUSTER"
@@ -85,7 +85,7 @@ def load(path: Path, state: Path, offset: int) -> Cluster:
         SystemExit: with the list of what is wrong.
     """
     config = yaml.safe_load(path.read_text())
-    if wrong := lint(config):
+    if wrong := lint(config) or no_key(config):
         raise SystemExit("\n".join([f"{path.name} is not valid:", *(f"  {line}" for line in wrong)]))
     state = state.resolve()
     cluster = Cluster(config, state, offset)
@@ -127,8 +127,8 @@ def up(cluster: Cluster) -> None:
     if answer.is_error:
         raise SystemExit(f"Serve refused the configuration: {answer.text[:2000]}")
     _wait_for_applications(cluster, began)
-    _wait_for(cluster.url("gateway") + "/readyz", "the gateway", cluster, began)
-    _wait_until_router_sees_all(cluster, began)
+    # the router looks every other second; until then it holds a model that just became ready for absent
+    _wait_for(cluster.url("gateway") + "/readyz?models=all", "the gateway", cluster, began)
     _wait_for(cluster.url("MLflow") + "/health", "MLflow", cluster, began)
     say("ready", began)
     print(
@@ -233,17 +233,6 @@ def _wait_for(
                 return
         time.sleep(0.5)
     raise SystemExit(f"{what} did not answer at {url}; see the logs in {cluster.state}")
-
-
-def _wait_until_router_sees_all(cluster: Cluster, began: float) -> None:
-    """The router looks every other second; until then it holds a model that just became ready for absent."""
-    while time.monotonic() - began < READY_S:
-        with suppress(httpx.HTTPError):
-            models = httpx.get(cluster.url("gateway") + "/v1/router/state", timeout=10).json().get("models", {})
-            if models and all(model["healthy"] for model in models.values()):
-                return
-        time.sleep(0.5)
-    raise SystemExit("the router does not see all models")
 
 
 def _wait_for_applications(cluster: Cluster, began: float) -> None:

@@ -1,14 +1,19 @@
 """Checks serve_config.yaml before anything starts: Serve itself ignores keys it does not know."""
 
+import sys
 import typing
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
+from deployments.keys import FILE, Keyring, how
 from deployments.settings import GatewaySettings, Tuning, explain
 from policies.registry import make_policy
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LLM_CONFIG = (  # fields of ray.serve.llm.LLMConfig; importing it would cost this check many seconds of vLLM
     *("model_loading_config", "llm_engine", "engine_kwargs", "accelerator_type", "accelerator_config"),
     *("placement_group_config", "runtime_env", "lora_config", "deployment_config", "server_cls"),
@@ -28,6 +33,7 @@ def lint(config: dict[str, Any]) -> list[str]:
         if builder == "gateway":
             wrong += _validate(GatewaySettings, arguments, f"{where}.args")
             wrong += _policy(arguments, f"{where}.args.policy")
+            wrong += _keys(config.get("http_options") or {}, arguments, f"{where}.args")
             for deployment in application.get("deployments", ()):
                 if deployment.get("name") == "Ingress":
                     wrong += _validate(Tuning, deployment.get("user_config") or {}, f"{where}.Ingress.user_config")
@@ -60,6 +66,38 @@ def _policy(arguments: dict[str, Any], where: str) -> list[str]:
     except ValueError as error:
         return [f"{where}: {error}"]
     return []
+
+
+def _keys(http: dict[str, Any], arguments: dict[str, Any], where: str) -> list[str]:
+    """Without API keys only this machine may reach it."""
+    host = str(http.get("host", "0.0.0.0"))  # what Serve takes where a config file says nothing
+    if arguments.get("keys") is not None or host in LOOPBACK:
+        return []
+    return [
+        f"{where}.keys is missing, but http_options.host is {host}, which other machines can reach: write "
+        f"`keys: {{file: var/keys.json}}` there and make a key with `{how(FILE)}`, or bind 127.0.0.1"
+    ]
+
+
+def no_key(config: dict[str, Any]) -> list[str]:
+    """What is wrong with the file of keys, if one is asked for; empty if nothing is."""
+    wrong = []
+    for application in config.get("applications", ()):
+        if str(application.get("import_path", "")).endswith(":gateway"):
+            settings = GatewaySettings.model_validate(application.get("args") or {})
+            if settings.keys is not None:
+                try:
+                    Keyring(Path(settings.keys.file))
+                except ValueError as error:
+                    wrong.append(f"applications.{application['name']}.args.keys.file: {error}")
+    return wrong
+
+
+def main() -> None:
+    """`python -m deployments.lint FILE`, before a `serve deploy FILE`."""
+    wrong = lint(yaml.safe_load(Path(sys.argv[1]).read_text()))
+    print("\n".join(wrong) or "valid")
+    sys.exit(bool(wrong))
 
 
 def _llm(arguments: dict[str, Any], where: str) -> list[str]:
@@ -102,3 +140,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+
+
+if __name__ == "__main__":
+    main()

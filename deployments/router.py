@@ -185,6 +185,7 @@ class Router:
                 fallback=FORCED if request.forced else request.fallback,
                 prompt_hash=request.prompt_hash,
                 prompt=request.prompt,
+                owner=request.owner,
             )
             for d, request in zip(decided, requests, strict=True)
         ]

@@ -53,6 +53,20 @@ class PolicySettings(Strict):
     options: dict[str, Any] = {}
 
 
+class KeySettings(Strict):
+    """API keys (deployments/keys.py) and what one of them may do, where its own entry does not say otherwise.
+
+    file: where their hashes are; the same on every node that runs an ingress.
+    requests_per_minute, concurrency: of one key, at one ingress replica.
+    scores_per_minute: of one key that are taken as feedback; its influence on what is learned.
+    """
+
+    file: str = "var/keys.json"
+    requests_per_minute: int = Field(600, ge=1)
+    concurrency: int = Field(64, ge=1)
+    scores_per_minute: int = Field(60, ge=1)
+
+
 class GatewaySettings(Strict):
     """All that the gateway, the router and the tracker are built from.
 
@@ -62,6 +76,8 @@ class GatewaySettings(Strict):
         3 kB); what was learned from those that go is kept.
     feedback_window_days: later than this, feedback for a decision is refused.
     store_text: write prompts and answers into the journal, not only features and a salted hash.
+    keys: none are asked for if not given, which is allowed on loopback only.
+    max_body_bytes: of one request.
     """
 
     models: dict[str, ModelSettings] = Field(min_length=1)
@@ -76,6 +92,8 @@ class GatewaySettings(Strict):
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
     max_mean_cost_usd: float | None = Field(None, gt=0)
+    keys: KeySettings | None = None
+    max_body_bytes: int = Field(2**20, ge=1024)
 
     def arms(self) -> tuple[Arm, ...]:
         """The models, smallest first as the file lists them."""
@@ -93,6 +111,34 @@ class ObjectiveSettings(Strict):
         return Objective(self.latency_weight, self.cost_weight)
 
 
+class AdmissionSettings(Strict):
+    """How much one ingress replica takes on (deployments/admission.py); what is more gets a 429 at once.
+
+    running: requests that a replica of a model is given at once; above its target_ongoing_requests, or Serve never
+        adds a replica, and not above its max_num_seqs, or they wait where priorities do not reach.
+    waiting: places in the line in front of each model.
+    wait_s: nobody waits longer in it, nor joins it when it would take longer.
+    requests: running and waiting, over all models.
+    """
+
+    running: int = Field(32, ge=1)
+    waiting: int = Field(128, ge=0)
+    wait_s: float = Field(30.0, gt=0)
+    requests: int = Field(512, ge=1)
+
+
+class BreakerSettings(Strict):
+    """When an arm is left alone (deployments/breaker.py).
+
+    failures: in a row, that open it.
+    open_s: the first pause; doubled with each failed probe, up to max_open_s.
+    """
+
+    failures: int = Field(3, ge=1)
+    open_s: float = Field(5.0, gt=0)
+    max_open_s: float = Field(60.0, gt=0)
+
+
 class Tuning(Strict):
     """What operators tune while it runs.
 
@@ -100,7 +146,10 @@ class Tuning(Strict):
     profile_here_chars: up to this length of all messages together, the ingress reads a text itself.
     profile_timeout_s, decide_timeout_s: after these the ingress goes on without the profiler, without the router.
     first_byte_timeout_s: of a stream; after this another arm is asked, once.
-    answer_timeout_s: the same for an answer in one piece.
+    answer_timeout_s: the same for an answer in one piece; and the longest that any stream may take.
+    chunk_timeout_s: the longest pause in a stream; after it, it ends with an error event.
+    hedge_after: share of max_latency_s after which a request that has one, and no first byte yet, is also given to the
+        next best arm; the first to answer counts. Not given: never.
     """
 
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -110,6 +159,10 @@ class Tuning(Strict):
     decide_timeout_s: float = Field(0.25, gt=0)
     first_byte_timeout_s: float = Field(60.0, gt=0)
     answer_timeout_s: float = Field(600.0, gt=0)
+    chunk_timeout_s: float = Field(60.0, gt=0)
+    hedge_after: float | None = Field(None, gt=0, le=1)
+    admission: AdmissionSettings = AdmissionSettings()
+    breaker: BreakerSettings = BreakerSettings()
 
 
 def explain(error: ValidationError) -> str:
@@ -127,5 +180,6 @@ def explain(error: ValidationError) -> str:
 
 
 def _all_keys() -> list[str]:
-    models = (ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, ObjectiveSettings, Tuning)
+    models: list[type[BaseModel]] = [ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, KeySettings]
+    models += [ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings]
     return [key for model in models for key in model.model_fields]

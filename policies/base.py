@@ -53,6 +53,8 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
     """The hard limit that takes an arm out before any estimate is made, in words; "" if none does."""
     if objective.models and arm.name not in objective.models:
         return "not among the request's models"
+    if objective.unavailable and (reason := dict(objective.unavailable).get(arm.name)):
+        return reason
     if profile.task not in arm.tasks:
         return f"does not do the task '{profile.task}'"
     if profile.prompt_tokens >= arm.context_tokens:

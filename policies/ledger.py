@@ -15,12 +15,18 @@ from policies.types import Decision, Feedback, Outcome
 ACCEPTED, DUPLICATE, UNKNOWN = "accepted", "duplicate", "unknown"
 HELD = "held"  # noted; it counts when its decision arrives
 REPEATED = "repeated"  # the score that counts already, given again later: noted, as an older correction may still come
+CROWDED = "crowded"  # the decision has votes from as many sources as it may have
 NOTED = (ACCEPTED, HELD, REPEATED)  # what must be written down
 IMPLICIT = "implicit"  # source of scores that nobody gave
 WEIGHTS = {IMPLICIT: 0.25}  # of a source's vote; all others weigh 1
+ANYBODY = "*"  # owner of feedback that may be for anybody's decision
+MAX_SOURCES = 8  # of one decision: each is a vote, and their names are the client's choice
 HELD_CAPACITY = 10_000  # decisions that are waited for
 
 Event = Decision | Outcome | Feedback
+CROWDED = "crowded"  # the decision has votes from as many sources as it may have
+ANYBODY = "*"  # owner of feedback that may be for anybody's decision
+MAX_SOURCES = 8  # of one decision: each is a vote, and their names are the client's choice
 
 
 @dataclass
@@ -103,7 +109,8 @@ class Ledger:
             fresh: the caller knows that this decision is new; nobody need look for it among the older ones.
 
         Returns:
-            ACCEPTED; DUPLICATE if nothing changed; REPEATED or HELD (see there); or what `absent` says.
+            ACCEPTED; DUPLICATE if nothing changed; REPEATED, HELD or CROWDED (see there); UNKNOWN if the decision is
+            somebody else's; or what `absent` says.
         """
         if isinstance(event, Decision):
             if event.id in self._records or (not fresh and self.get(event.id) is not None):
@@ -128,6 +135,8 @@ class Ledger:
             return DUPLICATE
         if earlier == event and getattr(earlier, "time_s", 0.0) == getattr(event, "time_s", 0.0):
             return DUPLICATE
+        if key not in waiting and len(waiting) > MAX_SOURCES:
+            return CROWDED
         waiting[key] = event
         while len(self._held) > HELD_CAPACITY:
             self._held.popitem(last=False)
@@ -144,6 +153,10 @@ class Ledger:
             if policy is not None:
                 policy.learn(record.decision, event)
             return ACCEPTED
+        if event.owner not in (record.decision.owner, ANYBODY):
+            return UNKNOWN
+        if event.source not in record.scores and len(record.scores) >= MAX_SOURCES:
+            return CROWDED
         earlier, given = record.scores.get(event.source), record.times.get(event.source, event.time_s)
         if event.time_s < given or (earlier == event.score and event.time_s == given):
             return DUPLICATE

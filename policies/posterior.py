@@ -164,7 +164,8 @@ class LinearPosterior:
 
     def _solve(self, noise: Vector) -> tuple[Vector, Vector]:
         """Covariance P^-1 [K, D, D] and mean [K, D] at these noise variances [K]."""
-        covariance: Vector = np.linalg.inv(self.precision / noise[:, None, None] + np.diag(self.prior_precision))
+        precision = self.precision / noise[:, None, None] + np.diag(self.prior_precision)
+        covariance = np.asarray(np.linalg.inv(precision), np.float64)
         moment = self.prior_precision * self.prior_mean + self.moment / noise[:, None]
         return covariance, (covariance @ moment[:, :, None])[:, :, 0]
 

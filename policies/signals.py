@@ -23,7 +23,7 @@ def implied(decision: Decision, outcome: Outcome, time_s: float) -> Feedback | N
     if outcome.status != "ok" or decision.profile.task == "embed":
         return None
     if outcome.flaw in FLAWS:
-        return Feedback(decision.id, 0.0, CHECK, time_s)
+        return Feedback(decision.id, 0.0, CHECK, time_s, decision.owner)
     if outcome.finish_reason == "length" and not decision.profile.max_output_tokens:
-        return Feedback(decision.id, 0.0, IMPLICIT, time_s)
+        return Feedback(decision.id, 0.0, IMPLICIT, time_s, decision.owner)
     return None

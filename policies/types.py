@@ -46,6 +46,7 @@ class Objective:
     cost_weight: score points given up to save a US dollar.
     max_latency_s, max_cost_usd: hard limits on the expected latency and cost.
     models: the only arms allowed; empty allows all.
+    unavailable: pairs of an arm that cannot be asked now and the reason, as the way in knows it.
     """
 
     latency_weight: float = 0.0
@@ -53,6 +54,7 @@ class Objective:
     max_latency_s: float = inf
     max_cost_usd: float = inf
     models: tuple[str, ...] = ()
+    unavailable: tuple[tuple[str, str], ...] = ()
 
     def utility(self, score: float, latency_s: float, cost_usd: float) -> float:
         """What an answer with this score, latency and cost was worth."""
@@ -120,6 +122,7 @@ class Request:
     forced: the client named the model, which is then the only one the objective allows.
     fallback: what was already done without, on the way here ("" for nothing).
     prompt_hash: salted hash of all that the model will read; prompt: that text itself, only where it may be stored.
+    owner: whose it is, by the name of the API key; "" where there are none.
     """
 
     id: str
@@ -129,6 +132,7 @@ class Request:
     fallback: str = ""
     prompt_hash: str = ""
     prompt: str = ""
+    owner: str = ""
 
 
 class ArmEstimate(NamedTuple):
@@ -167,6 +171,7 @@ class Decision:
     fallback: why the router itself did not decide ("" if it did; FORCED if the client named the model).
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
+    owner: of the request; feedback comes from the same.
     """
 
     id: str
@@ -180,6 +185,7 @@ class Decision:
     time_s: float = 0.0
     prompt_hash: str = ""
     prompt: str = ""
+    owner: str = ""
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""
@@ -214,9 +220,12 @@ class Outcome:
 class Feedback:
     """A score in [0, 1] for an answer, often late; one vote per decision and source, the one with the latest time_s
     counts.
+
+    owner: who gives it; must be the decision's.
     """
 
     decision_id: str
     score: float
     source: str = "user"
     time_s: float = field(default=0.0, compare=False)
+    owner: str = field(default="", compare=False)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -59,11 +60,25 @@ class Gateway:
             handles = (lambda name: self.models[name], lambda _: self.router, lambda _: None)
             await ingress.__init__(self.settings, self.profiler, *handles)  # type: ignore[misc]
             ingress.reconfigure({"objective": {"latency_weight": 0.1}, "presets": {"fast": {"latency_weight": 5}}})
-            app.mount("/", ingress.__serve_build_asgi_app__())
+            app.router.default = ingress.__serve_build_asgi_app__()  # a mount would not match every path
             yield
 
         app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None)
         return app
+
+    def tune(self, **changed: Any) -> None:
+        """Change the user_config while it runs."""
+        before = self.ingress.decider.tuning.model_dump()
+        self.ingress.reconfigure({**before, **changed})
+
+    @asynccontextmanager
+    async def at_once(self) -> AsyncIterator[httpx.AsyncClient]:
+        """It runs in this event loop; a client for many requests at a time, which reads answers as a whole."""
+        app: Any = self.client.app
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+                yield client
 
     def chat(self, **body: Any) -> Any:
         given = {"model": "auto", "messages": [{"role": "user", "content": "What is 3 plus 5?"}], **body}

@@ -83,7 +83,7 @@ BAD = [
     ({"temperature": 9}, 400, "temperature"),
     ({"n": 10**9}, 400, "n:"),
     ({"max_tokens": -1}, 400, "max_tokens"),
-    ({"stop": ["a"] * 9}, 400, "at most 4"),
+    ({"stop": ["a"] * 9}, 400, "at most 4 items"),
     ({"temprature": 1}, 400, "unknown key 'temprature'"),
     ({"router": {"latency": 1}}, 400, "unknown key 'router.latency'"),
     ({"router": {"models": ["gpt"]}}, 400, "unknown model 'gpt'; choose from: small, large"),

@@ -1,0 +1,239 @@
+"""Gives a request to its arm: a place in its line, a deadline, and once the next best arm if it fails."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deployments.admission import Admission, FullError
+from deployments.breaker import Breaker
+from deployments.decider import Decider
+from deployments.errors import ApiError
+from deployments.settings import Tuning
+from policies.types import Arm, Decision, Objective, Outcome, Request
+
+FULL, RESTING = "its line is full", "its circuit breaker is open after failures in a row"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One request on its way to an arm.
+
+    task, body: see ModelServer.generate. rank: see admission.py. request_id: for the log.
+    """
+
+    task: str
+    body: dict[str, Any]
+    rank: int
+    request_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer that has begun.
+
+    decision: of the arm that gives it. started: when it was asked. first: its first item. rest: the others.
+    """
+
+    decision: Decision
+    started: float
+    first: tuple[bytes, Any]
+    rest: Any
+
+
+@dataclass
+class _Place:
+    """entered: when it was got, None while it is waited for. asked: whether the arm was, too."""
+
+    entered: float | None = None
+    asked: bool = False
+
+
+class _FailedError(Exception):
+    """An arm did not begin to answer."""
+
+    def __init__(self, decision: Decision, retry_after_s: float | None):
+        super().__init__(decision.arm)
+        self.decision, self.retry_after_s = decision, retry_after_s
+
+    def api_error(self) -> ApiError:
+        if self.retry_after_s is not None:
+            return full(self.retry_after_s)
+        message = f"the model '{self.decision.arm}' failed and no other could take over; try again"
+        return ApiError.later(503, message, 1.0, "model_failed")
+
+
+class Dispatcher:
+    """Of one ingress replica.
+
+    Args:
+        decider: to choose again, to count what is in flight, and to report.
+        arms: all there are.
+        connect: blocking; gives the streaming handle of an arm's application.
+    """
+
+    def __init__(self, decider: Decider, arms: dict[str, Arm], connect: Callable[[str], Any]):
+        self._decider, self._arms, self._connect = decider, arms, connect
+        self._handles: dict[str, Any] = {}
+        self._places: dict[str, _Place] = {}  # by decision
+        self.admission = Admission(tuple(arms))
+        self.breakers = {arm: Breaker() for arm in arms}
+
+    def configure(self, tuning: Tuning) -> None:
+        """Take over changed settings."""
+        self.admission.configure(tuning.admission)
+        for breaker in self.breakers.values():
+            breaker.settings = tuning.breaker
+
+    def check(self, task: str, objective: Objective, rank: int) -> Objective:
+        """Refuse what nobody can take now before any work is done for it; otherwise say who cannot.
+
+        Raises:
+            ApiError: 429, all lines are full; 503, the breakers of all models that may answer are open.
+        """
+        try:
+            self.admission.check(rank)
+        except FullError as error:
+            raise full(error.retry_after_s) from None
+        may = [a.name for a in self._arms.values() if task in a.tasks and a.name in (objective.models or self._arms)]
+        unavailable = {arm: why for arm in may if (why := self._why_not(arm, rank))}
+        if may and len(unavailable) == len(may):
+            if FULL in unavailable.values():
+                raise full(min(self.admission.lines[arm].wait_s(rank) for arm in may if unavailable[arm] == FULL))
+            wait_s = min(self.breakers[arm].retry_after_s for arm in may)
+            message = f"{', '.join(may)} failed several times in a row and will be tried again shortly"
+            raise ApiError.later(503, message, wait_s, "model_unavailable")
+        return replace(objective, unavailable=tuple(unavailable.items())) if unavailable else objective
+
+    def _why_not(self, arm: str, rank: int) -> str:
+        line = self.admission.lines[arm]
+        line.replicas = self._decider.replicas(arm)
+        if not self.breakers[arm].admits:
+            return RESTING
+        return FULL if line.full(rank) else ""
+
+    async def ask(self, decision: Decision, call: Call) -> Answer:
+        """The beginning of an answer, by the decision's arm or, once, by the next best.
+
+        Raises:
+            ApiError: 429 if there was no room, 503 if there was a failure.
+        """
+        limit_s, share = decision.objective.max_latency_s, self._decider.tuning.hedge_after
+        try:
+            if share is not None and limit_s < float("inf"):
+                return await self._hedged(decision, call, share * limit_s)
+            try:
+                return await self._attempt(decision, call)
+            except _FailedError:
+                if (other := self._next_best(decision, call, "model")) is None:
+                    raise
+            return await self._attempt(other, call)
+        except _FailedError as failure:
+            raise failure.api_error() from None
+
+    async def _hedged(self, decision: Decision, call: Call, patience_s: float) -> Answer:
+        """Ask a second arm when the first fails or is silent for too long (Dean and Barroso, The Tail at Scale, 2013);
+        whoever begins first answers, the other is cancelled.
+        """
+        attempts = [asyncio.create_task(self._attempt(decision, call))]
+        winner = None
+        try:
+            await asyncio.wait(attempts, timeout=patience_s)
+            first = attempts[0]
+            if not first.done() or first.exception() is not None:
+                fallback = "model" if first.done() else "hedge"
+                if (other := self._next_best(decision, call, fallback)) is not None:
+                    attempts.append(asyncio.create_task(self._attempt(other, call)))
+            pending = set(attempts)
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                winner = next((task for task in done if task.exception() is None), None)
+                if winner is not None:
+                    return winner.result()
+            return attempts[-1].result()  # raises why
+        finally:
+            for task in attempts:
+                if task is not winner and not task.cancel() and not task.cancelled() and task.exception() is None:
+                    answer = task.result()  # began in the same moment
+                    answer.rest.cancel()
+                    self.finish(answer.decision, Outcome(answer.decision.id, "disconnected"))
+
+    async def _attempt(self, decision: Decision, call: Call) -> Answer:
+        arm, tuning = decision.arm, self._decider.tuning
+        patience_s = tuning.first_byte_timeout_s if call.body.get("stream") else tuning.answer_timeout_s
+        line, breaker, started = self.admission.lines[arm], self.breakers[arm], time.perf_counter()
+        place = self._places[decision.id] = _Place()
+        self._decider.in_flight[arm] += 1
+        stream = None
+        try:
+            place.entered = await line.enter(call.rank)
+            if not breaker.admits:  # it opened while this one waited, or somebody else is its probe
+                raise FullError(breaker.retry_after_s)
+            breaker.begin()
+            place.asked = True
+            async with asyncio.timeout(patience_s):
+                stream = (await self._handle(arm)).generate.remote(call.task, call.body)
+                rest = aiter(stream)
+                first = await anext(rest)
+            if first[1] is not None and first[1].get("status", 0) >= 500:
+                raise RuntimeError("the model answered with a server error")
+            return Answer(decision, started, first, rest)
+        except Exception as error:
+            name = type(error).__name__
+            busy = isinstance(error, FullError) or name == "BackPressureError"
+            if not busy:
+                log.warning("%s: %s failed before its first byte (%s)", call.request_id, arm, name)
+            if stream is not None:
+                stream.cancel()
+            self.finish(decision, Outcome(decision.id, "rejected" if busy else "error"))
+            wait_s = error.retry_after_s if isinstance(error, FullError) else 1.0
+            raise _FailedError(decision, wait_s if busy else None) from None
+        except asyncio.CancelledError:  # the client left: let the engine go on to others
+            if stream is not None:
+                stream.cancel()
+            self.finish(decision, Outcome(decision.id, "disconnected"))
+            raise
+
+    def _next_best(self, failed: Decision, call: Call, fallback: str) -> Decision | None:
+        """A decision for the best of the other arms; none if the client allows none."""
+        others = tuple(
+            e.arm
+            for e in failed.estimates
+            if e.arm != failed.arm and not e.removed_by and not self._why_not(e.arm, call.rank)
+        )
+        if not others:
+            return None
+        objective = replace(failed.objective, models=others)
+        request = Request(self._decider.new_id(), failed.profile, objective, owner=failed.owner)
+        again = self._decider.decide_here(request, fallback)
+        return again if again.arm else None
+
+    async def _handle(self, arm: str) -> Any:
+        if arm not in self._handles:  # asks Serve's controller, which may be away
+            self._handles[arm] = await asyncio.to_thread(self._connect, arm)
+        return self._handles[arm]
+
+    def running(self, decision: Decision) -> bool:
+        """Whether it is not finished."""
+        return decision.id in self._places
+
+    def finish(self, decision: Decision, outcome: Outcome) -> None:
+        """Give the place back, and report; once for each decision, further calls change nothing."""
+        if (place := self._places.pop(decision.id, None)) is None:
+            return
+        self._decider.in_flight[decision.arm] -= 1
+        if place.entered is not None:
+            self.admission.lines[decision.arm].leave(place.entered if place.asked else None)
+        if place.asked:
+            self.breakers[decision.arm].end(outcome.status)
+        self._decider.report(decision, outcome)
+
+
+def full(wait_s: float) -> ApiError:
+    """Come back later."""
+    return ApiError.later(
+        429, "the models that may answer are busy; try again shortly", max(1.0, wait_s), "rate_limit_exceeded"
+    )

@@ -1,0 +1,184 @@
+"""API keys: who may ask, score and operate. `python -m deployments.keys add NAME --scopes infer feedback operate`.
+
+A key is `rk-ID-SECRET` with 256 random bits in the secret. The file holds the SHA-256 of the secret only, which for so
+many random bits is as good as a slow password hash (OWASP Password Storage: those are for what people choose). The
+running gateway takes a changed file over within seconds.
+"""
+
+import argparse
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SCOPES = ("infer", "feedback", "operate")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+LOOK_EVERY_S = 2.0
+FILE = Path("var/keys.json")
+NOBODY = "0" * 64  # compared with where there is no such key, so that this takes as long
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key, as it is stored.
+
+    name: of its owner; goes into the journal with each decision.
+    id: the public part of the key. sha256: of the secret part, hexadecimal.
+    scopes: some of SCOPES.
+    requests_per_minute, concurrency, scores_per_minute: in place of the settings' where given.
+    """
+
+    name: str
+    id: str
+    sha256: str
+    scopes: tuple[str, ...]
+    requests_per_minute: int | None = None
+    concurrency: int | None = None
+    scores_per_minute: int | None = None
+
+
+class Keyring:
+    """The keys of a file, read again when it changes.
+
+    Raises:
+        ValueError: at the start, the file is missing, holds no key, or is not what `write` makes.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._stamp, self._looked = self._stat(), time.monotonic()
+        self._keys = read(path)
+        if not self._keys:
+            raise ValueError(f"there is no API key in {path}; make one: {how(path)}")
+
+    def find(self, presented: str) -> Key | None:
+        """The key that was presented, or None; takes as long for a wrong secret as for a right one."""
+        self._look()
+        _, _, rest = presented.partition("rk-")
+        key_id, _, secret = rest.partition("-")
+        key = self._keys.get(key_id)
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        same = hmac.compare_digest(digest, key.sha256 if key else NOBODY)
+        return key if same else None
+
+    def _stat(self) -> tuple[int, int]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return 0, 0
+        return found.st_mtime_ns, found.st_ino
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = now
+        if (stamp := self._stat()) == self._stamp:
+            return
+        try:
+            self._keys = read(self._path)
+            self._stamp = stamp
+        except ValueError as error:
+            log.error("keeping the API keys as they were: %s", error)
+
+
+def read(path: Path) -> dict[str, Key]:
+    """The keys in a file, by id; none if there is no file.
+
+    Raises:
+        ValueError: the file is not what `write` makes.
+    """
+    try:
+        keys = [_parse(entry) for entry in json.loads(path.read_text())["keys"]]
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no file of API keys ({type(error).__name__}: {error})") from None
+    return {key.id: key for key in keys}
+
+
+def _parse(entry: Mapping[str, Any]) -> Key:
+    key = Key(**{**entry, "scopes": tuple(entry["scopes"])})
+    if not NAME.fullmatch(key.name) or not re.fullmatch("[0-9a-f]{64}", key.sha256) or not key.scopes:
+        raise ValueError("a key has a bad name, hash or scope")
+    if set(key.scopes) - set(SCOPES):
+        raise ValueError(f"unknown scope; choose from: {', '.join(SCOPES)}")
+    if any(limit is not None and limit < 1 for limit in (key.requests_per_minute, key.concurrency)):
+        raise ValueError("limits begin at 1")
+    return key
+
+
+def write(path: Path, keys: Mapping[str, Key]) -> None:
+    """Put the keys into the file, readable by its owner only; it is never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"keys": [asdict(key) for key in keys.values()]}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def add(path: Path, name: str, scopes: tuple[str, ...], **limits: int | None) -> str:
+    """Make a key; the returned text is the only copy of its secret.
+
+    Raises:
+        ValueError: the name, a scope or a limit is not allowed, or the file is broken.
+    """
+    keys, key_id, secret = read(path), secrets.token_hex(4), secrets.token_urlsafe(32)
+    sha256 = hashlib.sha256(secret.encode()).hexdigest()
+    key = _parse({"name": name, "id": key_id, "sha256": sha256, "scopes": scopes, **limits})
+    write(path, {**keys, key_id: key})
+    return f"rk-{key_id}-{secret}"
+
+
+def how(path: Path) -> str:
+    """The command that makes a key."""
+    return f"python -m deployments.keys add NAME --scopes infer feedback --file {path}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("add", "list", "remove"))
+    parser.add_argument("name", nargs="?", help="of the key's owner; `remove` takes all keys of that name")
+    parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=["infer", "feedback"])
+    parser.add_argument("--file", type=Path, default=FILE)
+    for limit in ("requests-per-minute", "concurrency", "scores-per-minute"):
+        parser.add_argument(f"--{limit}", type=int)
+    given = parser.parse_args(arguments)
+    try:
+        if given.verb == "list":
+            for key in read(given.file).values():
+                print(f"rk-{key.id}-…  {key.name}: {', '.join(key.scopes)}")
+            return
+        if not given.name:
+            parser.error("say whose key")
+        if given.verb == "add":
+            limits = {
+                name: getattr(given, name) for name in ("requests_per_minute", "concurrency", "scores_per_minute")
+            }
+            print(add(given.file, given.name, tuple(given.scopes), **limits))
+            print("this is the only time that it is shown", file=sys.stderr)
+            return
+        keys = read(given.file)
+        left = {key_id: key for key_id, key in keys.items() if key.name != given.name}
+        write(given.file, left)
+        print(f"removed {len(keys) - len(left)}")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

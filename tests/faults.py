@@ -1,0 +1,91 @@
+"""The catalogue of faults as a table: what was done to it, the figure, the bar, and whether it held.
+
+`make test-faults`, or `python -m tests.faults --only T11 T15`. The checks here need no Ray: all parts of the gateway
+are real and in this process, the models are stand-ins with a known capacity. With `--url http://127.0.0.1:8000` those
+that need a running system are played against it as well, and with `--state var` (its folder) also those that kill its
+processes; without, they are listed as live. Exit status 1 if one did not hold.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: the figure in words, and whether it is on the right side of the bar."""
+
+    figure: str
+    held: bool
+
+
+@dataclass(frozen=True)
+class System:
+    """A running system: where it answers, and its folder, by which its processes are known and no others."""
+
+    url: str
+    state: Path | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row: `check` takes an empty folder, or a System where it needs its `url`, or its `state` as well."""
+
+    id: str
+    what: str
+    bar: str
+    check: Callable[[Any], Finding]
+    needs: str = ""
+
+
+def main() -> None:
+    """The command line."""
+    from tests import faults_input, faults_live, faults_load
+
+    catalogue = [*faults_input.FAULTS, *faults_load.FAULTS, *faults_live.FAULTS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", metavar="ID", help=" ".join(dict.fromkeys(fault.id for fault in catalogue))
+    )
+    parser.add_argument("--url", help="of a running system")
+    parser.add_argument("--state", type=Path, help="its folder: its processes may be killed")
+    given = parser.parse_args()
+    system = System(given.url.rstrip("/"), given.state) if given.url else None
+    logging.disable(logging.CRITICAL)
+    rows, broken = [], 0
+    for fault in sorted(catalogue, key=lambda fault: int(fault.id[1:])):
+        if given.only and fault.id not in given.only:
+            continue
+        began = time.perf_counter()
+        try:
+            if fault.needs and (system is None or (fault.needs == "state" and system.state is None)):
+                wanted = "--url" if fault.needs == "url" else "--url and --state"
+                rows.append([fault.id, fault.what, f"needs {wanted}", fault.bar, "live", ""])
+                continue
+            if fault.needs:
+                finding = fault.check(system)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    finding = fault.check(Path(folder))
+        except Exception as error:
+            traceback.print_exc()
+            finding = Finding(f"the check broke: {type(error).__name__}", False)
+        broken += not finding.held
+        seconds = f"{time.perf_counter() - began:.1f}"
+        rows.append([fault.id, fault.what, finding.figure, fault.bar, "yes" if finding.held else "NO", seconds])
+        print(f"{fault.id} {'held' if finding.held else 'NOT HELD'}: {finding.figure}", file=sys.stderr, flush=True)
+    print(tabulate(rows, ["", "fault", "figure", "bar", "held", "s"], "github", disable_numparse=True))
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Lines and second attempts: nothing grows without bound, and nobody waits for ever."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deployments.admission import BATCH, HIGH, NORMAL, Admission, FullError, Line
+from deployments.settings import AdmissionSettings
+from tests.fakes import failing
+from tests.gateway import Gateway, eventually
+
+Script = Callable[[str, dict[str, Any]], AsyncIterator[tuple[bytes, Any]]]
+REPORT = {"prompt_tokens": 7, "output_tokens": 2, "finish_reason": "stop"}
+
+
+def takes(seconds: float, slots: int = 10**6) -> Script:
+    """A script that answers after a time, so many at once."""
+    free = asyncio.Semaphore(slots)
+
+    async def script(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        async with free:
+            await asyncio.sleep(seconds)
+        yield b"{}", REPORT
+
+    return script
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def line(clock: Clock, **limits: Any) -> Line:
+    made = Line(clock)
+    made.settings = AdmissionSettings.model_validate(limits)
+    return made
+
+
+# --- lines --------------------------------------------------------------------------------------------------------
+
+
+def test_the_urgent_go_first_and_equals_in_order() -> None:
+    """Whoever waits is served by rank, then by arrival."""
+
+    async def run() -> list[str]:
+        one, served = line(Clock(), running=1, waiting=20), []
+        entered = await one.enter(NORMAL)
+
+        async def come(name: str, rank: int) -> None:
+            mine = await one.enter(rank)
+            served.append(name)
+            one.leave(mine)
+
+        arrivals = (("b1", BATCH), ("n1", NORMAL), ("b2", BATCH), ("h1", HIGH), ("n2", NORMAL))
+        tasks = [asyncio.create_task(come(*arrival)) for arrival in arrivals]
+        await asyncio.sleep(0)
+        one.leave(entered)
+        await asyncio.gather(*tasks)
+        assert (one.running, one.waiting) == (0, 0)
+        return served
+
+    assert asyncio.run(run()) == ["h1", "n1", "n2", "b1", "b2"]
+
+
+def test_batch_work_leaves_room_for_the_urgent() -> None:
+    """It may fill half of a line, normal requests three quarters, urgent ones all of it."""
+
+    async def run() -> list[int]:
+        one = line(Clock(), running=1, waiting=8)
+        await one.enter(NORMAL)
+        tasks, waiting = [], []
+        for rank in (BATCH, NORMAL, HIGH):
+            tasks += [asyncio.create_task(one.enter(rank)) for _ in range(9)]
+            await asyncio.sleep(0)
+            waiting.append(one.waiting)
+        refused = [task for task in tasks if task.done() and isinstance(task.exception(), FullError)]
+        assert len(refused) == 27 - 8
+        for task in tasks:
+            task.cancel()
+        return waiting
+
+    assert asyncio.run(run()) == [4, 6, 8]
+
+
+def test_a_wait_that_would_be_too_long_is_refused_at_once_with_the_time_it_would_take() -> None:
+    """From how long places are held: two places of ten seconds each, so the fourth in line waits 20 s."""
+
+    async def run() -> None:
+        clock = Clock()
+        one = line(clock, running=2, waiting=100, wait_s=18)
+        entered = [await one.enter(NORMAL), await one.enter(NORMAL)]
+        clock.now = 10.0
+        for mine in entered:
+            one.leave(mine)
+        await one.enter(NORMAL)
+        await one.enter(NORMAL)
+        tasks = [asyncio.create_task(one.enter(NORMAL)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert one.waiting == 3 and one.wait_s(HIGH) == 5.0
+        with pytest.raises(FullError) as refused:
+            await one.enter(NORMAL)
+        assert refused.value.retry_after_s == pytest.approx(20.0)
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_longer_than_allowed() -> None:
+    """Even where it looked shorter."""
+
+    async def run() -> None:
+        one = line(Clock(), running=1, wait_s=0.05)
+        await one.enter(NORMAL)
+        began = time.monotonic()
+        with pytest.raises(FullError):
+            await one.enter(HIGH)
+        assert 0.04 < time.monotonic() - began < 0.5 and one.waiting == 0
+
+    asyncio.run(run())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["come", "leave", "cancel", "tick"]), st.integers(0, 2)), max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_a_line_never_loses_a_place(steps: list[tuple[str, int]]) -> None:
+    """Whatever comes, leaves and gives up in whatever order: the bounds hold, and in the end all is free again."""
+
+    async def run() -> None:
+        one = line(Clock(), running=2, waiting=4)
+        tasks: list[asyncio.Task[float]] = []
+        for verb, number in steps:
+            if verb == "come":
+                tasks.append(asyncio.create_task(one.enter(number)))
+            elif verb == "tick":
+                await asyncio.sleep(0)
+            elif tasks:
+                task = tasks.pop(number % len(tasks))
+                ended = (verb == "leave" and task.done()) or not task.cancel()
+                if ended and task.exception() is None:
+                    one.leave(task.result())
+            assert 0 <= one.running <= 2 and one.waiting <= 4
+        while tasks:
+            await asyncio.sleep(0)
+            done = [task for task in tasks if task.done()]
+            for task in done:
+                tasks.remove(task)
+                if task.exception() is None:
+                    one.leave(task.result())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (one.running, one.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_the_house_is_bounded_too() -> None:
+    """Over all lines together, those being decided on counted."""
+    admission = Admission(("a", "b"))
+    admission.configure(AdmissionSettings(requests=4))
+    for rank, most in ((BATCH, 2), (NORMAL, 3), (HIGH, 4)):
+        admission.check(rank)
+        admission._deciding = most - 1
+        admission.check(rank)
+        admission._deciding = most
+        with pytest.raises(FullError):
+            admission.check(rank)
+
+
+# --- through the gateway --------------------------------------------------------------------------------------------
+
+
+def test_a_failed_arm_is_replaced_at_most_once(tmp_path: Path) -> None:
+    """With three models, all broken, two are asked."""
+    models = {name: {"context_tokens": 512} for name in ("a", "b", "c")}
+    gateway = Gateway(tmp_path, models=models)
+    with gateway.client:
+        for model in gateway.models.values():
+            model.script = failing(RuntimeError())
+        assert gateway.chat().status_code == 503
+        assert sum(len(model.calls) for model in gateway.models.values()) == 2
+        assert not any(gateway.ingress.decider.in_flight.values())
+
+
+def test_a_silent_stream_ends_with_an_error_event(gateway: Gateway) -> None:
+    """After chunk_timeout_s; the engine is told, and it counts as a failure of the arm."""
+
+    async def stuck(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        yield b"data: 1\n\n", None
+        await asyncio.sleep(3600)
+
+    gateway.tune(chunk_timeout_s=0.1)
+    gateway.models["large"].script = stuck
+    began = time.monotonic()
+    answer = gateway.chat(model="large", stream=True)
+    assert time.monotonic() - began < 2 and '"server_error"' in answer.text
+    assert gateway.models["large"].cancelled == 1 and not any(gateway.ingress.decider.in_flight.values())
+
+
+def test_above_capacity_there_is_a_429_at_once_and_the_rest_is_answered(tmp_path: Path) -> None:
+    """120 requests at a time for 2 × 4 places and 2 × 6 in line: bounded, refused fast, all counters back to 0."""
+    gateway = Gateway(tmp_path)
+
+    async def run() -> None:
+        async with gateway.at_once() as client:
+            gateway.tune(admission={"running": 4, "waiting": 8, "wait_s": 20, "requests": 1000})
+            gateway.models["small"].script, gateway.models["large"].script = takes(0.5, 4), takes(0.5, 4)
+            body = {"model": "auto", "messages": [{"role": "user", "content": "a"}]}
+            for model in ("small", "large"):  # so that it knows how long a place is held
+                await client.post("/v1/chat/completions", json={**body, "model": model})
+            answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(120)))
+            statuses = [answer.status_code for answer in answers]
+            assert set(statuses) == {200, 429} and statuses.count(200) >= 8 + 2 * 6
+            for answer in answers:
+                if answer.status_code == 429:
+                    assert int(answer.headers["retry-after"]) >= 1
+                    assert answer.json()["error"]["type"] == "rate_limit_error"
+            assert gateway.ingress.dispatcher.admission.requests == 0
+            blocked = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(60)]
+            await asyncio.sleep(0.1)
+            seconds = []
+            for _ in range(5):
+                began = time.perf_counter()
+                assert (await client.post("/v1/chat/completions", json=body)).status_code == 429
+                seconds.append(time.perf_counter() - began)
+            assert sorted(seconds)[2] < 0.1
+            urgent = await client.post("/v1/chat/completions", json={**body, "service_tier": "priority"})
+            assert urgent.status_code == 200
+            await asyncio.gather(*blocked)
+        assert not any(gateway.ingress.decider.in_flight.values())
+
+    asyncio.run(run())
+
+
+def test_clients_that_leave_while_they_wait_leave_nothing_behind(tmp_path: Path) -> None:
+    """A storm of 40 that give up in the line: its places and counters are free again."""
+    gateway = Gateway(tmp_path)
+
+    async def run() -> None:
+        async with gateway.at_once() as client:
+            gateway.tune(admission={"running": 1, "waiting": 100})
+            gateway.models["large"].script = takes(30)
+            body = {"model": "large", "messages": [{"role": "user", "content": "a"}]}
+            tasks = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(40)]
+            admission, large = gateway.ingress.dispatcher.admission, gateway.models["large"]
+            began = time.monotonic()
+            while (admission.lines["large"].waiting < 39 or not large.calls) and time.monotonic() - began < 10:
+                await asyncio.sleep(0.01)
+            assert admission.lines["large"].waiting == 39
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.05)
+            assert admission.requests == 0 and not any(gateway.ingress.decider.in_flight.values())
+            assert large.cancelled == len(large.calls) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("hedge_after", "answered_by"), [(0.1, "hedge"), (None, "none")])
+def test_a_request_in_haste_may_ask_a_second_arm(gateway: Gateway, hedge_after: float | None, answered_by: str) -> None:
+    """By a setting: the slow arm is cancelled; without it the request waits."""
+    gateway.tune(hedge_after=hedge_after)
+    gateway.models["small"].script = takes(1.0)
+    answer = gateway.chat(router={"max_latency_s": 2.0, "cost_weight": 1e6})
+    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == answered_by
+    assert answer.headers["x-router-model"] == ("large" if hedge_after else "small")
+    eventually(lambda: not any(gateway.ingress.decider.in_flight.values()))
+    assert gateway.models["small"].cancelled == (1 if hedge_after else 0)
+
+
+def test_hedging_still_replaces_an_arm_that_fails(gateway: Gateway) -> None:
+    """At once, and once."""
+    gateway.tune(hedge_after=0.5)
+    gateway.models["small"].script = failing(RuntimeError())
+    answer = gateway.chat(router={"max_latency_s": 20.0, "cost_weight": 1e6})
+    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "model"
+    gateway.models["large"].script = failing(RuntimeError())
+    assert gateway.chat(router={"max_latency_s": 20.0, "cost_weight": 1e6}).status_code == 503
+    assert not any(gateway.ingress.decider.in_flight.values())

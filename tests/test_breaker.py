@@ -1,0 +1,90 @@
+"""An arm that keeps failing is left alone, and comes back by itself."""
+
+import time
+
+from deployments.breaker import Breaker
+from deployments.settings import BreakerSettings
+from tests.fakes import failing
+from tests.gateway import Gateway, eventually
+from tests.test_admission import Clock
+
+
+def broken(clock: Clock) -> Breaker:
+    breaker = Breaker(clock)
+    breaker.settings = BreakerSettings(failures=3, open_s=5, max_open_s=15)
+    for _ in range(3):
+        assert breaker.admits
+        breaker.begin()
+        breaker.end("error")
+    return breaker
+
+
+def test_a_breaker_opens_lets_one_probe_through_and_closes() -> None:
+    """Open after three failures in a row, half-open after the pause, closed by a probe that succeeds."""
+    clock = Clock()
+    breaker = broken(clock)
+    assert not breaker.admits and breaker.retry_after_s == 5
+    clock.now = 5.0
+    assert breaker.admits
+    breaker.begin()
+    assert not breaker.admits  # one at a time
+    breaker.end("ok")
+    assert breaker.admits and breaker.closed
+
+
+def test_a_failed_probe_doubles_the_pause_up_to_its_limit() -> None:
+    """5, 10, 15, 15 seconds."""
+    clock, pauses = Clock(), []
+    breaker = broken(clock)
+    for _ in range(4):
+        pauses.append(breaker.retry_after_s)
+        clock.now += breaker.retry_after_s
+        breaker.begin()
+        breaker.end("error")
+    assert pauses == [5, 10, 15, 15]
+
+
+def test_only_failures_in_a_row_count_and_a_client_that_left_is_none() -> None:
+    """Nor is a request that was wrong itself; a probe that says nothing leaves room for another."""
+    breaker = Breaker(clock := Clock())
+    for status in ("error", "error", "ok", "error", "rejected", "disconnected", "error"):
+        breaker.begin()
+        breaker.end(status)
+    assert breaker.closed
+    breaker.end("error")
+    assert not breaker.admits
+    clock.now = 5.0
+    breaker.begin()
+    breaker.end("disconnected")
+    assert breaker.admits and not breaker.closed
+
+
+def test_an_arm_that_keeps_failing_is_left_alone_and_comes_back_by_itself(gateway: Gateway) -> None:
+    """Clients see no failure; while it is open the arm is not asked, and the explanation says why."""
+    gateway.tune(breaker={"failures": 3, "open_s": 0.3})
+    small = gateway.models["small"]
+    small.script = failing(RuntimeError())
+    for _ in range(30):
+        assert gateway.chat().status_code == 200
+    asked = len(small.calls)
+    assert 3 <= asked <= 4  # at most one probe in so short a time
+    answer = gateway.chat()
+    found = gateway.client.get(f"/v1/router/decisions/{answer.headers['x-router-decision-id']}").json()
+    assert next(m for m in found["models"] if m["arm"] == "small")["removed_by"].startswith("its circuit breaker")
+    named = gateway.chat(model="small")
+    assert named.status_code == 503 and int(named.headers["retry-after"]) >= 1
+    small.script = None
+    time.sleep(1.3)  # the pauses double: 0.3, 0.6
+    eventually(lambda: gateway.chat(model="small").status_code == 200)
+    assert gateway.ingress.dispatcher.breakers["small"].closed
+
+
+def test_when_every_breaker_is_open_the_client_hears_when_to_come_back(gateway: Gateway) -> None:
+    """A 503 at once; nobody is asked."""
+    for model in gateway.models.values():
+        model.script = failing(RuntimeError())
+    statuses = [gateway.chat().status_code for _ in range(8)]
+    asked = sum(len(model.calls) for model in gateway.models.values())
+    assert set(statuses) == {503} and asked == 6
+    answer = gateway.chat()
+    assert answer.headers["retry-after"] == "5" and answer.json()["error"]["code"] == "model_unavailable"
