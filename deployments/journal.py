@@ -84,6 +84,11 @@ class Journal:
         self._waiting: list[tuple[sa.Table, dict[str, Any]]] = []
         self._lock = asyncio.Lock()
 
+    @property
+    def waiting_rows(self) -> int:
+        """How many are queued for the next write."""
+        return len(self._waiting)
+
     def put(self, event: Event) -> int:
         """Queue an event for the next write; returns its row number."""
         self.last_row += 1

@@ -123,6 +123,7 @@ class Router:
             try:
                 self._replicas = await asyncio.to_thread(self._watch)
                 self._telemetry.live(self._states(), self._shares(), self._qualities())
+                self._telemetry.watched(time.time(), self._journal.waiting_rows, self._policy.name, self._version)
                 refitted = await self._refitter.turn()
                 if refitted or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
                     self._snapshot_row = self._journal.last_row
@@ -210,7 +211,7 @@ class Router:
                 if self._apply(event) == ACCEPTED:
                     self._journal.put(event)
                     if isinstance(event, Outcome):
-                        self._telemetry.observed(decision.arm, event)
+                        self._telemetry.observed(decision, event)
         await self._journal.flush()
 
     async def feedback(self, items: list[Feedback]) -> list[str]:
