@@ -12,7 +12,7 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments import errors
+from deployments import errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
 from deployments.errors import ApiError
@@ -42,6 +42,7 @@ class Ingress:
         connect_router: Callable[[GatewaySettings], Any],
         connect_tracker: Callable[[GatewaySettings], Any],
     ) -> None:
+        logs.configure("ingress")
         self._arms: dict[str, Arm] = {arm.name: arm for arm in settings.arms()}
         self._handles: dict[str, Any] = {}
         self._connect_model, self._started = connect_model, time.time()
@@ -103,6 +104,7 @@ class Ingress:
     async def answer(self, task: str, request: AnyRequest, http: HttpRequest) -> Response:
         """Profile, decide, generate, and report."""
         request_id = http.headers.get("x-request-id", "")  # Serve takes the client's or makes one, and answers with it
+        logs.REQUEST_ID.set(request_id)
         objective, forced = self._objective(task, request)
         asked, context, messages = request.texts()
         item = {
@@ -255,6 +257,7 @@ class Ingress:
     def _finish(self, decision: Decision, outcome: Outcome) -> None:
         self.decider.in_flight[decision.arm] -= 1
         self.decider.report(decision, outcome)
+        logs.finished(decision, outcome)
 
 
 def _new_id() -> str:

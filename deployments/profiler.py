@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deployments import logs
 from deployments.settings import GatewaySettings
 from policies import features
 from policies.forecast import Forecaster
@@ -32,6 +33,7 @@ class Profiler:
     def __init__(self, settings: GatewaySettings, connect: Callable[[GatewaySettings], Any]):
         from model2vec import StaticModel
 
+        logs.configure("profiler")
         self._settings, self._connect = settings, connect
         self._embedder = StaticModel.from_pretrained(settings.profiler.embedder)
         self._tokenizer = load_tokenizer(settings.profiler.tokenizer)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from deployments import logs
 from deployments.journal import Journal, Snapshot
 from deployments.refit import Refitter
 from deployments.settings import GatewaySettings
@@ -44,6 +45,7 @@ class Router:
     """
 
     def __init__(self, settings: GatewaySettings, watch: Watch):
+        logs.configure("router")
         self._watch, self._telemetry = watch, Telemetry()
         self._journal = Journal(settings.journal)
         self._refitter = Refitter(settings.arms(), self._journal)

@@ -18,7 +18,7 @@ class Telemetry:
     def __init__(self) -> None:
         self._decisions = Counter("router_decisions", "Decisions by arm and fallback.", ("arm", "fallback"))
         self._decide = Histogram("router_decide_seconds", "Time to decide a batch.", SECONDS)
-        self._outcomes = Counter("router_outcomes", "Answers by arm, status and fallback.", ("arm", "status", "fallback"))
+        self._outcomes = Counter("router_outcomes", "Answers, by how they ended.", ("arm", "status", "fallback"))
         self._latency = Histogram("router_latency_seconds", "Decision to last token.", SECONDS, ("arm",))
         self._ttft = Histogram("router_ttft_seconds", "Decision to first token.", SECONDS, ("arm",))
         self._tokens = Counter("router_tokens", "Tokens, of kind prompt or output.", ("arm", "kind"))

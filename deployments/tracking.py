@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from deployments import logs
 from deployments.journal import Snapshot
 from deployments.settings import GatewaySettings
 from deployments.telemetry import TrackerTelemetry
@@ -132,6 +133,7 @@ class Tracker:
     """
 
     def __init__(self, settings: GatewaySettings, router: Any):
+        logs.configure("tracker")
         self._settings, self._router, self._telemetry = settings, router, TrackerTelemetry()
         self._registry: Registry | None = None
         self._run_id = ""
