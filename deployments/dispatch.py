@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deployments import logs
 from deployments.admission import Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
@@ -230,6 +231,7 @@ class Dispatcher:
         if place.asked:
             self.breakers[decision.arm].end(outcome.status)
         self._decider.report(decision, outcome)
+        logs.finished(decision, outcome)
 
 
 def full(wait_s: float) -> ApiError:

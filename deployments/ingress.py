@@ -13,7 +13,7 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments import errors
+from deployments import errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
 from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
@@ -49,6 +49,7 @@ class Ingress:
         connect_router: Callable[[GatewaySettings], Any],
         connect_tracker: Callable[[GatewaySettings], Any],
     ) -> None:
+        logs.configure("ingress")
         self._arms: dict[str, Arm] = {arm.name: arm for arm in settings.arms()}
         self._settings, self._started = settings, time.time()
         self.decider = Decider(settings, profiler, lambda: connect_router(settings))
@@ -115,6 +116,7 @@ class Ingress:
         """Profile, decide, generate, and report."""
         request_id = http.headers.get("x-request-id", "")  # Serve takes the client's or makes one, and answers with it
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else "-"  # it goes into the log
+        logs.REQUEST_ID.set(request_id)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, request.rank())
         with self.dispatcher.admission.deciding():

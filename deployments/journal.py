@@ -79,6 +79,11 @@ class Journal:
         self._waiting: list[tuple[sa.Table, dict[str, Any]]] = []
         self._lock = asyncio.Lock()
 
+    @property
+    def waiting_rows(self) -> int:
+        """How many are queued for the next write."""
+        return len(self._waiting)
+
     # --- writing ------------------------------------------------------------------------------------------------
 
     def put(self, event: Event) -> int:

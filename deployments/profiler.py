@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deployments import logs
 from deployments.settings import GatewaySettings, ProfilerSettings
 from policies import features
 from policies.forecast import Forecaster
@@ -54,6 +55,7 @@ class Profiler:
     """
 
     def __init__(self, settings: GatewaySettings, connect: Callable[[GatewaySettings], Any]):
+        logs.configure("profiler")
         self._settings, self._connect = settings, connect
         self._reader = Reader(settings.profiler)
         self._forecaster = Forecaster.prior(settings.arms())

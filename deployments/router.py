@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from deployments import logs
 from deployments.journal import DAY_S, Journal, Snapshot
 from deployments.memory import Memory
 from deployments.refit import Refitter
@@ -45,6 +46,7 @@ class Router:
     """
 
     def __init__(self, settings: GatewaySettings, watch: Watch):
+        logs.configure("router")
         self._watch, self._telemetry = watch, Telemetry()
         self._rng = np.random.default_rng()  # fresh after a restart, or it would repeat its own exploration
         self._replicas: dict[str, int] = {}
@@ -110,6 +112,8 @@ class Router:
             try:
                 self._replicas = await asyncio.to_thread(self._watch)
                 self._telemetry.live(self._states(), self._shares(), self._qualities())
+                waiting = self._journal.waiting_rows
+                self._telemetry.watched(time.time(), waiting, self._policy.name, self._memory.version)
                 refitted = await self._refitter.turn()
                 if refitted or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
                     self._snapshot_row = self._journal.last_row
@@ -198,9 +202,9 @@ class Router:
         died in between or never saw them.
         """
         self._in_flight[ingress] = (time.time(), in_flight)
-        arms = {decision.id: decision.arm for decision, _ in finished}
+        decisions = {decision.id: decision for decision, _ in finished}
         for outcome in await self._memory.observe(finished, time.time()):
-            self._telemetry.observed(arms[outcome.decision_id], outcome)
+            self._telemetry.observed(decisions[outcome.decision_id], outcome)
 
     async def feedback(self, items: list[Feedback], key: str = "") -> list[str]:
         """Learn from scores; returns what became of each (memory.py) when all is durable.

@@ -1,4 +1,7 @@
-"""Ray metrics of the router: what the Ray dashboard, Prometheus and Grafana show, each as `ray_router_...`."""
+"""Ray metrics of the router: what the Ray dashboard, Prometheus and Grafana show, each as `ray_router_...`.
+
+deploy/prometheus has the alerts on them, deploy/grafana the dashboard.
+"""
 
 from collections.abc import Mapping
 
@@ -6,7 +9,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from policies.types import Decision, ModelState, Outcome
 
-SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300]
 
 
 class Telemetry:
@@ -15,14 +18,20 @@ class Telemetry:
     def __init__(self) -> None:
         self._decisions = Counter("router_decisions", "Decisions by arm and fallback.", ("arm", "fallback"))
         self._decide = Histogram("router_decide_seconds", "Time to decide a batch.", SECONDS)
-        self._outcomes = Counter("router_outcomes", "Answers by arm and status.", ("arm", "status"))
+        self._outcomes = Counter("router_outcomes", "Answers, by how they ended.", ("arm", "status", "fallback"))
         self._latency = Histogram("router_latency_seconds", "Decision to last token.", SECONDS, ("arm",))
         self._ttft = Histogram("router_ttft_seconds", "Decision to first token.", SECONDS, ("arm",))
+        self._tokens = Counter("router_tokens", "Tokens, of kind prompt or output.", ("arm", "kind"))
+        self._cost = Counter("router_cost_usd", "What the answers cost.", ("arm",))
         self._feedback = Counter("router_feedback", "Scores by source and what became of them.", ("source", "status"))
         self._share = Gauge("router_share", "Share of the latest routed requests.", ("arm",))
         self._quality = Gauge("router_quality", "Expected score of the latest routed requests.", ("arm",))
         self._in_flight = Gauge("router_in_flight", "Requests being answered now.", ("arm",))
         self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
+        self._accuracy = Gauge("router_accuracy", "Moving mean of the scores of its answers.", ("arm",))
+        self._watched = Gauge("router_watch_timestamp_seconds", "When the router last looked after itself.")
+        self._waiting = Gauge("router_journal_waiting_rows", "Rows of the journal that are not on disk yet.")
+        self._version = Gauge("router_policy_version", "The latest published version.", ("policy",))
 
     def decided(self, decisions: list[Decision], seconds: float) -> None:
         """A batch was decided in this time."""
@@ -30,9 +39,15 @@ class Telemetry:
         for decision in decisions:
             self._decisions.inc(1, {"arm": decision.arm or "none", "fallback": decision.fallback or "none"})
 
-    def observed(self, arm: str, outcome: Outcome) -> None:
-        """An answer came to its end."""
-        self._outcomes.inc(1, {"arm": arm, "status": outcome.status})
+    def observed(self, decision: Decision, outcome: Outcome) -> None:
+        """An answer came to its end; only here are fallbacks seen that an ingress took without the router."""
+        arm = decision.arm
+        self._outcomes.inc(1, {"arm": arm, "status": outcome.status, "fallback": decision.fallback or "none"})
+        for kind, tokens in (("prompt", outcome.prompt_tokens), ("output", outcome.output_tokens)):
+            if tokens > 0:
+                self._tokens.inc(tokens, {"arm": arm, "kind": kind})
+        if outcome.cost_usd > 0:
+            self._cost.inc(outcome.cost_usd, {"arm": arm})
         if outcome.status == "ok":
             self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
             if outcome.ttft_s > 0:
@@ -52,3 +67,25 @@ class Telemetry:
             self._replicas.set(state.replicas, tags)
             self._share.set(shares.get(arm, 0.0), tags)
             self._quality.set(quality.get(arm, 0.0), tags)
+            self._accuracy.set(state.accuracy, tags)
+
+    def watched(self, now_s: float, waiting_rows: int, policy: str, version: int) -> None:
+        """The router looked after itself; `now_s` since the epoch."""
+        self._watched.set(now_s)
+        self._waiting.set(waiting_rows)
+        self._version.set(version, {"policy": policy})
+
+
+class TrackerTelemetry:
+    """How the way to MLflow fares."""
+
+    def __init__(self) -> None:
+        self._failures = Counter("router_mlflow_failures", "Turns that did not get through to MLflow.")
+        self._success = Gauge("router_mlflow_success_timestamp_seconds", "When a turn last got through.")
+
+    def turned(self, now_s: float, success: bool) -> None:
+        """The tracker tried; `now_s` since the epoch."""
+        if success:
+            self._success.set(now_s)
+        else:
+            self._failures.inc()

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from deployments import logs
 from deployments.journal import Snapshot
 from deployments.settings import GatewaySettings
+from deployments.telemetry import TrackerTelemetry
 
 MODEL = "router-policy"
 EVERY_S = 5.0
@@ -131,7 +133,8 @@ class Tracker:
     """
 
     def __init__(self, settings: GatewaySettings, router: Any):
-        self._settings, self._router = settings, router
+        logs.configure("tracker")
+        self._settings, self._router, self._telemetry = settings, router, TrackerTelemetry()
         self._registry: Registry | None = None
         self._run_id = ""
         self._published_at, self._published_sequence = time.time(), -1
@@ -150,7 +153,9 @@ class Tracker:
         while True:
             try:
                 await self._track()
+                self._telemetry.turned(time.time(), True)
             except Exception as error:
+                self._telemetry.turned(time.time(), False)
                 log.warning("MLflow cannot be reached now (%s: %s); trying again", type(error).__name__, error)
             await asyncio.sleep(EVERY_S)
 

@@ -1,0 +1,194 @@
+"""HAProxy for real, in front of two gateways that are none: deploy/haproxy/haproxy.cfg as it is shipped."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
+CHUNKS, PAUSE_S = 5, 0.2  # of a stream
+
+
+def debian(program: str, package: str) -> str:
+    """The path of a program, from Debian's package if it is not here; skips where that cannot be installed."""
+    if shutil.which(program) is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip(f"{program} is not here, and cannot be installed without apt-get and root")
+        command = f"apt-get update -q; apt-get install -q -y --no-install-recommends {package}"
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=300)
+        if done.returncode != 0:
+            pytest.skip(f"Debian's package {package} cannot be installed here: {done.stderr[-300:]}")
+    return str(shutil.which(program))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def within(seconds: float, check: Callable[[], Any]) -> float:
+    """Seconds until the check holds; fails if that takes longer than allowed."""
+    began = time.monotonic()
+    while not check():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+class FakeGateway:
+    """An HTTP server that says what it was sent; in a thread of its own."""
+
+    def __init__(self, name: str):
+        self.name, self.port, self.ready = name, free_port(), True
+        self.requests: list[dict[str, str]] = []  # headers, and `:path`, of all but the health checks
+        self.connections = self.left = 0  # made for requests; clients that left before their answer
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._open: set[asyncio.StreamWriter] = set()
+        self.start()
+
+    def start(self) -> None:
+        """Listen."""
+        made = asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = asyncio.run_coroutine_threadsafe(made, self._loop).result(5)
+
+    def kill(self) -> None:
+        """Stop to listen and break every connection off."""
+
+        async def close() -> None:
+            self._server.close()
+            for writer in self._open:
+                writer.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result(5)
+
+    def close(self) -> None:
+        self.kill()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        first = True
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                path = head[0].split()[1]
+                headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
+                await reader.readexactly(int(headers.get("content-length", 0)))
+                if path == "/readyz":
+                    self._answer(writer, 200 if self.ready else 503, {})
+                    continue
+                self.connections += first
+                first = False
+                self.requests.append({**headers, ":path": path})
+                if path == "/break":
+                    writer.transport.abort()
+                elif path == "/never":
+                    try:
+                        gone = await reader.read(1) == b""
+                    except ConnectionError:
+                        gone = True
+                    self.left += gone
+                elif path == "/stream":
+                    await self._stream(writer)
+                else:
+                    self._answer(writer, 200, {"name": self.name, "headers": headers})
+        self._open.discard(writer)
+        writer.close()
+
+    def _answer(self, writer: asyncio.StreamWriter, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        head = f"HTTP/1.1 {status} -\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for i in range(CHUNKS):
+            event = f"data: {self.name} {i}\n\n".encode()
+            writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+            await writer.drain()
+            await asyncio.sleep(PAUSE_S)
+        writer.write(b"0\r\n\r\n")
+
+
+class Balancer:
+    """HAProxy with the shipped configuration, ports by environment; `changes` for what takes minutes otherwise."""
+
+    def __init__(self, folder: Path, gateways: list[FakeGateway], changes: dict[str, str] | None = None):
+        text = CONFIG.read_text()
+        for old, new in (changes or {}).items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (folder / "haproxy.cfg").write_text(text)
+        self.port, self.metrics_port, self.admin = free_port(), free_port(), str(folder / "admin.sock")
+        self.url, self.log = f"http://127.0.0.1:{self.port}", folder / "haproxy.log"
+        environment = {
+            **os.environ,
+            "LISTEN": f"127.0.0.1:{self.port}",
+            "METRICS": f"127.0.0.1:{self.metrics_port}",
+            "ADMIN": self.admin,
+            **{f"GATEWAY_{name}": f"127.0.0.1:{g.port}" for name, g in zip("AB", gateways)},
+        }
+        with self.log.open("wb") as log:
+            command = [debian("haproxy", "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        within(5, lambda: Path(self.admin).exists() or self._process.poll() is not None)
+        assert self._process.poll() is None, self.log.read_text()
+
+    def command(self, line: str) -> str:
+        """To HAProxy's admin socket."""
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(self.admin)
+            s.sendall(f"{line}\n".encode())
+            return b"".join(iter(lambda: s.recv(65536), b"")).decode()
+
+    def names(self, requests: int = 6) -> list[str]:
+        """Which gateways answer that many requests."""
+        with httpx.Client(base_url=self.url) as client:
+            return [client.get("/").json().get("name", "") for _ in range(requests)]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def logged(self, request_id: str) -> list[dict[str, Any]]:
+        """Lines of the log about a request."""
+        return [line for line in self.lines() if line["request_id"] == request_id]
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+@contextlib.contextmanager
+def balanced(folder: Path, changes: dict[str, str] | None = None) -> Iterator[tuple[Balancer, list[FakeGateway]]]:
+    """A balancer and its two gateways, for a while."""
+    gateways = [FakeGateway("a"), FakeGateway("b")]
+    try:
+        balancer = Balancer(folder, gateways, changes)
+        try:
+            yield balancer, gateways
+        finally:
+            balancer.close()
+    finally:
+        for gateway in gateways:
+            gateway.close()

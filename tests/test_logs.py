@@ -1,0 +1,109 @@
+"""Logs: JSON, joined by the request id, without a word of what was asked or answered."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray._common.formatters import JSONFormatter
+
+from deployments import logs
+from tests.fakes import failing
+from tests.gateway import Gateway, eventually
+
+ROOT = Path(__file__).resolve().parent.parent
+SECRET = "canary-4711"
+ASK = {"messages": [{"role": "user", "content": f"What is {SECRET} plus 5?"}]}
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """All of them JSON."""
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def ask(gateway: Gateway, request_id: str, **body: Any) -> Any:
+    return gateway.client.post(
+        "/v1/chat/completions", json={"model": "auto", **ASK, **body}, headers={"x-request-id": request_id}
+    )
+
+
+def answered(text: str) -> list[dict[str, Any]]:
+    return [line for line in lines(text) if line["message"] == "answered"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_answer_is_one_line_with_its_request_and_decision(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], stream: bool
+) -> None:
+    """So that the load balancer's log, Serve's and the journal can be joined."""
+    logs.configure("ingress")
+    answers = {name: ask(gateway, name, stream=stream) for name in ("req-1", "req-2")}
+    found = answered(capsys.readouterr().err)
+    assert [line["request_id"] for line in found] == ["req-1", "req-2"]
+    for line in found:
+        headers = answers[line["request_id"]].headers
+        assert line["decision_id"] == headers["x-router-decision-id"] and line["arm"] == headers["x-router-model"]
+        assert line["status"] == "ok" and line["output_tokens"] == 2 and line["latency_ms"] > 0
+        assert line["component"] == "ingress" and line["levelname"] == "INFO"
+
+
+def test_failures_carry_the_request_id_and_no_text(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the prompt, nor the answer, nor an exception that quotes them; type and place of the error stay."""
+    logs.configure("ingress")
+
+    async def says(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        yield SECRET.encode(), {"prompt_tokens": 1, "output_tokens": 1}
+
+    for model in gateway.models.values():
+        model.script = says
+    ask(gateway, "req-ok")
+    for after in (0, 2):
+        for model in gateway.models.values():
+            model.script = failing(ValueError(f"cannot parse {SECRET}"), after)
+        ask(gateway, f"req-{after}", stream=True)
+    gateway.profiler.broken = True
+    ask(gateway, "req-3")
+    eventually(lambda: not gateway.ingress.decider._reporting)
+    text = capsys.readouterr().err
+    assert SECRET not in text
+    found = lines(text)
+    assert {line["request_id"] for line in found if "request_id" in line} == {"req-ok", "req-0", "req-2", "req-3"}
+    broken = [line for line in found if "broke off" in line["message"]]
+    assert [line["request_id"] for line in broken] == ["req-2"]
+    assert "ValueError" in broken[0]["exc_text"] and "fakes.py" in broken[0]["exc_text"]
+    failed = [line for line in found if "before its first byte" in line["message"] and line["request_id"] == "req-0"]
+    assert len(failed) == 2 and all("ValueError" in line["message"] for line in failed)
+    assert {line["status"] for line in found if line["message"] == "answered"} == {"ok", "error"}
+
+
+def test_a_replicas_lines_go_to_serves_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Serve's formatter, as its replicas have it: a buffer in front of a file."""
+    file = logging.FileHandler(tmp_path / "replica.log")
+    file.setFormatter(JSONFormatter())
+    buffer = MemoryHandler(1, logging.ERROR, file)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [buffer])
+    logs.configure("ingress")
+    token = logs.REQUEST_ID.set("req-9")
+    try:
+        logging.getLogger("deployments.ingress").warning("something happened")
+        try:
+            raise ValueError(SECRET)
+        except ValueError:
+            logging.getLogger("deployments.ingress").exception("it broke")
+    finally:
+        logs.REQUEST_ID.reset(token)
+    buffer.close()
+    text = (tmp_path / "replica.log").read_text()
+    first, second = lines(text)
+    assert first["message"] == "something happened" and first["request_id"] == "req-9"
+    assert first["levelname"] == "WARNING" and second["exc_text"].endswith("ValueError") and SECRET not in text
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
+def test_serves_own_logs_are_json_too(name: str) -> None:
+    """Access log and errors, with the same request id."""
+    assert yaml.safe_load((ROOT / name).read_text())["logging_config"]["encoding"] == "JSON"
