@@ -66,8 +66,8 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
 
 def load(arm: Arm, states: Mapping[str, ModelState]) -> float:
     """Requests in flight per ready replica of an arm."""
-    state = states.get(arm.name, ModelState())
-    return state.in_flight / max(1, state.replicas)
+    state = states.get(arm.name)
+    return state.in_flight / max(1, state.replicas) if state else 0.0
 
 
 def realign(state: State, before: Sequence[str], after: Sequence[str], fresh: State) -> State:

@@ -18,6 +18,7 @@ from policies.posterior import NOISE_PRIOR, LinearPosterior
 from policies.types import Vector
 
 DEVIATIONS = (0.05, 0.1, 0.2, 0.4)  # of a context weight: the grid, of θ and of δ alike
+MIDDLE = 0.1  # of the grid: for the first fit, which only has to tell the noise
 BIAS_DEVIATION = 0.15  # of an arm's level from the common one
 COMMON_DEVIATION = 0.3  # of the common level from the prior guess
 
@@ -35,7 +36,9 @@ class HierarchicalPosterior(LinearPosterior):
     def __init__(self, prior_quality: Vector, dims: int, noise_variance: float, forgetting: float):
         prior = np.zeros((len(prior_quality), dims))
         prior[:, 0] = prior_quality
-        super().__init__(prior, np.ones(dims), noise_variance, forgetting)
+        middle = np.full(dims, 2 * MIDDLE**2)
+        middle[0] = BIAS_DEVIATION**2 + COMMON_DEVIATION**2
+        super().__init__(prior, 1 / middle, noise_variance, forgetting)
         grid = np.repeat(np.array(DEVIATIONS)[:, None], dims, axis=1)
         self._own, self._common = grid**-2.0, grid**-2.0  # [G, D] diagonals of P_δ and P_θ
         self._own[:, 0], self._common[:, 0] = BIAS_DEVIATION**-2, COMMON_DEVIATION**-2
@@ -47,12 +50,10 @@ class HierarchicalPosterior(LinearPosterior):
         """
         self._sum()
         self._due = self._interval()
-        mean, _ = self._fit(self.prior_noise)
-        fit = float(((mean[:, None] @ self.precision)[:, 0] * mean).sum())
-        residual = max(float(self.squares.sum() - 2 * (mean * self.moment).sum()) + fit, 0.0)
-        noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + float(self.count.sum()))
+        residual, count = float(self._residual().sum()), float(self.count.sum())
+        noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + count)
         self.mean, self.covariance = self._fit(noise)
-        self.noise = np.full(len(mean), noise)
+        self.noise = np.full(len(self.mean), noise)
 
     def _fit(self, noise: float) -> tuple[Vector, Vector]:
         """Mean [K, D] and covariance [K, D, D] of every arm at this σ²; `weights` [G, G] are those of the grid."""

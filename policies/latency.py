@@ -1,12 +1,13 @@
 """How long and how dear an answer of each arm will be: Bayesian linear models of the logarithms of its parts.
 
 Log TTFT and log TPOT depend on prompt length and load, and what log output tokens are beyond those that the profile
-expects, on the features. Latency is TTFT + further tokens · TPOT, cost is tokens · price; their variances follow from
-those of the logarithms to first order.
+expects, on the features. Latency is TTFT + further tokens · TPOT, cost is tokens · price. The variance of latency
+follows from those of its logarithms to first order; that of the number of tokens, which every answer teaches, is left
+out.
 """
 
 from collections.abc import Mapping, Sequence
-from math import log, log1p
+from math import inf, log, log1p
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ PRIOR_TTFT_S, PRIOR_TPOT_S = 0.1, 0.01
 
 
 class Expected(NamedTuple):
-    """What to expect of B requests on K arms; all [B, K], variances of latency and cost in their units squared."""
+    """What to expect of B requests on K arms; all [B, K], the variance in seconds squared."""
 
     ttft_s: Vector
     tpot_s: Vector
@@ -31,7 +32,6 @@ class Expected(NamedTuple):
     latency_s: Vector
     latency_variance: Vector
     cost_usd: Vector
-    cost_variance: Vector
 
 
 class LatencyModel:
@@ -44,6 +44,7 @@ class LatencyModel:
         self._prompt_price = np.array([arm.prompt_price_usd for arm in arms])
         self._output_price = np.array([arm.output_price_usd for arm in arms])
         self.tokens = LinearPosterior(np.zeros((len(arms), D)), np.full(D, 1.0), 0.2, forgetting)
+        self._none = np.zeros(len(arms))
         precision = np.array([0.5, 4.0, 16.0, 16.0])
         prior = np.array([log(PRIOR_TTFT_S), 0.2, 0.5, 0.2])
         self.ttft = LinearPosterior(np.tile(prior, (len(arms), 1)), precision, 0.2, forgetting)
@@ -55,26 +56,25 @@ class LatencyModel:
         profiles = [request.profile for request in requests]
         prompts = np.array([[float(profile.prompt_tokens)] for profile in profiles])
         load, total_load = self._loads(requests, states)
-        tokens, doubt = self._output_tokens(
+        tokens = self._output_tokens(
             features,
             prompts,
             np.array([[float(profile.output_tokens)] for profile in profiles]),
-            np.array([[float(profile.max_output_tokens)] for profile in profiles]),
+            np.array([[float(profile.max_output_tokens or inf)] for profile in profiles]),
         )
         x = latency_features(prompts, load, total_load)
         ttft, ttft_doubt = _exponential(self.ttft, x)
         tpot, tpot_doubt = _exponential(self.tpot, x)
-        decoding, charge = (tokens - 1.0) * tpot, tokens * self._output_price
+        decoding = (tokens - 1.0) * tpot
         return Expected(
             ttft,
             tpot,
             tokens,
             load,
-            np.broadcast_to(total_load, load.shape),
+            total_load + self._none,
             latency_s=ttft + decoding,
-            latency_variance=ttft * ttft * ttft_doubt + decoding * decoding * (tpot_doubt + doubt),
-            cost_usd=prompts * self._prompt_price + charge,
-            cost_variance=charge * charge * doubt,
+            latency_variance=ttft * ttft * ttft_doubt + decoding * decoding * tpot_doubt,
+            cost_usd=prompts * self._prompt_price + tokens * self._output_price,
         )
 
     def _loads(self, requests: Sequence[Request], states: Mapping[str, ModelState]) -> tuple[Vector, Vector]:
@@ -83,9 +83,9 @@ class LatencyModel:
         Those of the same batch that name their arm count for the others: they are as good as in flight.
         """
         load = np.array([[base.load(arm, states) for arm in self._arms]])
-        total = float(sum(state.in_flight for state in states.values()))
+        total = float(sum([state.in_flight for state in states.values()]))
         if not any(request.forced for request in requests):
-            return np.broadcast_to(load, (len(requests), load.shape[1])), np.full((len(requests), 1), total)
+            return np.zeros((len(requests), 1)) + load, np.full((len(requests), 1), total)
         named = np.zeros((len(requests), len(self._arms)))
         for i, request in enumerate(requests):
             if request.forced and (k := self._index.get(request.objective.models[0])) is not None:
@@ -94,14 +94,11 @@ class LatencyModel:
         replicas = np.array([max(1, states.get(arm.name, ModelState()).replicas) for arm in self._arms])
         return load + others / replicas, total + others.sum(axis=1, keepdims=True)
 
-    def _output_tokens(self, features: Vector, prompts: Vector, usual: Vector, limit: Vector) -> tuple[Vector, Vector]:
-        """Expected answer length [B, K] and the variance of its logarithm, within what client and context allow."""
-        log_tokens, variance = self.tokens.predict(features)
-        tokens = np.expm1(np.log1p(usual) + log_tokens + 0.5 * self.tokens.noise)
-        room = np.minimum(self._context - prompts, np.where(limit > 0, limit, self._context))
-        # an answer that the limit will cut off has that length, without doubt
-        doubt = np.minimum(variance, DOUBT) * (tokens < room)
-        return np.maximum(np.minimum(tokens, room), 1.0), doubt
+    def _output_tokens(self, features: Vector, prompts: Vector, usual: Vector, limit: Vector) -> Vector:
+        """Expected answer length [B, K], within what client and context allow."""
+        beyond = self.tokens.expect(features) + 0.5 * self.tokens.noise
+        tokens = (1.0 + usual) * np.exp(beyond) - 1.0
+        return np.asarray(np.maximum(np.minimum(tokens, np.minimum(self._context - prompts, limit)), 1.0))
 
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Fold in how long an answer took and was, as far as it tells."""

@@ -6,6 +6,7 @@ P m = P0 m0 + b/σ² (Bishop, Pattern Recognition and Machine Learning, 2006, eq
 
 The weight of an event is c = γ^(now - sequence of its decision): the age of the decision counts, not when news of it
 arrived. So events commute, a correction takes its first version back exactly, and the sums of two routers add up.
+Where an arm has changed (drift.py), what was decided before that weighs less by a factor of its own.
 The noise variance σ² is estimated from the same sums, with the prior guess counted as `NOISE_PRIOR` events.
 
 An event is cheap: it waits for the next prediction, which works all that came in between into the posterior at once,
@@ -22,8 +23,9 @@ from policies.types import Vector
 NOISE_PRIOR = 10.0  # events
 RESCALE_EVERY = 64  # decisions; between rescalings newer events just weigh more than one
 REFIT_EVERY = 1 / 8  # of the events that count
-REFIT_AT_MOST = 128  # events
+REFIT_AT_MOST = 256  # events
 FORGOTTEN = 1e-12  # events
+CUTS = 4  # changes of an arm that are remembered, for what comes late
 
 
 class _Event(NamedTuple):
@@ -56,7 +58,10 @@ class LinearPosterior:
         self.squares = np.zeros(arms)  # s [K]
         self.count = np.zeros(arms)  # n [K]
         self.reference = 0.0  # sequence at which an event weighs one
-        self.total = 0.0  # Σ n, with what the sums do not contain yet
+        self.latest = -1.0  # sequence of the last decision of which an event came
+        self.heard = np.zeros(arms)  # [K] events of all arms since this one appeared, with those still waiting
+        self.cuts = np.tile([-1.0, 1.0], (arms, CUTS, 1))  # [K, CUTS, 2] decisions before which factors hold
+        self._cut = False  # whether there is any
         self.mean = prior_mean.copy()  # m [K, D]
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))  # P^-1 [K, D, D]
         self.noise = np.full(arms, noise_variance)  # σ² [K]
@@ -71,9 +76,8 @@ class LinearPosterior:
         self._absorb()
         self._sum()
         fade = self.forgetting ** (sequence - self.reference)
-        for sums in (self.precision, self.moment, self.squares, self.count):
+        for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
             sums *= fade
-        self.total *= fade
         self.reference = float(sequence)
 
     def add(self, arm: int, x: Vector, y: float, sequence: float, weight: float = 1.0) -> None:
@@ -88,8 +92,22 @@ class LinearPosterior:
         """
         c = weight * self.forgetting ** (self.reference - sequence)
         if abs(c) > FORGOTTEN:
+            self.latest = max(self.latest, sequence)
+            self.heard += c
+            if self._cut:
+                c *= float(self.cuts[arm, self.cuts[arm, :, 0] > sequence, 1].prod())
             self._events.append(_Event(arm, x, y, c))
-            self.total += c
+
+    def cut(self, arm: int, keep: float) -> None:
+        """Let all that this arm has shown so far count for no more than `keep` events."""
+        self._sum()
+        self._due = 0
+        factor = keep / max(keep, float(self.count[arm]))
+        for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
+            sums[arm] *= factor
+        self.cuts[arm] = np.roll(self.cuts[arm], 1, axis=0)
+        self.cuts[arm, 0] = self.latest + 1.0, factor
+        self._cut = True
 
     def predict(self, x: Vector) -> tuple[Vector, Vector]:
         """Mean and variance [B, K] of x·w: what is known, without the noise.
@@ -104,14 +122,19 @@ class LinearPosterior:
         spread = (x @ self.covariance.reshape(arms * dims, dims).T).reshape(-1, arms, dims)
         return x @ self.mean.T, (spread @ x[:, :, None])[:, :, 0]
 
+    def expect(self, x: Vector) -> Vector:
+        """Mean [B, K] of x·w for x [B, D]."""
+        self._absorb()
+        return np.asarray(x @ self.mean.T)
+
     def _absorb(self) -> None:
         """Work what came in since the last prediction into mean and covariance."""
+        if self._due > 0 and self._seen == len(self._events):
+            return
         new = self._events[self._seen :]
         self._due -= len(new)
         if self._due <= 0:
             self._refit()
-            return
-        if not new:
             return
         self._seen = len(self._events)
         if len(new) == 1:
@@ -151,16 +174,19 @@ class LinearPosterior:
         """Mean, covariance and noise from the sums alone."""
         self._sum()
         self._due = self._interval()
-        _, mean = self._solve(np.full(len(self.count), self.prior_noise))
-        # Σ c (y - x·m)², from the sums; rounding may leave it a hair below zero
-        fit = ((mean[:, None] @ self.precision)[:, 0] * mean).sum(1)
-        residual = np.maximum(self.squares - 2 * (mean * self.moment).sum(1) + fit, 0.0)
-        self.noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + self.count)
+        self.noise = (NOISE_PRIOR * self.prior_noise + self._residual()) / (NOISE_PRIOR + self.count)
         self.covariance, self.mean = self._solve(self.noise)
+
+    def _residual(self) -> Vector:
+        """[K] Σ c (y - x·m)² under the first guess of the noise."""
+        _, mean = self._solve(np.full(len(self.count), self.prior_noise))
+        # from the sums; rounding may leave it a hair below zero
+        fit = ((mean[:, None] @ self.precision)[:, 0] * mean).sum(1)
+        return np.asarray(np.maximum(self.squares - 2 * (mean * self.moment).sum(1) + fit, 0.0))
 
     def _interval(self) -> int:
         """Events from one refit to the next."""
-        return max(1, min(REFIT_AT_MOST, int(REFIT_EVERY * self.total)))
+        return max(1, min(REFIT_AT_MOST, int(REFIT_EVERY * float(self.heard.max()))))
 
     def _solve(self, noise: Vector) -> tuple[Vector, Vector]:
         """Covariance P^-1 [K, D, D] and mean [K, D] at these noise variances [K]."""
@@ -178,7 +204,10 @@ class LinearPosterior:
             "moment": self.moment.copy(),
             "squares": self.squares.copy(),
             "count": self.count.copy(),
+            "heard": self.heard.copy(),
+            "cuts": self.cuts.copy(),
             "reference": np.array([self.reference]),
+            "latest": np.array([self.latest]),
         }
 
     def restore(self, state: dict[str, Vector]) -> None:
@@ -197,5 +226,6 @@ class LinearPosterior:
             raise ValueError("'precision' is not symmetric")
         self.precision, self.moment = state["precision"].copy(), state["moment"].copy()
         self.squares, self.count = state["squares"].copy(), state["count"].copy()
-        self.total = float(self.count.sum())
-        self.reference = float(state["reference"][0])
+        self.heard, self.cuts = state["heard"].copy(), state["cuts"].copy()
+        self._cut = bool((self.cuts[..., 1] != 1.0).any())
+        self.reference, self.latest = float(state["reference"][0]), float(state["latest"][0])

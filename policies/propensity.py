@@ -1,35 +1,34 @@
 """How probable it is that each arm's draw is the best: the propensities of Thompson sampling, without sampling.
 
-P(k) = ∫ φ(z) Π_{j≠k} Φ((μ_k + σ_k z - μ_j) / σ_j) dz, by the trapezoid rule.
+P(k) = ∫ φ(z) Π_{j≠k} Φ((μ_k + σ_k z - μ_j) / σ_j) dz, by the trapezoid rule, with Φ read from a table.
 """
+
+from math import erf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.types import Vector
 
-NODES = 48
-_EDGE = 4.5  # standard deviations; what lies beyond has a probability of 7e-6
-_C0, _C1, _C2 = -1.5954085753, -0.0736388572, 0.0006412134
+NODES = 32
+_EDGE = 4.25  # standard deviations; what lies beyond has a probability of 2e-5
+_STEPS, _REACH = 1024, 6  # of the table: entries per standard deviation, and how far it goes
+_MIDDLE = _STEPS * _REACH
+_TABLE = np.array([0.5 + 0.5 * erf(i / _STEPS / sqrt(2)) for i in range(-_MIDDLE, _MIDDLE + 1)], np.float32)
+_NEVER = -1e6  # the mean of an arm that is not eligible
 
 
 def normal_cdf(x: Vector) -> Vector:
-    """Φ(x) as a logistic function of an odd polynomial, fitted by least squares; absolute error below 3e-5."""
-    x = np.clip(x, -6.0, 6.0)
-    square = x * x
-    poly = _C2 * square
-    poly += _C1
-    poly *= square
-    poly += _C0
-    poly *= x
-    np.exp(poly, out=poly)
-    poly += 1.0
-    return np.reciprocal(poly, out=poly)
+    """Φ(x) from the table, absolute error below 2e-4 and on the mean over many x far smaller."""
+    return np.asarray(_TABLE.take((x * _STEPS + (_MIDDLE + 0.5)).astype(np.intp), mode="clip"), np.float64)
 
 
 _Z = np.linspace(-_EDGE, _EDGE, NODES)
 _WEIGHTS = np.exp(-0.5 * _Z**2) / np.exp(-0.5 * _Z**2).sum()
-_WITHOUT_SELF = _WEIGHTS / normal_cdf(_Z)  # the product over all arms has the factor Φ(z) of the arm itself
+_WITHOUT_SELF = (_WEIGHTS / normal_cdf(_Z)).astype(
+    np.float32
+)  # the product below has the factor Φ(z) of the arm itself
+_Z = _Z.astype(np.float32)
 
 
 def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_]) -> Vector:
@@ -40,11 +39,15 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
         deviation: [B, K] of the draws, positive.
         eligible: [B, K]; the others get 0. A row without any is all 0.
     """
-    mean = np.where(eligible, mean, -1e9)
-    draws = mean[:, :, None] + deviation[:, :, None] * _Z  # [B, k, NODES]
-    # [B, k, j, NODES]: by how much a draw of arm k is above the mean of arm j, in deviations of j
+    mean = np.where(eligible, mean, _NEVER)
+    mean = (mean - mean.max(axis=1, keepdims=True)).astype(np.float32)  # single precision, so from the best on
+    steps = (_STEPS / deviation).astype(np.float32)
+    draws = mean[:, :, None] + deviation.astype(np.float32)[:, :, None] * _Z  # [B, k, NODES]
+    # [B, k, j, NODES]: by how much a draw of arm k is above the mean of arm j, in steps of the table
     above = draws[:, :, None, :] - mean[:, None, :, None]
-    above *= (1.0 / deviation)[:, None, :, None]
-    probability = np.multiply.reduce(normal_cdf(above), axis=2) @ _WITHOUT_SELF * eligible
+    above *= steps[:, None, :, None]
+    above += _MIDDLE + 0.5
+    below = _TABLE.take(above.astype(np.intp), mode="clip")
+    probability = (np.multiply.reduce(below, axis=2) @ _WITHOUT_SELF).astype(np.float64) * eligible
     total = probability.sum(axis=1, keepdims=True)
     return np.asarray(probability / np.where(total > 0, total, 1.0))

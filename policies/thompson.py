@@ -6,8 +6,9 @@ common (hierarchy.py); latency and cost are those of latency.py. With the reques
     utility = quality - λ_latency (TTFT + tokens · TPOT) - λ_cost (prompt · price_in + tokens · price_out),
 
 its mean μ and its variance σ² by propagation of the parts' variances, one draw u ~ N(μ, (α σ)²) for each arm that no
-limit removes, and the largest draw wins (Thompson, Biometrika 1933; Agrawal and Goyal, ICML 2013). The factor α fades
-as scores come in. As the draws are normal, the propensities are exact integrals (propensity.py).
+limit removes, and the largest draw wins (Thompson, Biometrika 1933; Agrawal and Goyal, ICML 2013). The factor α of an
+arm fades as scores come in; it is back when the arm has changed (drift.py). As the draws are normal, the propensities
+are exact integrals (propensity.py).
 
 So a changed price, weight or limit takes effect at once, and an answer without a score still teaches latency.
 Given up for simplicity: the parts' joint covariance, and load that other undecided requests of one batch will add.
@@ -15,14 +16,17 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from policies import base
+from policies.drift import Drift
 from policies.features import D
 from policies.hierarchy import HierarchicalPosterior
-from policies.latency import LatencyModel
+from policies.latency import Expected, LatencyModel
+from policies.posterior import LinearPosterior
 from policies.propensity import probability_best
 from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
 
@@ -34,16 +38,21 @@ class Settings:
     """What an operator can tune.
 
     exploration: factor on the standard deviation of the draws; 1 is Thompson's rule, 0 is greedy.
-    fade: scores after which the factor has fallen to 0.7 of it, and on with the root of their number; those that are
-        forgotten count no more, so with forgetting it never fades out.
+    fade: scores, of all arms since this one appeared, after which its factor has fallen to 0.7, and on with the root
+        of their number; those that are forgotten count no more, so with forgetting it never fades out.
     forgetting: weight of an event a decision later; 0.9995 halves it after 1,386 decisions.
     noise: first guess of the variance of a score.
+    keep: scores that an arm's past still counts for when it is found to have changed.
+    least_propensity: of every arm that no limit removes; each is then now and then chosen whatever is thought of it,
+        which costs something, but lets any other policy be judged from the log (offpolicy.py).
     """
 
     exploration: float = 0.7
     fade: float = 500.0
     forgetting: float = 0.9995
     noise: float = 0.15
+    keep: float = 10.0
+    least_propensity: float = 0.0
 
 
 def effective(objective: Objective, profile: TaskProfile) -> Objective:
@@ -70,9 +79,10 @@ class Thompson:
         self._index = {name: k for k, name in enumerate(self._names)}
         prior, forgetting = np.array([arm.prior_quality for arm in arms]), self.settings.forgetting
         self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
-        self.latency = LatencyModel(arms, forgetting)
-        self._parts = {
+        self.latency, self.drift = LatencyModel(arms, forgetting), Drift(len(arms))
+        self._parts: dict[str, LinearPosterior | Drift] = {
             "quality": self.quality,
+            "drift": self.drift,
             "tokens": self.latency.tokens,
             "ttft": self.latency.ttft,
             "tpot": self.latency.tpot,
@@ -91,13 +101,15 @@ class Thompson:
         by_latency = np.array([[o.latency_weight] for o in objectives])
         by_cost = np.array([[o.cost_weight] for o in objectives])
         mean = quality - by_latency * expected.latency_s - by_cost * expected.cost_usd
-        variance = variance + by_latency**2 * expected.latency_variance + by_cost**2 * expected.cost_variance
+        variance = variance + by_latency * by_latency * expected.latency_variance
         spread = self._exploration() * np.sqrt(variance)
-        drawn = mean + spread * rng.standard_normal(mean.shape)
-        removed = self._removed(requests, objectives, states, expected.latency_s, expected.cost_usd)
+        removed = self._removed(requests, objectives, states, expected)
         eligible = np.array([[not why for why in row] for row in removed])
+        drawn = np.where(eligible, mean + spread * rng.standard_normal(mean.shape), -inf)
         propensity = probability_best(mean, spread, eligible)
-        best = np.where(eligible, drawn, -inf).argmax(axis=1).tolist()
+        best = drawn.argmax(axis=1)
+        if self.settings.least_propensity > 0:
+            best, propensity = _at_least(self.settings.least_propensity, best, propensity, eligible, rng)
 
         columns = (
             quality,
@@ -109,44 +121,48 @@ class Thompson:
             propensity,
             *expected[3:5],
         )
-        table = np.array(columns).transpose(1, 2, 0).tolist()  # [B, K, 11], in the order of ArmEstimate's fields
+        tables = zip(*[column.tolist() for column in columns])  # B of 11 rows [K], in the order of ArmEstimate's fields
         decisions = []
-        for i, request in enumerate(requests):
-            whys = removed[i]
-            estimates = tuple(
-                [ArmEstimate._make((name, *row, why)) for name, row, why in zip(self._names, table[i], whys)]
-            )
-            arm = self._names[best[i]] if not whys[best[i]] else ""
+        for i, (request, table, k) in enumerate(zip(requests, tables, best.tolist())):
+            estimates = tuple(map(ArmEstimate, self._names, *table, removed[i]))
+            arm = "" if removed[i][k] else self._names[k]
             given = (request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
             decisions.append(Decision(*given))
         return decisions
 
-    def _exploration(self) -> float:
-        """Factor on the standard deviation of the draws; never nothing, or propensities would have no density."""
-        return max(self.settings.exploration / sqrt(1 + max(0.0, self.quality.total) / self.settings.fade), 1e-6)
+    def _exploration(self) -> Vector:
+        """[K] factor on the standard deviation of the draws; never nothing, or propensities would have no density."""
+        faded = self.settings.exploration / np.sqrt(1 + np.maximum(self.quality.heard, 0.0) / self.settings.fade)
+        return np.maximum(faded, 1e-6)
 
     def _removed(
         self,
         requests: Sequence[Request],
         objectives: Sequence[Objective],
         states: Mapping[str, ModelState],
-        latency: Vector,
-        cost: Vector,
+        expected: Expected,
     ) -> list[list[str]]:
         """[B][K] the limit that takes an arm out of a request's choice, in words; "" if none does."""
         live = [states.get(name, _UNKNOWN) for name in self._names]
+        shortest = min([arm.context_tokens for arm in self.arms])
+        known: dict[tuple[object, ...], list[str]] = {}
         rows = []
         for i, (request, objective) in enumerate(zip(requests, objectives)):
-            row = [base.removed_by(arm, request.profile, objective, s) for arm, s in zip(self.arms, live)]
+            profile, key = request.profile, (request.profile.task, objective.models, objective.unavailable)
+            row = known.get(key) if profile.prompt_tokens < shortest else None
+            if row is None:
+                row = [base.removed_by(arm, profile, objective, s) for arm, s in zip(self.arms, live)]
+                if profile.prompt_tokens < shortest:
+                    known[key] = row  # it holds for all that ask alike
             if objective.max_latency_s < inf or objective.max_cost_usd < inf:
-                for k in range(len(row)):
-                    row[k] = row[k] or _over(objective, float(latency[i, k]), float(cost[i, k]))
+                latency, cost = expected.latency_s[i].tolist(), expected.cost_usd[i].tolist()
+                row = [why or _over(objective, *spent) for why, *spent in zip(row, latency, cost)]
             rows.append(row)
         return rows
 
     def advance(self, sequence: int) -> None:
         """See base.Policy."""
-        for part in self._parts.values():
+        for part in (self.quality, self.latency.tokens, self.latency.ttft, self.latency.tpot):
             part.advance(sequence)
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
@@ -155,7 +171,7 @@ class Thompson:
         if k is None or outcome.status == "rejected":
             return
         if outcome.status == "error":
-            self.quality.add(k, decision.profile.features, 0.0, decision.sequence)
+            self._judge(k, decision, 0.0, 1.0)
         else:
             self.latency.learn(k, decision, outcome)
 
@@ -163,7 +179,14 @@ class Thompson:
         """See base.Policy."""
         k = self._index.get(decision.arm)
         if k is not None:
-            self.quality.add(k, decision.profile.features, score, decision.sequence, weight)
+            self._judge(k, decision, score, weight)
+
+    def _judge(self, arm: int, decision: Decision, score: float, weight: float) -> None:
+        self.quality.add(arm, decision.profile.features, score, decision.sequence, weight)
+        if weight != 1.0 or not decision.policy_version.startswith(self.name):  # others expect what they like
+            return
+        if self.drift.observe(arm, decision.estimate().quality, score):
+            self.quality.cut(arm, self.settings.keep)
 
     def state(self) -> base.State:
         """See base.Policy: the sums of every part, named `part.sum`."""
@@ -180,6 +203,18 @@ class Thompson:
 
 
 _UNKNOWN = ModelState()
+
+
+def _at_least(
+    least: float, best: NDArray[np.intp], propensity: Vector, eligible: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[NDArray[np.intp], Vector]:
+    """The choice [B] and propensities [B, K] when now and then any eligible arm is taken, each as often."""
+    count = eligible.sum(axis=1)
+    share = np.minimum(least * count, 1.0)  # of the requests
+    anyone = np.where(eligible, rng.random(eligible.shape), -1.0).argmax(axis=1)
+    best = np.where(rng.random(len(best)) < share, anyone, best)
+    each = np.divide(share, count, out=np.zeros(len(best)), where=count > 0)
+    return best, (1.0 - share)[:, None] * propensity + each[:, None] * eligible
 
 
 def _over(objective: Objective, latency_s: float, cost_usd: float) -> str:

@@ -15,10 +15,10 @@ from tests.helpers import make_request
 
 
 def test_normal_cdf_is_the_error_function() -> None:
-    """Within 3e-5 of the exact Φ."""
+    """Within half a step of the table of the exact Φ."""
     x = np.linspace(-6, 6, 401)
     exact = [0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
-    assert np.abs(normal_cdf(x) - exact).max() < 3e-5
+    assert np.abs(normal_cdf(x) - exact).max() < 2e-4
 
 
 def test_two_arms_have_a_closed_form() -> None:
