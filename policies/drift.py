@@ -1,20 +1,22 @@
 """Notices that an arm's answers have become better or worse than what was learned of them.
 
-Page's cumulative sums (Continuous inspection schemes, Biometrika 1954), one for each side and arm, of the scores'
-standardised surprise z = (score - expected) / √(expected (1 - expected)), which is clipped: S ← max(0, S ± z - k), an
-alarm at S > h. What was expected is what the decision itself logged, so that a replay of the journal finds the same.
+Page's cumulative sums (Continuous inspection schemes, Biometrika 1954), one for each side and arm, of log likelihood
+ratios: of a score y in [0, 1] whose expected value is p, against odds that are e times higher or lower,
+
+    S ← max(0, S + y log(q / p) + (1 - y) log((1 - q) / (1 - p))),   an alarm at S > h.
+
+For any scores that are on the mean as expected, the exponential of a summand is at most 1 on the mean, so a false alarm
+of a side comes after e^h scores at the soonest on the mean (Lorden, Annals of Mathematical Statistics 1971, theorem 2).
+What was expected is what the decision itself logged, so that a replay of the journal finds the same.
 """
 
-from math import sqrt
+from math import e, log
 
 import numpy as np
 
 from policies.types import Vector
 
-REFERENCE = 0.25  # k: half of the smallest shift worth noticing, in standard deviations
-THRESHOLD = 15.0  # h: at k and no shift, an alarm in about 10⁴ scores
-CLIP = 3.0  # a single surprise says no more than this
-LEAST_VARIANCE = 0.05  # of a score
+THRESHOLD = log(20_000.0)  # h
 
 
 class Drift:
@@ -31,11 +33,10 @@ class Drift:
             expected: score in [0, 1] that the decision expected.
             score: what was given.
         """
-        expected = min(max(expected, 0.0), 1.0)
-        surprise = (score - expected) / sqrt(max(expected * (1.0 - expected), LEAST_VARIANCE))
-        surprise = min(max(surprise, -CLIP), CLIP)
-        better = max(0.0, self.better[arm] + surprise - REFERENCE)
-        worse = max(0.0, self.worse[arm] - surprise - REFERENCE)
+        p = min(max(expected, 0.0), 1.0)
+        # the ratios q / p and (1 - q) / (1 - p) differ by the factor of the odds
+        better = max(0.0, self.better[arm] + score - log(1.0 + p * (e - 1.0)))
+        worse = max(0.0, self.worse[arm] - score - log(1.0 + p * (1.0 / e - 1.0)))
         changed = max(better, worse) > THRESHOLD
         self.better[arm], self.worse[arm] = (0.0, 0.0) if changed else (better, worse)
         return changed

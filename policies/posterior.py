@@ -102,7 +102,8 @@ class LinearPosterior:
         """Let all that this arm has shown so far count for no more than `keep` events."""
         self._sum()
         self._due = 0
-        factor = keep / max(keep, float(self.count[arm]))
+        now = float(self.count[arm]) * self.forgetting ** (self.latest - self.reference)  # wherever the clock stands
+        factor = keep / max(keep, now)
         for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
             sums[arm] *= factor
         self.cuts[arm] = np.roll(self.cuts[arm], 1, axis=0)

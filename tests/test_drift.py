@@ -1,0 +1,104 @@
+"""An arm that has changed is noticed, and what it showed before counts for little."""
+
+import numpy as np
+import pytest
+
+from policies.drift import Drift
+from policies.thompson import Settings, Thompson
+from policies.types import Decision
+from tests.helpers import make_request
+from tests.test_thompson import ARMS
+
+
+def until_alarm(drift: Drift, rng: np.random.Generator, expected: float, true: float, at_most: int) -> int:
+    """Scores until it is noticed; `at_most` if it is not."""
+    return next((n for n in range(at_most) if drift.observe(0, expected, float(rng.random() < true))), at_most)
+
+
+@pytest.mark.parametrize(("expected", "true"), [(0.8, 0.4), (0.4, 0.8), (0.9, 0.6)])
+def test_a_shift_is_noticed_soon(expected: float, true: float, rng: np.random.Generator) -> None:
+    """Worse or better: within 60 scores in the median of 50."""
+    assert np.median([until_alarm(Drift(1), rng, expected, true, 500) for _ in range(50)]) < 60
+
+
+@pytest.mark.parametrize("expected", [0.1, 0.5, 0.9, 0.99])
+def test_no_shift_is_no_alarm(expected: float, rng: np.random.Generator) -> None:
+    """On the mean after more than the 10,000 scores that the theory promises for both sides together."""
+    streams = [until_alarm(Drift(1), rng, expected, expected, 20_000) for _ in range(12)]
+    assert np.mean(streams) > 10_000
+
+
+def test_arms_are_watched_apart_and_the_sums_survive() -> None:
+    """One arm's surprises say nothing of the other; a restored watch goes on where it was."""
+    drift = Drift(2)
+    for _ in range(9):
+        drift.observe(1, 0.9, 0.0)
+    other = Drift(2)
+    other.restore(drift.state())
+    assert drift.worse[0] == 0 and drift.worse[1] > 5
+    assert [drift.observe(1, 0.9, 0.0) for _ in range(9)] == [other.observe(1, 0.9, 0.0) for _ in range(9)]
+    with pytest.raises(ValueError, match="'better' must be 3 finite numbers"):
+        Drift(3).restore(drift.state())
+
+
+def stream(policy: Thompson, scores: list[float], rng: np.random.Generator, start: int = 0) -> list[Decision]:
+    """Decisions that are given these scores, whichever arm it is."""
+    made = []
+    for i, score in enumerate(scores, start):
+        (decision,) = policy.decide([make_request()], {}, rng, i)
+        policy.score(decision, score)
+        made.append(decision)
+    return made
+
+
+def test_the_past_of_a_changed_arm_fades_at_once(rng: np.random.Generator) -> None:
+    """After 1,000 good answers some 60 bad ones are enough to expect a bad one; without the watch they are not."""
+    expected = {}
+    for keep in (Settings().keep, 1e9):
+        policy = Thompson(ARMS[:1], Settings(keep=keep))
+        stream(policy, [1.0] * 1000, rng)
+        stream(policy, [0.0] * 60, rng, 1000)
+        expected[keep] = policy.decide([make_request()], {}, rng, 1060)[0].estimates[0].quality
+    assert expected[Settings().keep] < 0.2 < 0.7 < expected[1e9]
+
+
+def test_an_arm_that_has_changed_is_explored_again(rng: np.random.Generator) -> None:
+    """Its factor is back near that of a new arm; the other's is not."""
+    policy = Thompson(ARMS, Settings())
+    stream(policy, [1.0] * 600, rng)
+    faded = policy._exploration().copy()
+    policy.quality.cut(0, 10.0)
+    now = policy._exploration()
+    assert now[0] > 1.3 * faded[0] and now[1] == faded[1]
+
+
+def test_a_replay_finds_the_same_change_whatever_comes_together(rng: np.random.Generator) -> None:
+    """Events folded without decisions in between, as after a restart, give the same sums to 1e-9."""
+    policy = Thompson(ARMS, Settings())
+    made = stream(policy, [1.0] * 300 + [0.0] * 80 + [1.0] * 50, rng)
+    assert policy.state()["quality.cuts"][:, 0, 1].min() < 1.0  # there was an alarm
+    again = Thompson(ARMS, Settings())
+    for i, decision in enumerate(made):
+        if i % 97 == 0:
+            again.advance(i)
+        again.score(decision, 1.0 if i < 300 or i >= 380 else 0.0)
+    policy.advance(1000)
+    again.advance(1000)
+    for name, sums in policy.state().items():
+        assert np.allclose(sums, again.state()[name], rtol=1e-9, atol=1e-9), name
+
+
+def test_a_correction_after_the_change_is_exact(rng: np.random.Generator) -> None:
+    """An old score that is taken back takes with it as much as it still counted for."""
+    policy, without = Thompson(ARMS, Settings(forgetting=1.0)), Thompson(ARMS, Settings(forgetting=1.0))
+    made = stream(policy, [1.0] * 300, rng)
+    for i, decision in enumerate(made):
+        if i != 5:
+            without.score(decision, 1.0)
+    for one in (policy, without):
+        one.quality.cut(0, 10.0)
+        one.quality.cut(1, 10.0)
+    policy.score(made[5], 1.0, weight=-1.0)
+    arm = policy._names.index(made[5].arm)
+    mine, theirs = (p.quality.state()["count"][arm] / p.quality.state()["cuts"][arm, 0, 1] for p in (policy, without))
+    assert mine == pytest.approx(theirs)
