@@ -10,8 +10,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks import apgr, micro, pictures, scenarios, tables
 from benchmarks.peers import PEERS
 from benchmarks.portfolios import LAMBDAS, PORTFOLIOS, load
 from benchmarks.references import by_shuffle, order_of
+from benchmarks.resume import digest, play_all
 from deployments.settings import PolicySettings
 from policies.evaluate import play
 from policies.registry import make_policy
@@ -82,6 +84,19 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
                         )
 
 
+_WORLD = ("benchmarks/portfolios.py", "benchmarks/references.py", "policies/features.py", "policies/evaluate.py")
+
+
+@lru_cache
+def _digest(*patterns: str) -> str:
+    return digest(*patterns)
+
+
+def _code(job: Job) -> str:
+    """Digest of what a run's result depends on."""
+    return _digest(*_WORLD, "benchmarks/peers.py" if job.strategy in PEERS else "policies/*.py")
+
+
 def summarise(frame: pd.DataFrame, known: dict[tuple[str, float], dict[str, float]]) -> pd.DataFrame:
     """A row a cell: our utility, the best peer at its defaults and of its grid, and the share of the gap closed."""
     rows = []
@@ -118,16 +133,17 @@ def main() -> None:
     parser.add_argument("--skip", nargs="+", default=[], choices=("apgr", "micro"), help="leave out these parts")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, default=Path("var"), help="folder of the pictures")
+    parser.add_argument("--resume", type=Path, help="keep what was played in this file, and go on from it")
     parser.add_argument("--json", type=Path, help="all figures into this file")
     parser.add_argument("--scenario", help="worlds that change, see benchmarks/scenarios.py")
     arguments = parser.parse_args()
     todo = list(jobs(arguments))
-    with ProcessPoolExecutor(arguments.jobs) as pool:
-        rows = list(tqdm(pool.map(run, todo, chunksize=8), total=len(todo), unit="run"))
+    with Pool(arguments.jobs) as pool:
+        rows = list(tqdm(play_all(run, todo, pool, _code, arguments.resume), total=len(todo), unit="run"))
         given = (arguments.portfolio, OUR_POLICY, LAMBDAS, arguments.shuffles, arguments.requests, arguments.data)
         pairs = [] if "apgr" in arguments.skip else apgr.trials(*given)
-        ranked = [row for found in tqdm(pool.map(apgr.measure, pairs), total=len(pairs), unit="run") for row in found]
-    frame = pd.DataFrame(rows)
+        ranked = [row for found in tqdm(pool.imap(apgr.measure, pairs), total=len(pairs), unit="run") for row in found]
+    frame = pd.DataFrame(rows).sort_values(["portfolio", "cost_weight", "strategy", "variant", "shuffle"])
     range_ = (arguments.shuffles, arguments.requests, tuple(arguments.split), arguments.data)
     possible = {(p, w): by_shuffle(p, w, *range_) for p in arguments.portfolio for w in LAMBDAS}
     known = {cell: {key: float(values.mean()) for key, values in found.items()} for cell, found in possible.items()}
