@@ -37,7 +37,7 @@ class Ingress:
     Args:
         settings: of the gateway.
         profiler: handle of the profiler deployment.
-        connect_model: gives the streaming handle of an arm's application.
+        connect_model: gives the handle of an arm's application.
         connect_router, connect_tracker: give handles of the two actors, making them if there are none.
     """
 
@@ -142,9 +142,6 @@ class Ingress:
             listener = Listener(task, body, self.decider.store_text)
             if request.stream:
                 return Streamed(self._stream(answer, listener), headers, lambda: self._gone(answer))
-            async with asyncio.timeout(self.decider.tuning.answer_timeout_s):
-                async for _, more in answer.rest:
-                    report = more or report
             listener.hear(payload)
             self.dispatcher.finish(decision, self._outcome(answer, report or {}, 0.0, listener))
             return Response(payload, media_type="application/json", headers=headers)
