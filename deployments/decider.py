@@ -1,5 +1,8 @@
 """The ingress's way to a decision: batched calls, deadlines, and what to do when nobody answers.
 
+Where the tuning says so (`decide_here_s`), decisions are made here on a fresh snapshot of what the router has learned, and
+travel to it with their outcomes: one hop less. The router stays the one owner of what is learned.
+
 A request never fails because routing did: without the profiler the text alone is profiled here, without the router
 the decision is made on the last snapshot of what it had learned, and the router hears of it later.
 """
@@ -11,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -22,10 +26,11 @@ from deployments.refit import unpack
 from deployments.settings import GatewaySettings, Tuning
 from policies import features
 from policies.forecast import Forecaster
+from policies.pacer import Pacer, paced
 from policies.registry import make_policy
-from policies.types import FORCED, Decision, ModelState, Outcome, Request, TaskProfile
+from policies.types import Decision, ModelState, Outcome, Request, TaskProfile
 
-REFRESH_S = 2.0
+REFRESH_S = 1.0
 START_S = 60.0  # the router may have many rows to read first
 OBSERVE_EVERY_S = 0.05  # outcomes travel together: nobody waits for them
 OBSERVE_S = 10.0
@@ -52,10 +57,12 @@ class Decider:
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
         self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
         self._reader, self._forecaster = Reader(settings.profiler), Forecaster.prior(self._spare.arms)
-        self._states: dict[str, ModelState] = {}
+        self._states: dict[str, ModelState] = {}  # with what the other ingresses have in flight
+        self._pacer, self._fresh_s = Pacer(settings.max_mean_cost_usd or inf), -inf
         self._rng = np.random.default_rng()
         self._profile = Coalescer(self._profile_batch)
-        self._decide = Coalescer(self._decide_batch)
+        self._here = Coalescer(self._decide_batch_here, calls=1)
+        self._decide = Coalescer(self._decide_batch, calls=1)  # a second one at a time would be mostly its own cost
         self._observe = Coalescer(self._observe_batch, limit=1000, calls=1, pause_s=OBSERVE_EVERY_S)
         self._reporting: set[asyncio.Task[None]] = set()
 
@@ -81,11 +88,15 @@ class Decider:
                     log.exception("cannot reach the router actor; trying again")
 
     async def _refresh(self) -> None:
-        snapshot, self._states, self._spare_version = await self.router.snapshot.remote()
+        began = time.monotonic()
+        snapshot, self._states, self._spare_version = await self.router.snapshot.remote(self._name)
         if snapshot.policy == self._spare.name and snapshot.arms == tuple(arm.name for arm in self._spare.arms):
             self._spare.restore(snapshot.state)
             self._spare_sequence = snapshot.sequence
             self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster
+            if snapshot.pacer:
+                self._pacer.restore(snapshot.pacer)
+            self._fresh_s = began
 
     def new_id(self) -> str:
         """The id of the next decision."""
@@ -116,7 +127,9 @@ class Decider:
             return self._forecaster.complete([profile])[0], "profiler"
 
     async def decide(self, request: Request) -> Decision:
-        """The router's decision, or in its silence one of our own."""
+        """A decision on a fresh snapshot, or the router's, or in its silence one of our own."""
+        if time.monotonic() - self._fresh_s < self.tuning.decide_here_s:
+            return await self._here(request)
         forced = request.objective.models[:1] if request.forced else ()
         self._forced.update(forced)
         try:
@@ -130,21 +143,24 @@ class Decider:
             self._forced.subtract(forced)
 
     def decide_here(self, request: Request, fallback: str) -> Decision:
-        """A decision on the last snapshot, with this ingress's own load."""
-        states = {
-            arm.name: replace(self._states.get(arm.name, ModelState()), in_flight=self.in_flight[arm.name])
-            for arm in self._spare.arms
-        }
-        decision = self._spare.decide([request], states, self._rng, self._spare_sequence)[0]
-        return replace(
-            decision,
-            policy_version=self._spare_version,
-            time_s=time.time(),
-            fallback=FORCED if request.forced else fallback,
-            prompt_hash=request.prompt_hash,
-            prompt=request.prompt,
-            owner=request.owner,
-        )
+        """A decision on the last snapshot, with this ingress's own load and what it last heard of the others'."""
+        return self._decide_on_snapshot([replace(request, fallback=fallback)])[0]
+
+    async def _decide_batch_here(self, requests: list[Request]) -> list[Decision]:
+        return self._decide_on_snapshot(requests)
+
+    def _decide_on_snapshot(self, requests: list[Request]) -> list[Decision]:
+        states = {}
+        for arm in self._spare.arms:
+            known = self._states.get(arm.name, ModelState())
+            states[arm.name] = replace(known, in_flight=known.in_flight + self.in_flight[arm.name])
+        requests = paced(requests, self._pacer.cost_weight)
+        decided = self._spare.decide(requests, states, self._rng, self._spare_sequence)
+        self._spare_sequence += len(decided)
+        return [
+            decision.made(request, self._spare_version, time.time())
+            for decision, request in zip(decided, requests, strict=True)
+        ]
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Tell the router what came of a decision, without waiting; keeps trying while it is away."""

@@ -218,8 +218,9 @@ class Dispatcher:
         if (arm, streams) not in self._methods:
             handle = await asyncio.to_thread(self._connect, arm)  # asks Serve's controller, which may be away
             # bound here and not in the thread: in throughput mode a handle belongs to the event loop that it begins in
-            self._methods[arm, True] = handle.options(stream=True).generate
-            self._methods[arm, False] = handle.complete
+            plain = handle.options(request_serialization="pickle", response_serialization="pickle")  # no code to send
+            self._methods[arm, True] = plain.options(stream=True).generate
+            self._methods[arm, False] = plain.complete
         return self._methods[arm, streams]
 
     def running(self, decision: Decision) -> bool:

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments import errors, logs
+from deployments import collector, errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
 from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
@@ -56,6 +56,7 @@ class Ingress:
         self.dispatcher = Dispatcher(self.decider, self._arms, connect_model)
         await self.decider.start()
         self.tracker = connect_tracker(settings)
+        collector.relax()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over changed tuning; the next request uses it."""

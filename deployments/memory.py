@@ -7,7 +7,7 @@ acknowledged when it is on disk. No Ray in here, so that a test can kill it as o
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -164,21 +164,33 @@ class Memory:
         for decision in decisions:
             self._write_down(decision, fresh=True)
 
-    async def observe(self, finished: Sequence[tuple[Decision, Outcome]], time_s: float) -> list[Outcome]:
+    def unheard(self, decisions: Iterable[Decision]) -> list[Decision]:
+        """Those of these decisions that neither the ledger nor the journal has, by one question for all of them."""
+        made = {decision.id: decision for decision in decisions}
+        missing = self.ledger.missing(made)
+        for record in self._look_up(missing).values():
+            self.ledger.keep(record)
+        return [made[decision_id] for decision_id in self.ledger.missing(missing)]
+
+    async def observe(
+        self, finished: Sequence[tuple[Decision, Outcome]], time_s: float, unheard: Sequence[Decision] = ()
+    ) -> list[Outcome]:
         """Learn from answers; the decisions travel with them, in case they were never seen, or lost in a crash.
 
         Args:
             finished: what came of which decision.
             time_s: now, in seconds since the epoch.
+            unheard: those of the decisions that are known to be new.
 
         Returns:
             The outcomes that were new, when all are durable.
         """
-        self._time_s, new = time_s, []
+        self._time_s, new, fresh = time_s, [], {decision.id for decision in unheard}
+        self.policy.advance(self.sequence)  # the clock runs on, wherever decisions are made
         for decision, outcome in finished:
             if self._gone(decision.id):
                 continue
-            self._write_down(decision)
+            self._write_down(decision, decision.id in fresh)
             if self._write_down(outcome) == ACCEPTED:
                 new.append(outcome)
                 if (sign := implied(decision, outcome, time_s)) is not None:

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import sqrt
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from deployments import logs
 from deployments.settings import GatewaySettings, ProfilerSettings
 from policies import features
 from policies.forecast import Forecaster
-from policies.types import TaskProfile
+from policies.types import TaskProfile, Vector
 
 REFRESH_S = 2.0
 PATIENCE_S = 5.0
@@ -30,7 +33,7 @@ class Reader:
 
     def read(self, requests: list[dict[str, Any]]) -> list[TaskProfile]:
         """Profiles without forecasts of requests as Profiler.profile takes them."""
-        embeddings = self._embedder.encode([r["text"][-2 * features.READ_CHARS :] for r in requests])
+        embeddings = embed(self._embedder, [r["text"][-2 * features.READ_CHARS :] for r in requests])
         return [
             features.profile(
                 text=r["text"],
@@ -84,6 +87,20 @@ class Profiler:
         """
         await self.check_health()
         return self._forecaster.complete(self._reader.read(requests))
+
+
+def embed(model: Any, texts: Sequence[str]) -> Vector:
+    """[B, E] what a model2vec model's `encode` gives, in half of its time for a text or two."""
+    plain = model.normalize and model.max_length and model.weights is None and model.token_mapping is None
+    if not plain:
+        return np.asarray(model.encode(texts), np.float64)
+    most = model.max_length * model.median_token_length
+    embeddings = np.zeros((len(texts), model.dim))
+    for row, ids in zip(embeddings, model.tokenize([text[:most] for text in texts]), strict=True):
+        if ids:
+            row[:] = model.embedding[ids].mean(axis=0)
+            row /= sqrt(float(row @ row)) + 1e-32
+    return embeddings
 
 
 def load_tokenizer(name: str | None) -> Any:

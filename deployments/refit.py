@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,13 +45,15 @@ class Refitter:
     Args:
         arms: whose answers to foretell.
         journal: has `last_row` and `replay(after)`.
+        rest: times as long as a fit took, until the next one: in a rush decisions need the processor.
     """
 
-    def __init__(self, arms: Sequence[Arm], journal: Any):
+    def __init__(self, arms: Sequence[Arm], journal: Any, rest: float = 0.0):
         self.forecaster = Forecaster.prior(arms)
-        self._journal = journal
+        self._journal, self._rest = journal, rest
         self._read = max(0, journal.last_row - WINDOW * ROWS_A_DECISION)  # the row up to which it has read
         self._fitted = 0  # the last row when it was last fitted
+        self._rested_s = 0.0  # when it may be fitted again
         self._ids: deque[str] = deque(maxlen=WINDOW)
         self._ledger = Ledger(WINDOW)
 
@@ -71,11 +74,13 @@ class Refitter:
 
     async def turn(self) -> bool:
         """Refit if enough has happened; True if there is a new version."""
-        if self._journal.last_row - self._fitted < REFIT_EVERY:
+        began = time.monotonic()
+        if self._journal.last_row - self._fitted < REFIT_EVERY or began < self._rested_s:
             return False
         self._fitted = self._journal.last_row
         before = self.forecaster
         fitted = await asyncio.to_thread(self._refit, before)
+        self._rested_s = time.monotonic() + self._rest * (time.monotonic() - began)
         if fitted.version == before.version or self.forecaster.version != before.version:
             return False  # nothing new, or a published version was taken over meanwhile
         self.forecaster = fitted.over(self.forecaster.arms)

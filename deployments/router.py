@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments import logs
+from deployments import collector, logs
 from deployments.journal import DAY_S, Journal, Snapshot
 from deployments.memory import Memory
 from deployments.refit import Refitter
@@ -56,7 +56,7 @@ class Router:
         self._watching: asyncio.Task[None] | None = None
         self._heed(settings)
         self._journal = Journal(settings.journal, settings.journal_keep_days, settings.journal_max_rows)
-        self._refitter = Refitter(settings.arms(), self._journal)
+        self._refitter = Refitter(settings.arms(), self._journal, rest=20.0)
         window_s = settings.feedback_window_days * DAY_S
         self._memory = Memory(self._journal, self._make, self._note, window_s, self._complete, self._taken)
         self._snapshot_row, _ = self._journal.snapshot()
@@ -124,10 +124,10 @@ class Router:
                 log.exception("the router's watch failed; it goes on")
             await asyncio.sleep(2.0)
 
-    def _states(self) -> dict[str, ModelState]:
+    def _states(self, but: str = "") -> dict[str, ModelState]:
         now, in_flight = time.time(), Counter[str]()
-        for told, counts in self._in_flight.values():
-            if now - told < STALE_S:
+        for ingress, (told, counts) in self._in_flight.items():
+            if now - told < STALE_S and ingress != but:
                 in_flight.update(counts)
         return {
             name: meter.state(
@@ -181,18 +181,7 @@ class Router:
         decided = self._policy.decide(requests, self._states(), self._rng, self._sequence)
         self._memory.sequence += len(decided)
         now, version = time.time(), self._version_name
-        decisions = [
-            replace(
-                d,
-                policy_version=version,
-                time_s=now,
-                fallback=FORCED if request.forced else request.fallback,
-                prompt_hash=request.prompt_hash,
-                prompt=request.prompt,
-                owner=request.owner,
-            )
-            for d, request in zip(decided, requests, strict=True)
-        ]
+        decisions = [d.made(request, version, now) for d, request in zip(decided, requests, strict=True)]
         self._memory.decided([decision for decision in decisions if decision.arm])
         self._telemetry.decided(decisions, time.perf_counter() - began)
         return decisions
@@ -203,8 +192,11 @@ class Router:
         """
         self._in_flight[ingress] = (time.time(), in_flight)
         decisions = {decision.id: decision for decision, _ in finished}
-        for outcome in await self._memory.observe(finished, time.time()):
-            self._telemetry.observed(decisions[outcome.decision_id], outcome)
+        unheard = self._memory.unheard(decisions.values())
+        if unheard:
+            self._telemetry.decided(unheard)
+        new = await self._memory.observe(finished, time.time(), unheard)
+        self._telemetry.observed([(decisions[outcome.decision_id], outcome) for outcome in new])
 
     async def feedback(self, items: list[Feedback], key: str = "") -> list[str]:
         """Learn from scores; returns what became of each (memory.py) when all is durable.
@@ -229,11 +221,16 @@ class Router:
         """All that is known of a decision."""
         return self._memory.ledger.get(decision_id)
 
-    async def snapshot(self) -> tuple[Snapshot, dict[str, ModelState], str]:
-        """All that was learned, the live states and the version's name: enough to decide without this actor."""
+    async def snapshot(self, ingress: str = "") -> tuple[Snapshot, dict[str, ModelState], str]:
+        """All that was learned, the live states and the version's name: enough to decide without this actor.
+
+        Args:
+            ingress: who asks; what it has in flight itself is left out of the states, as it knows that better.
+        """
         if self._watching is None:  # a constructor has no event loop yet; every ingress asks for this at its start
             self._watching = asyncio.create_task(self._keep_watch())
-        return self._memory.snapshot(), self._states(), self._version_name
+            collector.relax()
+        return self._memory.snapshot(), self._states(ingress), self._version_name
 
     async def forecaster(self, version: int) -> Forecaster | None:
         """What the profiler says of answers; None if the caller's version is the present one."""

@@ -3,7 +3,9 @@
 deploy/prometheus has the alerts on them, deploy/grafana the dashboard.
 """
 
-from collections.abc import Mapping
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -33,25 +35,38 @@ class Telemetry:
         self._waiting = Gauge("router_journal_waiting_rows", "Rows of the journal that are not on disk yet.")
         self._version = Gauge("router_policy_version", "The latest published version.", ("policy",))
 
-    def decided(self, decisions: list[Decision], seconds: float) -> None:
-        """A batch was decided in this time."""
-        self._decide.observe(max(seconds, 1e-9))
-        for decision in decisions:
-            self._decisions.inc(1, {"arm": decision.arm or "none", "fallback": decision.fallback or "none"})
+    def decided(self, decisions: Sequence[Decision], seconds: float | None = None) -> None:
+        """A batch was decided in this time; None if elsewhere."""
+        if seconds is not None:
+            self._decide.observe(max(seconds, 1e-9))
+        for (arm, fallback), count in Tally((d.arm, d.fallback) for d in decisions).items():
+            self._decisions.inc(count, {"arm": arm or "none", "fallback": fallback or "none"})
 
-    def observed(self, decision: Decision, outcome: Outcome) -> None:
-        """An answer came to its end; only here are fallbacks seen that an ingress took without the router."""
-        arm = decision.arm
-        self._outcomes.inc(1, {"arm": arm, "status": outcome.status, "fallback": decision.fallback or "none"})
-        for kind, tokens in (("prompt", outcome.prompt_tokens), ("output", outcome.output_tokens)):
-            if tokens > 0:
-                self._tokens.inc(tokens, {"arm": arm, "kind": kind})
-        if outcome.cost_usd > 0:
-            self._cost.inc(outcome.cost_usd, {"arm": arm})
-        if outcome.status == "ok":
-            self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
-            if outcome.ttft_s > 0:
-                self._ttft.observe(outcome.ttft_s, {"arm": arm})
+    def observed(self, ended: Sequence[tuple[Decision, Outcome]]) -> None:
+        """Answers came to their ends; only here are fallbacks seen that an ingress took without the router.
+
+        Counters are raised once for all of them: each call costs as much as learning from an answer.
+        """
+        endings, tokens = Tally[tuple[str, str, str]](), Tally[tuple[str, str]]()
+        costs: defaultdict[str, float] = defaultdict(float)
+        for decision, outcome in ended:
+            arm = decision.arm
+            endings[arm, outcome.status, decision.fallback or "none"] += 1
+            tokens[arm, "prompt"] += outcome.prompt_tokens
+            tokens[arm, "output"] += outcome.output_tokens
+            costs[arm] += outcome.cost_usd
+            if outcome.status == "ok":
+                self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
+                if outcome.ttft_s > 0:
+                    self._ttft.observe(outcome.ttft_s, {"arm": arm})
+        for (arm, status, fallback), count in endings.items():
+            self._outcomes.inc(count, {"arm": arm, "status": status, "fallback": fallback})
+        for (arm, kind), count in tokens.items():
+            if count > 0:
+                self._tokens.inc(count, {"arm": arm, "kind": kind})
+        for arm, cost in costs.items():
+            if cost > 0:
+                self._cost.inc(cost, {"arm": arm})
 
     def scored(self, source: str, status: str) -> None:
         """Feedback came in."""

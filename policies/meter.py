@@ -14,6 +14,7 @@ class Meter:
     def __init__(self) -> None:
         self._averages: dict[str, float] = {}
         self._tokens: deque[tuple[float, int]] = deque()
+        self._in_window = 0  # their sum: every decision asks for it
         self.answered = 0
         self.scored = 0
 
@@ -34,6 +35,7 @@ class Meter:
             if outcome.output_tokens > 1:
                 self._average("tpot_s", (outcome.latency_s - outcome.ttft_s) / (outcome.output_tokens - 1))
         self._tokens.append((time_s, outcome.output_tokens))
+        self._in_window += outcome.output_tokens
 
     def score(self, score: float) -> None:
         """Take in the score of one answer."""
@@ -43,11 +45,11 @@ class Meter:
     def state(self, time_s: float, in_flight: int, replicas: int, healthy: bool) -> ModelState:
         """The state of the arm at this time."""
         while self._tokens and self._tokens[0][0] < time_s - WINDOW_S:
-            self._tokens.popleft()
+            self._in_window -= self._tokens.popleft()[1]
         return ModelState(
             in_flight=in_flight,
             replicas=replicas,
-            tokens_per_s=sum(count for _, count in self._tokens) / WINDOW_S,
+            tokens_per_s=self._in_window / WINDOW_S,
             healthy=healthy,
             **self._averages,
         )

@@ -192,6 +192,23 @@ class Decision:
         wanted = arm or self.arm
         return next((e for e in self.estimates if e.arm == wanted), ArmEstimate(wanted))
 
+    def made(self, request: Request, policy_version: str, time_s: float) -> "Decision":
+        """The same, as made for this request by this version at this time; not by `replace`, which is slow."""
+        return Decision(
+            id=self.id,
+            arm=self.arm,
+            sequence=self.sequence,
+            policy_version=policy_version,
+            profile=self.profile,
+            objective=self.objective,
+            estimates=self.estimates,
+            fallback=FORCED if request.forced else request.fallback,
+            time_s=time_s,
+            prompt_hash=request.prompt_hash,
+            prompt=request.prompt,
+            owner=request.owner,
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:

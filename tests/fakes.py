@@ -44,7 +44,7 @@ class FakeModel:
         else:
             yield json.dumps({"model": self.name, "choices": [{"message": {"content": self.name}}]}).encode(), report
 
-    def options(self, stream: bool) -> "FakeModel":
+    def options(self, **_: Any) -> "FakeModel":
         """As a handle's in throughput mode, which cannot be used outside of an event loop."""
         asyncio.get_running_loop()
         return self

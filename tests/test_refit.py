@@ -55,6 +55,13 @@ def test_it_is_refitted_when_enough_has_happened(journal: Journal) -> None:
     assert chances(refitter)["small"] > chances(refitter)["large"]
 
 
+def test_in_a_rush_it_rests_between_two_fits(journal: Journal) -> None:
+    refitter = Refitter(ARMS, journal, rest=1e6)
+    for start in (0, 200):
+        happen(journal, start, 200, "large")
+        assert asyncio.run(refitter.turn()) is (start == 0)
+
+
 def test_a_corrected_score_counts_once(journal: Journal) -> None:
     """In its last version, though decision and correction were read at different times."""
     refitter = Refitter(ARMS, journal)

@@ -1,0 +1,83 @@
+"""Decisions made in the ingress, on a fresh snapshot of what the router has learned."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.memory import Memory
+from policies.types import Outcome
+from tests.gateway import Gateway, eventually
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    found = Gateway(tmp_path)
+    with found.client:
+        found.tune(decide_here_s=1e6)
+        yield found
+
+
+def record(gateway: Gateway, decision_id: str) -> Any:
+    return gateway.router.thing._memory.ledger.get(decision_id)
+
+
+def test_the_router_learns_of_it_with_the_answer(gateway: Gateway) -> None:
+    """As if it had decided itself: no fallback, and feedback finds the decision."""
+    answer = gateway.chat()
+    decision_id = answer.headers["x-router-decision-id"]
+    assert answer.headers["x-router-fallback"] == "none"
+    eventually(lambda: record(gateway, decision_id))
+    known = record(gateway, decision_id)
+    assert known.decision.arm == answer.headers["x-router-model"] and known.outcome.status == "ok"
+    assert sum(e.propensity for e in known.decision.estimates) == pytest.approx(1.0)
+    score = {"decision_id": decision_id, "score": 1.0}
+    assert gateway.client.post("/v1/feedback", json=score).json()["status"] == "accepted"
+
+
+def test_feedback_that_is_faster_than_the_outcome_counts(gateway: Gateway) -> None:
+    gateway.router.delay_s = 0.3
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    status = gateway.client.post("/v1/feedback", json={"decision_id": decision_id, "score": 1.0}).status_code
+    assert status in (200, 202)
+    eventually(lambda: (known := record(gateway, decision_id)) and known.scores == {"user": 1.0})
+
+
+def test_it_is_not_asked_while_the_snapshot_is_fresh(gateway: Gateway) -> None:
+    gateway.router.broken = True
+    assert gateway.chat().headers["x-router-fallback"] == "none"
+    gateway.tune(decide_here_s=0.0)
+    assert gateway.chat().headers["x-router-fallback"] == "router"
+
+
+def test_it_explores_and_counts_like_the_router(gateway: Gateway) -> None:
+    ids = [gateway.chat().headers["x-router-decision-id"] for _ in range(12)]
+    eventually(lambda: all(record(gateway, decision_id) for decision_id in ids))
+    decisions = [record(gateway, decision_id).decision for decision_id in ids]
+    assert len({d.arm for d in decisions}) == 2, "nothing is known yet: it tries both"
+    assert sorted({d.sequence for d in decisions}) == [d.sequence for d in decisions], "the clock of forgetting runs"
+    summary = asyncio.run(gateway.router.thing.summary())
+    assert summary["decisions"] == 12 and summary["counts"]["routed"] == 12
+
+
+def test_an_ingress_hears_of_the_load_of_the_others(gateway: Gateway) -> None:
+    router = gateway.router.thing
+    asyncio.run(router.observe([], "one", {"small": 3}))
+    asyncio.run(router.observe([], "other", {"small": 4}))
+    states = asyncio.run(router.snapshot("one"))[1]
+    assert states["small"].in_flight == 4
+
+
+def test_decisions_are_new_only_once(gateway: Gateway) -> None:
+    """Neither those at hand nor those that are only in the journal."""
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    eventually(lambda: (known := record(gateway, decision_id)) and known.outcome)
+    memory: Memory = gateway.router.thing._memory
+    decision = record(gateway, decision_id).decision
+    asyncio.run(memory.journal.flush())
+    assert memory.unheard([decision]) == []
+    memory.ledger._records.clear()
+    assert memory.unheard([decision]) == []
+    assert asyncio.run(memory.observe([(decision, Outcome(decision_id))], 0.0)) == []
