@@ -55,13 +55,15 @@ class EchoEngine:
     """What LLMServer needs of an engine, and no more.
 
     Args:
-        llm_config: its `experimental_configs` may set `echo_ttft_s` and `echo_tpot_s`.
+        llm_config: its `experimental_configs` may set `echo_ttft_s`, `echo_tpot_s`, and `echo_slots`: how many it
+            answers at a time, in one piece; the others queue.
     """
 
     def __init__(self, llm_config: Any) -> None:
         options = llm_config.experimental_configs or {}
         self._model = llm_config.model_id
         self._ttft_s, self._tpot_s = options.get("echo_ttft_s", TTFT_S), options.get("echo_tpot_s", TPOT_S)
+        self._slots = asyncio.Semaphore(options.get("echo_slots", 100_000))
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -82,7 +84,8 @@ class EchoEngine:
             async for chunk in stream(self._model, tokens, shown, self._ttft_s, self._tpot_s):
                 yield chunk
             return
-        await asyncio.sleep(self._ttft_s + (tokens - 1) * self._tpot_s)
+        async with self._slots:
+            await asyncio.sleep(self._ttft_s + (tokens - 1) * self._tpot_s)
         yield ChatCompletionResponse(**whole(self._model, tokens))
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:

@@ -259,7 +259,9 @@ def merged(events: int = 2_000) -> dict[str, float]:
     for policy in (whole, both):
         policy.decide(ask[:1], live, np.random.default_rng(2), events + 1_000)
     one, sum_ = (p.decide(ask, live, np.random.default_rng(2), events + 1_000) for p in (whole, both))
-    off = max(abs(a.estimates[k].quality - b.estimates[k].quality) for a, b in zip(one, sum_, strict=True) for k in (0, 1))
+    off = max(
+        abs(a.estimates[k].quality - b.estimates[k].quality) for a, b in zip(one, sum_, strict=True) for k in (0, 1)
+    )
     same = float(np.mean([a.arm == b.arm for a, b in zip(one, sum_, strict=True)]))
     return {"most_off": off, "same_choice": same, "kib": sum(a.nbytes for a in added.values()) / 1024}
 
@@ -277,7 +279,9 @@ def main() -> None:
     result = planned(found, options.seconds)
     sums = merged()
     print(f"\nRouter alone, journal on, D = {D}\n\n{measured.to_markdown(index=False, floatfmt='.1f')}")
-    print(f"\nan actor's call that does nothing, processor time there\n\n{calls.to_markdown(index=False, floatfmt='.0f')}")
+    print(
+        f"\nan actor's call that does nothing, processor time there\n\n{calls.to_markdown(index=False, floatfmt='.0f')}"
+    )
     print(f"\nof a router's processor: {found}\n\n{pd.DataFrame(result).to_markdown(index=False, floatfmt='.2f')}")
     print(f"\nthe sums of two routers, added, against one that saw all: {sums}")
     if options.json:

@@ -1,7 +1,7 @@
 """The ingress's way to a decision: batched calls, deadlines, and what to do when nobody answers.
 
-Where the tuning says so (`decide_here_s`), decisions are made here on a fresh snapshot of what the router has learned, and
-travel to it with their outcomes: one hop less. The router stays the one owner of what is learned.
+Where the tuning says so (`decide_here_s`), decisions are made here on a fresh snapshot of what the router has learned,
+and travel to it with their outcomes: one hop less. The router stays the one owner of what is learned.
 
 A request never fails because routing did: without the profiler the text alone is profiled here, without the router
 the decision is made on the last snapshot of what it had learned, and the router hears of it later.

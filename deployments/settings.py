@@ -144,8 +144,8 @@ class Tuning(Strict):
 
     objective: of `model: auto`; presets: of `auto:NAME`.
     profile_here_chars: up to this length of all messages together, the ingress reads a text itself.
-    decide_here_s: a snapshot of what the router has learned that is no older is decided on in the ingress, and the router
-        hears of it with the answer; 0 asks the router each time.
+    decide_here_s: on a snapshot of what the router has learned that is no older, the ingress decides itself, and the
+        router hears of it with the answer; 0 asks the router each time.
     profile_timeout_s, decide_timeout_s: after these the ingress goes on without the profiler, without the router.
     first_byte_timeout_s: of a stream; after this another arm is asked, once.
     answer_timeout_s: the same for an answer in one piece; and the longest that any stream may take.

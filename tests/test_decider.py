@@ -1,6 +1,5 @@
 """Decisions made in the ingress, on a fresh snapshot of what the router has learned."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,13 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
     with found.client:
         found.tune(decide_here_s=1e6)
         yield found
+
+
+def inside(gateway: Gateway, method: Any, *arguments: Any) -> Any:
+    """Its result, in the event loop of the gateway, to which its locks belong."""
+    portal = gateway.client.portal
+    assert portal is not None
+    return portal.call(method, *arguments)
 
 
 def record(gateway: Gateway, decision_id: str) -> Any:
@@ -58,15 +64,15 @@ def test_it_explores_and_counts_like_the_router(gateway: Gateway) -> None:
     decisions = [record(gateway, decision_id).decision for decision_id in ids]
     assert len({d.arm for d in decisions}) == 2, "nothing is known yet: it tries both"
     assert sorted({d.sequence for d in decisions}) == [d.sequence for d in decisions], "the clock of forgetting runs"
-    summary = asyncio.run(gateway.router.thing.summary())
+    summary = inside(gateway, gateway.router.thing.summary)
     assert summary["decisions"] == 12 and summary["counts"]["routed"] == 12
 
 
 def test_an_ingress_hears_of_the_load_of_the_others(gateway: Gateway) -> None:
     router = gateway.router.thing
-    asyncio.run(router.observe([], "one", {"small": 3}))
-    asyncio.run(router.observe([], "other", {"small": 4}))
-    states = asyncio.run(router.snapshot("one"))[1]
+    inside(gateway, router.observe, [], "one", {"small": 3})
+    inside(gateway, router.observe, [], "other", {"small": 4})
+    states = inside(gateway, router.snapshot, "one")[1]
     assert states["small"].in_flight == 4
 
 
@@ -76,8 +82,8 @@ def test_decisions_are_new_only_once(gateway: Gateway) -> None:
     eventually(lambda: (known := record(gateway, decision_id)) and known.outcome)
     memory: Memory = gateway.router.thing._memory
     decision = record(gateway, decision_id).decision
-    asyncio.run(memory.journal.flush())
+    inside(gateway, memory.journal.flush)
     assert memory.unheard([decision]) == []
     memory.ledger._records.clear()
     assert memory.unheard([decision]) == []
-    assert asyncio.run(memory.observe([(decision, Outcome(decision_id))], 0.0)) == []
+    assert inside(gateway, memory.observe, [(decision, Outcome(decision_id))], 0.0) == []
