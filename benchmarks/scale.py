@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from deployments.decider import OBSERVE_EVERY_S
 from deployments.identity import Identity
 from deployments.router import Router
 from deployments.settings import GatewaySettings
@@ -41,7 +43,7 @@ SHARED = 4  # arms of the measurements by batch
 PER_SIZE = 4_096  # decisions measured of each size
 INGRESS_RATE = 250.0  # requests a second of one ingress in the simulation
 LIMIT, CALLS = 64, 2  # of coalesce.py
-OBSERVE_EVERY_S = 0.05
+CALLERS = 8  # ingresses that report at the same time: their outcomes share a write
 BUSY = 0.6  # how busy a router may be before another one is started
 RATES = (100.0, 1_000.0, 5_000.0, 10_000.0, 30_000.0, 100_000.0)
 
@@ -86,7 +88,7 @@ def answered(decision: Decision, rng: np.random.Generator) -> Outcome:
 
 
 async def measure(arms: int, batch: int, count: int) -> dict[str, float]:
-    """Microseconds of processor time a decision and an outcome, medians over the calls; the journal's writing thread
+    """Microseconds of processor time a decision and an outcome, over calls of this size; the journal's writing thread
     counts for the outcomes.
     """
     rng, took = np.random.default_rng(0), []
@@ -94,19 +96,19 @@ async def measure(arms: int, batch: int, count: int) -> dict[str, float]:
         router = Router(settings(arms, folder), lambda: {})
         identity = Identity(await router.salt())
         await router.snapshot()  # as every ingress does at its start
-        for number in range(8 + count // batch):
-            asked, clock = requests(identity, arms, batch, rng), time.process_time_ns
+        for number in range(2 + count // batch // CALLERS):
+            asked, clock = [requests(identity, arms, batch, rng) for _ in range(CALLERS)], time.process_time_ns
             began = clock()
-            decisions = await router.decide(asked, "ingress", {"arm0": 2})
+            made = [await router.decide(given, "ingress", {"arm0": 2}) for given in asked]
             decided = clock()
-            pairs = [(decision, answered(decision, rng)) for decision in decisions]
+            ended = [[(decision, answered(decision, rng)) for decision in decisions] for decisions in made]
             ready = clock()
-            await router.observe(pairs, "ingress", {"arm0": 2})
-            if number >= 8:
+            await asyncio.gather(*(router.observe(pairs, str(i), {"arm0": 2}) for i, pairs in enumerate(ended)))
+            if number >= 2:
                 took.append((decided - began, clock() - ready))
         if router._watching is not None:
             router._watching.cancel()
-    decide, observe = np.array(took).T / 1000 / batch
+    decide, observe = np.array(took).T / 1000 / batch / CALLERS
     return {
         "arms": arms,
         "batch": batch,
@@ -228,12 +230,17 @@ def simulate(rate: float, routers: int, costs: Costs, seconds: float, seed: int 
 
 
 def planned(costs: Costs, seconds: float) -> list[dict[str, float]]:
-    """For each rate the fewest routers, in powers of two, none of which is busier than BUSY."""
+    """For each rate the fewest routers, in powers of two, none of which is busier than BUSY; and how many it would
+    take if the ingresses decide on snapshots, so that the routers only learn.
+    """
     rows, routers = [], 1
     for rate in tqdm(RATES, desc="simulating", unit="rate"):
         while (row := simulate(rate, routers, costs, seconds))["busy"] > BUSY:
             routers *= 2
-        rows.append(row)
+        reports = max(1.0, rate / INGRESS_RATE) / OBSERVE_EVERY_S
+        rows.append(
+            row | {"routers_if_decided_there": ceil((reports * costs.report_s + rate * costs.outcome_s) / BUSY)}
+        )
     return rows
 
 

@@ -32,7 +32,7 @@ from policies.types import Decision, ModelState, Outcome, Request, TaskProfile
 
 REFRESH_S = 1.0
 START_S = 60.0  # the router may have many rows to read first
-OBSERVE_EVERY_S = 0.05  # outcomes travel together: nobody waits for them
+OBSERVE_EVERY_S = 0.1  # outcomes travel together: nobody waits for them
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
 log = logging.getLogger(__name__)
