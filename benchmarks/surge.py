@@ -6,7 +6,8 @@
 Four phases, `auto` at the same rate in all of them (open loop: latency counts from the time at which a request should
 have left): `learn`, with a short rush on each size, so that the router has seen load; `before`; `surge`, in which so
 many clients keep asking for the size that `auto` liked best before; `after`. Tasks are those that every size can do. On
-the waiting engines each replica answers so many at a time, the rest queue, and Serve starts and stops replicas.
+the waiting engines each replica answers so many at a time, the rest queue, and Serve starts and stops replicas (which
+takes both cores of a small machine from all others for a while: `--replicas 1` shows the routing alone).
 """
 
 import argparse
@@ -180,8 +181,8 @@ def summary(record: Record, favourite: str) -> dict[str, Any]:
     return found
 
 
-def own_configuration(slots: int) -> dict[str, Any]:
-    """The waiting engines behind our gateway: so many answers at a time for each replica, one to three replicas."""
+def own_configuration(slots: int, replicas: int) -> dict[str, Any]:
+    """The waiting engines behind our gateway: so many answers at a time for each replica, one to so many replicas."""
     config = configuration()
     config["applications"] = [a for a in config["applications"] if a["name"] in (*MODELS, "gateway")]
     for number, application in enumerate(config["applications"][: len(MODELS)]):
@@ -190,7 +191,7 @@ def own_configuration(slots: int) -> dict[str, Any]:
         application["args"]["deployment_config"] = {
             "autoscaling_config": {
                 "min_replicas": 1,
-                "max_replicas": 3,
+                "max_replicas": replicas,
                 "target_ongoing_requests": slots,
                 "upscale_delay_s": 3,
                 "downscale_delay_s": 8,
@@ -216,13 +217,15 @@ async def played(url: str, plan: Plan, names: list[str] | None, seed: int) -> tu
         return surge.record, await surge.run(names)
 
 
-def on_waiting_engines(state: Path, slots: int, play: Callable[[str], tuple[Record, str]]) -> tuple[Record, str]:
+def on_waiting_engines(
+    state: Path, slots: int, replicas: int, play: Callable[[str], tuple[Record, str]]
+) -> tuple[Record, str]:
     """Start a system of its own, play, and end it."""
     state.mkdir(parents=True, exist_ok=True)
     for old in state.glob("journal.db*"):
         old.unlink()
     path = state / "surge.yaml"
-    path.write_text(yaml.safe_dump(own_configuration(slots)))
+    path.write_text(yaml.safe_dump(own_configuration(slots, replicas)))
     os.environ["RAYLLM_VLLM_ENGINE_CLS"] = "benchmarks.echo:EchoEngine"
     cluster = launch.load(path, state, OFFSET)
     try:
@@ -239,6 +242,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="of auto; 3 a second, 10 on waiting engines")
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--slots", type=int, default=8, help="answers at a time of a waiting engine")
+    parser.add_argument("--replicas", type=int, default=3, help="at most, of a waiting engine")
     parser.add_argument("--seconds", type=float, nargs=4, default=[40, 40, 60, 40], metavar=("L", "B", "S", "A"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--state", type=Path, default=ROOT / "var/surge")
@@ -251,7 +255,10 @@ def main() -> None:
     def play(url: str) -> tuple[Record, str]:
         return asyncio.run(played(url, plan, None, options.seed))
 
-    record, favourite = play(options.url) if options.url else on_waiting_engines(options.state, options.slots, play)
+    if options.url:
+        record, favourite = play(options.url)
+    else:
+        record, favourite = on_waiting_engines(options.state, options.slots, options.replicas, play)
     found = summary(record, favourite)
     print(json.dumps(found, indent=1))
     if options.json:
