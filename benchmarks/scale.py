@@ -40,7 +40,7 @@ from policies.types import Arm, Decision, ModelState, Objective, Outcome, Reques
 
 BATCHES, ARMS = (1, 4, 16, 64), (2, 4, 8, 16, 32)
 SHARED = 4  # arms of the measurements by batch
-PER_SIZE = 4_096  # decisions measured of each size
+PER_SIZE = 2_048  # decisions measured of each size
 INGRESS_RATE = 250.0  # requests a second of one ingress in the simulation
 LIMIT, CALLS = 64, 2  # of coalesce.py
 CALLERS = 8  # ingresses that report at the same time: their outcomes share a write
@@ -106,15 +106,12 @@ async def measure(arms: int, batch: int, count: int) -> dict[str, float]:
             await asyncio.gather(*(router.observe(pairs, str(i), {"arm0": 2}) for i, pairs in enumerate(ended)))
             if number >= 2:
                 took.append((decided - began, clock() - ready))
-        if router._watching is not None:
-            router._watching.cancel()
     decide, observe = np.array(took).T / 1000 / batch / CALLERS
     return {
         "arms": arms,
         "batch": batch,
         "decide_us": float(np.median(decide)),
-        "decide_mean_us": float(decide.mean()),
-        "observe_us": float(observe.mean()),
+        "observe_us": float(np.median(observe)),
         "decisions_per_s": 1e6 / float(np.median(decide)),
     }
 
@@ -137,7 +134,7 @@ class Idle:
         return time.process_time()
 
 
-async def measure_calls(count: int) -> list[dict[str, float]]:
+async def measure_calls(address: str, count: int) -> list[dict[str, float]]:
     """Microseconds of the actor's processor for a call that does nothing, by the size of its batch."""
     import ray
 
@@ -145,7 +142,7 @@ async def measure_calls(count: int) -> list[dict[str, float]]:
     policy = make_policy("thompson", settings(SHARED, "/tmp").arms(), {})
     asked = requests(Identity(b"0" * 32), SHARED, max(BATCHES), rng)
     decisions = policy.decide(asked, {}, rng, 0)
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address, log_to_driver=False, configure_logging=False)
     try:
         actor: Any = ray.remote(Idle).options(num_cpus=0, max_concurrency=1000).remote(decisions)
         for verb, batch in [(verb, batch) for verb in ("decide", "observe") for batch in BATCHES]:
@@ -162,9 +159,9 @@ async def measure_calls(count: int) -> list[dict[str, float]]:
     return rows
 
 
-def line(batch: list[float], us: list[float]) -> tuple[float, float]:
+def line(batch: list[int], us: list[float]) -> tuple[float, float]:
     """Seconds a call and an item: least squares on microseconds a call, relative errors alike."""
-    x, y = np.array(batch), np.array(us)
+    x, y = np.array(batch, float), np.array(us)
     design = np.stack([1 / y, x / y], axis=1)
     fixed, each = np.linalg.lstsq(design, np.ones(len(y)), rcond=None)[0]
     return max(float(fixed), 0.0) / 1e6, max(float(each), 0.0) / 1e6
@@ -176,9 +173,8 @@ def costs(measured: pd.DataFrame, calls: pd.DataFrame) -> Costs:
     found = []
     for verb in ("decide", "observe"):
         way = calls[calls.call == verb].set_index("batch").us
-        mean = alone["decide_mean_us" if verb == "decide" else "observe_us"]
-        at = [batch for batch in BATCHES if batch in mean.index]
-        found += line([float(b) for b in at], [float(mean[b] * b + way[b]) for b in at])
+        each = alone[f"{verb}_us"]
+        found += line(list(BATCHES), [float(each[b] * b + way[b]) for b in BATCHES])
     return Costs(*found)
 
 
@@ -277,11 +273,12 @@ def main() -> None:
     """Measure, then simulate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="simulated, of each rate")
+    parser.add_argument("--ray", default="local", help="address of a running Ray; else one is started for some seconds")
     parser.add_argument("--json", type=Path, help="all figures into this file")
     options = parser.parse_args()
     sizes = [(SHARED, batch) for batch in BATCHES] + [(arms, 64) for arms in ARMS if arms != SHARED]
-    rows = [asyncio.run(measure(arms, batch, PER_SIZE // (4 if batch < 4 else 1))) for arms, batch in tqdm(sizes)]
-    measured, calls = pd.DataFrame(rows), pd.DataFrame(asyncio.run(measure_calls(1_000)))
+    rows = [asyncio.run(measure(arms, batch, PER_SIZE // (8 if batch < 4 else 2))) for arms, batch in tqdm(sizes)]
+    measured, calls = pd.DataFrame(rows), pd.DataFrame(asyncio.run(measure_calls(options.ray, 1_000)))
     found = costs(measured, calls)
     result = planned(found, options.seconds)
     sums = merged()
