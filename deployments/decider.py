@@ -168,6 +168,13 @@ class Decider:
         self._reporting.add(task)
         task.add_done_callback(self._reporting.discard)
 
+    async def reported(self) -> bool:
+        """Wait a little until the router has heard of all answers by now; False if there was nothing to tell."""
+        if not self._reporting:
+            return False
+        await asyncio.wait(set(self._reporting), timeout=1.0)
+        return True
+
     async def _report(self, decision: Decision, outcome: Outcome) -> None:
         waited, pause = 0.0, 0.5
         while waited < PATIENCE_S:

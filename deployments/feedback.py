@@ -63,6 +63,8 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
     @app.get("/v1/router/decisions/{decision_id}")
     async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
         record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
+        if record is None and await decider.reported():  # it was on its way
+            record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
         if record is None or caller(http).scorer not in (record.decision.owner, ANYBODY):
             raise _no_such_decision(decision_id)
         return explain(record)

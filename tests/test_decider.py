@@ -51,6 +51,12 @@ def test_feedback_that_is_faster_than_the_outcome_counts(gateway: Gateway) -> No
     eventually(lambda: (known := record(gateway, decision_id)) and known.scores == {"user": 1.0})
 
 
+def test_a_decision_is_explained_as_soon_as_its_answer_is_there(gateway: Gateway) -> None:
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    explained = gateway.client.get(f"/v1/router/decisions/{decision_id}")
+    assert explained.status_code == 200
+
+
 def test_it_is_not_asked_while_the_snapshot_is_fresh(gateway: Gateway) -> None:
     gateway.router.broken = True
     assert gateway.chat().headers["x-router-fallback"] == "none"
