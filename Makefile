@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models bench-quality bench-offpolicy bench-speed test test-faults lint train clean
+.PHONY: serve stop status demo models bench-quality bench-offpolicy bench-speed bench-surge bench-scale test test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
@@ -40,6 +40,12 @@ bench-offpolicy: .venv/installed  ## whether the statistics of promotion keep wh
 
 bench-speed: .venv/installed  ## what routing costs, beside other gateways; starts and ends a system of its own
 	@$(PY) -m benchmarks.speed --json var/speed.json
+
+bench-surge: .venv/installed  ## one size saturated: does auto move in time, do replicas come and go; a system of its own
+	@$(PY) -m benchmarks.surge --json var/surge.json
+
+bench-scale: .venv/installed  ## what one router carries, and how several would share
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.scale --json var/scale.json
 
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest
