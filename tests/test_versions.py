@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deployments.journal import Snapshot
-from deployments.tracking import Registry, load_policy, save_policy
+from deployments.versions import Registry, load_policy, save_policy
 from policies.thompson import Thompson
 from policies.types import Arm
 
@@ -34,7 +34,7 @@ def test_a_changed_or_pickled_artefact_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "posterior.npz", evil=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="not those that were registered"):
         load_policy(tmp_path, 3, digest)
-    from deployments.tracking import _digest
+    from deployments.versions import _digest
 
     with pytest.raises(ValueError, match="allow_pickle"):
         load_policy(tmp_path, 3, _digest(tmp_path))
