@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from deployments import logs
+from deployments.promotion import Promotions
 from deployments.settings import GatewaySettings
 from deployments.telemetry import TrackerTelemetry
 from deployments.versions import Registry
@@ -65,6 +66,7 @@ class Tracker:
                     log.info("the router starts from policy version %d", newest.version)
                 name = f"live {time.strftime('%Y-%m-%d %H:%M:%S')}"
                 self._run_id = await asyncio.to_thread(registry.start_run, name, {"policy": self._settings.policy.name})
+                self._promotions = Promotions(self._settings, registry, self._router, self._run_id)
                 self._registry = registry
             return self._registry
 
@@ -80,15 +82,13 @@ class Tracker:
         if time.time() - self._published_at >= self._settings.publish_every_s:
             self._published_at = time.time()
             if summary["decisions"] != self._published_sequence:
-                await self.publish()
+                self._published_sequence = summary["decisions"]
+                await self._promotions.publish()
+        await self._promotions.mirror()
 
-    async def publish(self) -> int | None:
-        """Register the router's present state as a version; None if no MLflow is configured."""
+    async def operate(self, verb: str, options: dict[str, Any]) -> Any:
+        """Do something with policy versions: any public method of promotion.Promotions; None without MLflow."""
         if not await self.start():
             return None
-        registry = await self._connect()
-        snapshot, _, _ = await self._router.snapshot.remote()
-        version = await asyncio.to_thread(registry.publish, snapshot, self._run_id)
-        self._published_sequence = snapshot.sequence
-        await self._router.published.remote(version)
-        return version
+        await self._connect()
+        return await getattr(self._promotions, verb)(**options)

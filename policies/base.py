@@ -18,8 +18,13 @@ class Policy(Protocol):
     handed in, so that a restart, a replay and an offline evaluation are the same code.
     """
 
-    name: str
-    arms: tuple[Arm, ...]
+    @property
+    def name(self) -> str:
+        """As registry.py lists it."""
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Among which it chooses."""
 
     def decide(
         self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int

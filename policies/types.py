@@ -172,6 +172,7 @@ class Decision:
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; feedback comes from the same.
+    shadow: the arm that a policy on trial would have chosen (roles.py); "" if there was none.
     """
 
     id: str
@@ -186,6 +187,7 @@ class Decision:
     prompt_hash: str = ""
     prompt: str = ""
     owner: str = ""
+    shadow: str = ""
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""
