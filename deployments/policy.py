@@ -45,7 +45,7 @@ def run(client: httpx.Client, given: argparse.Namespace) -> str:
         body = {"to": given.to, "share": given.share, "override_gate": given.reason if given.override_gate else ""}
         return _plain(_ask(client, "POST", f"{number}/promote", json=body))
     body = {"role": given.role, "reason": given.reason}
-    return _plain(_ask(client, "POST", "/v1/router/rollback", json=body))
+    return _plain(_ask(client, "POST", "/v1/router/versions/rollback", json=body))
 
 
 def _ask(client: httpx.Client, method: str, path: str, **options: Any) -> dict[str, Any]:

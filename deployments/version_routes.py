@@ -81,7 +81,7 @@ def add_version_routes(app: FastAPI, tracker: Callable[[], Any], router: Callabl
         given = {"to": request.to, "share": request.share, "override": request.override_gate, "by": who}
         return await ask("promote", version=version, **given)  # type: ignore[no-any-return]
 
-    @app.post("/v1/router/rollback")
+    @app.post("/v1/router/versions/rollback")
     async def rollback(http: HttpRequest, request: RollbackRequest) -> dict[str, Any]:
         """At once, and without MLflow: the predecessor is still alive in the router."""
         reason = f"by {caller(http).name or 'an operator'}: {request.reason or 'no reason given'}"
