@@ -171,6 +171,7 @@ class Router:
         self._journal.keep_days, self._journal.max_rows = settings.journal_keep_days, settings.journal_max_rows
         self._memory.window_s = settings.feedback_window_days * DAY_S
         await self._memory.rebuild(self._rollout.make, before)
+        await self._memory.save()
 
     async def decide(self, requests: list[Request], ingress: str, in_flight: dict[str, int]) -> list[Decision]:
         """Decide a batch.
