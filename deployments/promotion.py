@@ -43,6 +43,7 @@ class Promotions:
         if not policy and options is None:
             version = await asyncio.to_thread(self._registry.publish, champion, self._run_id, tags)
             await self._router.published.remote(version)
+            await self.mirror()
             return version
         name = policy or champion.policy
         made = await asyncio.to_thread(self._judge.learned, name, dict(options or {}), champion)

@@ -82,7 +82,7 @@ class RolloutSettings(Strict):
     margin: float = Field(0.0, ge=0)
     level: float = Field(0.95, gt=0, lt=1)
     repeated: bool = False
-    watch_share: float = Field(0.1, gt=0, lt=1)
+    watch_share: float = Field(0.2, gt=0, lt=1)
     watch_margin: float = Field(0.02, ge=0)
     watch_alpha: float = Field(0.05, gt=0, lt=1)
     watch_rewards: int = Field(10_000, ge=1)
