@@ -43,6 +43,7 @@ class Snapshot:
     row: of the journal, the last that it has learned from. journal: which one, by its `id`.
     options: of the policy, as make_policy takes them.
     rollout: who else decides or is on trial (rollout.py).
+    lineage: what served each arm, and which took another's place (lineage.py).
     """
 
     policy: str
@@ -56,6 +57,7 @@ class Snapshot:
     journal: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     rollout: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 _SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)
@@ -244,6 +246,12 @@ class Journal:
             newest = sa.select(SNAPSHOTS.c.row, SNAPSHOTS.c.body).order_by(SNAPSHOTS.c.row.desc()).limit(1)
             found = connection.execute(newest).first()
         return (found.row, _SNAPSHOT.decode(found.body)) if found else (0, None)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """That of the newest snapshot; empty if there is none."""
+        _, newest = self.snapshot()
+        return newest.lineage if newest else {}
 
     def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
         """All events after a row, with their numbers, in order, some thousands at a time."""

@@ -8,13 +8,14 @@ from typing import Any
 from deployments.journal import Journal, Snapshot
 from deployments.seating import Branch, catch_up, fold, row_of
 from deployments.settings import GatewaySettings
-from policies.base import Policy, realign
+from policies.base import Policy
 from policies.gate import may_promote
 from policies.ledger import Event, Record
 from policies.prequential import Prequential
 from policies.registry import make_policy
 from policies.replay import apart, arms_of, target_probabilities, to_log, usable
 from policies.roles import CHALLENGER, CHAMPION
+from policies.succession import take_over
 
 ROWS = 30_000  # of the journal, the newest, on which versions are judged: about 10,000 decisions
 COMPARED = 500  # decisions on which two versions are compared
@@ -43,7 +44,7 @@ class Judge:
         names = [arm.name for arm in self._arms]
         if not set(names) & set(snapshot.arms):
             raise ValueError(f"version {snapshot.version} knows none of the arms of today: {', '.join(names)}")
-        policy.restore(realign(snapshot.state, snapshot.arms, names, policy.state()))
+        take_over(policy, snapshot.state, snapshot.arms)
         return policy
 
     def learned(self, name: str, options: dict[str, Any], champion: Snapshot) -> Snapshot:

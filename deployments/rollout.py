@@ -14,12 +14,13 @@ from typing import Any
 
 from deployments.journal import Snapshot
 from deployments.settings import GatewaySettings
-from policies.base import Policy, realign
+from policies.base import Policy
 from policies.gate import Watch
 from policies.ledger import Event, Record
 from policies.registry import make_policy
 from policies.replay import utility
 from policies.roles import CHALLENGER, CHAMPION, ROLES, SHADOW, Roles, state_of
+from policies.succession import take_over
 from policies.types import Decision
 
 WITH_A_COIN = ("", "profiler")  # Decision.fallback of those for which a coin was thrown between the two
@@ -125,8 +126,7 @@ class Rollout:
         if snapshot.version == self.version:
             raise ValueError(f"version {snapshot.version} is the champion")
         policy = make_policy(snapshot.policy, self._settings.arms(), snapshot.options)
-        names = [arm.name for arm in policy.arms]
-        policy.restore(realign(state_of(snapshot.state, CHAMPION), snapshot.arms, names, policy.state()))
+        take_over(policy, state_of(snapshot.state, CHAMPION), snapshot.arms)
         return policy
 
     def seat(self, role: str, policy: Policy, snapshot: Snapshot, share: float, reason: str) -> None:

@@ -115,6 +115,7 @@ class Router:
         while True:
             try:
                 self._replicas = await asyncio.to_thread(self._watch)
+                await self._memory.serve(getattr(self._watch, "digests", {}))
                 self._telemetry.live(self._states(), self._shares(), self._qualities())
                 waiting = self._journal.waiting_rows
                 self._telemetry.watched(time.time(), waiting, self._policy.name, self._rollout.version)

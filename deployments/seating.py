@@ -36,6 +36,11 @@ class Branch:
         """As Journal's."""
         return self._row, self._snapshot
 
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """As Journal's: the whole journal's."""
+        return self._journal.lineage
+
     def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
         """As Journal's."""
         for page in self._journal.pages(after):

@@ -19,13 +19,21 @@ class Strict(BaseModel):
 
 
 class ModelSettings(Strict):
-    """One arm as the gateway sees it; the application that serves it bears the same name."""
+    """One arm as the gateway sees it; the application that serves it bears the same name.
+
+    parent: the model whose place it takes, or from which it was made; it starts from what was learned of that.
+    inherit: events that this counts for. The same goes for a model that is served with other weights or engine
+        arguments than before under the same name; `revision` says so where its application does not.
+    """
 
     tasks: tuple[str, ...] = ("chat", "completion")
     context_tokens: int = Field(4096, ge=1)
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float = Field(0.5, ge=0, le=1)
+    parent: str = ""
+    inherit: float = Field(50.0, gt=0)
+    revision: str = ""
 
     def arm(self, name: str) -> Arm:
         """The same for the deciding half."""
@@ -36,6 +44,9 @@ class ModelSettings(Strict):
             prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
             output_price_usd=self.output_price_usd_per_million / 1e6,
             prior_quality=self.prior_quality,
+            parent=self.parent,
+            inherit=self.inherit,
+            revision=self.revision,
         )
 
 

@@ -29,7 +29,7 @@ class Prequential:
     name = "prequential"
 
     def __init__(self, policies: Mapping[str, Policy], arms: Sequence[str]):
-        self._policies, self._columns = dict(policies), tuple(arms)
+        self.members, self._columns = dict(policies), tuple(arms)
         self.arms = next(iter(policies.values())).arms
         self._waiting: list[Record] = []
         self._recorder, self._rows = Recorder(), {name: dict[str, Vector]() for name in policies}
@@ -42,7 +42,7 @@ class Prequential:
                 self._judge()
 
     def _judge(self) -> None:
-        for name, policy in self._policies.items():
+        for name, policy in self.members.items():
             table = target_probabilities(self._waiting, policy, self._columns) if self._waiting else ()
             self._rows[name] |= {record.decision.id: row for record, row in zip(self._waiting, table)}
             self._recorder.play(policy)
