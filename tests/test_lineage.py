@@ -70,7 +70,7 @@ def test_a_successor_under_the_same_name_is_believed_less(url: str) -> None:
     assert count(memory.policy, "large") == before
     asyncio.run(memory.serve({"small": "s1", "large": "l2"}))
     after = belief(memory.policy, "large")
-    assert before > 50 and count(memory.policy, "large") == pytest.approx(20) and after[1] > 1.5 * variance
+    assert before > 50 and count(memory.policy, "large") == pytest.approx(20, abs=0.1) and after[1] > 1.5 * variance
     assert abs(after[0] - mean) < 0.1 and count(memory.policy, "small") == other
 
 
@@ -104,11 +104,11 @@ def test_a_new_arm_starts_from_its_parent(url: str) -> None:
     mean = belief(memory.policy, "large")[0]
     child = Arm("large-2", parent="large", inherit=30.0)
     asyncio.run(memory.rebuild(lambda: Thompson((SMALL, child, Arm("stranger")))))
-    assert count(memory.policy, "large-2") == pytest.approx(30) and count(memory.policy, "stranger") == 0
+    assert count(memory.policy, "large-2") == pytest.approx(30, abs=0.1) and count(memory.policy, "stranger") == 0
     assert belief(memory.policy, "large-2")[0] == pytest.approx(mean, abs=0.1)
     asyncio.run(memory.save())
     again = make(url, SMALL, child, Arm("stranger"))
-    assert same(memory, again) and count(again.policy, "large-2") == pytest.approx(30)
+    assert same(memory, again) and count(again.policy, "large-2") == pytest.approx(30, abs=0.1)
 
 
 def test_a_removed_arm_stays_in_the_journal(url: str) -> None:
@@ -131,7 +131,7 @@ def test_every_role_inherits(url: str) -> None:
     memory.policy.advance(memory.sequence)
     asyncio.run(memory.serve({"large": "l2"}))
     for policy in memory.policy.members.values():  # type: ignore[attr-defined]
-        assert count(policy, "large") == pytest.approx(20)
+        assert count(policy, "large") == pytest.approx(20, abs=0.1)
 
 
 def test_a_revision_says_what_the_configuration_does_not() -> None:
