@@ -283,6 +283,7 @@ class Router:
             "decisions": self._sequence,
             "counts": dict(self._counts),
             "rollout": self._rollout.summary(),
+            "served_by": self._memory.lineage.digests,
             "budget": self._pacer.summary(),
             "profiler": self._refitter.forecaster.reliability(),
             "models": {

@@ -13,7 +13,7 @@ from deployments import profiler, refit
 from deployments.journal import Journal, Snapshot
 from deployments.refit import Refitter
 from deployments.router import Router
-from deployments.tracking import load_policy, save_policy
+from deployments.versions import load_policy, save_policy
 from policies.types import Arm, Decision, Feedback, Objective, Outcome
 from tests.gateway import Gateway, eventually
 from tests.helpers import make_profile
