@@ -129,7 +129,8 @@ class Memory:
         names = tuple(arm.name for arm in self.policy.arms)
         state, held = self.policy.state(), self.ledger.held
         now = Snapshot(self.policy.name, names, self.sequence, self.version, state, held=held)
-        return self._complete(replace(now, lineage=self.lineage.state()))
+        now = replace(now, row=self.journal.last_row, journal=self.journal.id, lineage=self.lineage.state())
+        return self._complete(now)
 
     async def save(self) -> None:
         """Write a snapshot; returns when it is durable."""

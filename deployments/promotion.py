@@ -42,7 +42,7 @@ class Promotions:
         tags = {"by": by} if by else {}
         if not policy and options is None:
             version = await asyncio.to_thread(self._registry.publish, champion, self._run_id, tags)
-            await self._router.published.remote(version)
+            await self._change("published", "", version=version, of=champion.version)
             await self.mirror()
             return version
         name = policy or champion.policy

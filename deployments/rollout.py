@@ -79,11 +79,6 @@ class Rollout:
     def version(self, version: int) -> None:
         self._seats[CHAMPION]["version"] = version
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The champion's."""
-        return dict(self._seats[CHAMPION]["options"])
-
     def label(self, role: str) -> str:
         """What decisions of a role bear as their policy_version."""
         seat = self._seats[role]
@@ -114,6 +109,11 @@ class Rollout:
             self._reset()
             self.version = version
             self._remember("configured", CHAMPION, "serve_config.yaml names another policy")
+
+    def published(self, version: int, of: int) -> None:
+        """The champion, whose last version was `of`, is now this version; unless another is champion by now."""
+        if self.version == of:
+            self.version = version
 
     # --- how that changes ---------------------------------------------------------------------------------------
 
@@ -228,6 +228,16 @@ class Rollout:
         return {CHAMPION: 1 - self._share, CHALLENGER: self._share, SHADOW: 0.0}[role]
 
     # --- how it survives ----------------------------------------------------------------------------------------
+
+    def complete(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot with all of this in it."""
+        options = dict(self._seats[CHAMPION]["options"])
+        return replace(snapshot, version=self.version, options=options, rollout=self.state())
+
+    def take(self, snapshot: Snapshot) -> None:
+        """The champion goes on from this snapshot, of a published version or of an earlier release."""
+        if not snapshot.rollout:
+            self.version = snapshot.version
 
     def state(self) -> dict[str, Any]:
         """For a snapshot, as plain data."""

@@ -71,17 +71,14 @@ class Router:
 
     def _complete(self, snapshot: Snapshot) -> Snapshot:
         """What else is learned here, in the same snapshot."""
-        state, rollout = snapshot.state | self._refitter.state(), self._rollout
-        snapshot = replace(snapshot, state=state, pacer=self._pacer.state(), version=rollout.version)
-        snapshot = replace(snapshot, row=self._journal.last_row, journal=self._journal.id)
-        return replace(snapshot, options=rollout.options, rollout=rollout.state())
+        state = snapshot.state | self._refitter.state()
+        return self._rollout.complete(replace(snapshot, state=state, pacer=self._pacer.state()))
 
     def _taken(self, snapshot: Snapshot) -> None:
         if snapshot.pacer:
             self._pacer.restore(snapshot.pacer)
         self._refitter.take(snapshot.state, snapshot.arms)
-        if not snapshot.rollout:  # a published version, or a journal of an earlier release
-            self._rollout.version = snapshot.version
+        self._rollout.take(snapshot)
 
     @property
     def _policy(self) -> Roles:
@@ -267,11 +264,6 @@ class Router:
         """Change who has which role (see seating.operate); returns who has them then, when that is durable."""
         await operate(self._memory, self._rollout, verb, reason, **options)
         return self._rollout.summary()
-
-    async def published(self, version: int) -> None:
-        """The present state is now this version in the registry."""
-        self._rollout.version = version
-        await self._memory.save()
 
     async def summary(self) -> dict[str, Any]:
         """What an operator wants to see at a glance, as plain data."""

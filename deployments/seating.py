@@ -95,7 +95,7 @@ async def operate(memory: Memory, rollout: Rollout, verb: str, reason: str, **op
     Args:
         memory: of the router.
         rollout: likewise; its roles are the memory's policy.
-        verb: seat (options: role, snapshot, share), vacate (role), promote, or rollback.
+        verb: seat (options: role, snapshot, share), vacate (role), promote, rollback, or published (version, of).
         reason: for the history.
         options: see there.
 
@@ -112,8 +112,10 @@ async def operate(memory: Memory, rollout: Rollout, verb: str, reason: str, **op
     elif verb == "rollback":
         if not rollout.rollback(reason):
             raise ValueError("no promotion is being watched, so no predecessor is alive; promote the version you want")
+    elif verb == "published":
+        rollout.published(**options)
     else:
-        raise ValueError(f"unknown verb '{verb}'; choose one of: seat, vacate, promote, rollback")
+        raise ValueError(f"unknown verb '{verb}'; choose one of: seat, vacate, promote, rollback, published")
     await memory.save()
 
 
