@@ -275,6 +275,23 @@ def test_the_way_in_decides_like_the_champion_and_gets_nobody_elses_state(tmp_pa
     asyncio.run(scenario())
 
 
+def test_a_version_s_number_lands_on_its_own_champion_only(tmp_path: Path) -> None:
+    """Published while another was promoted: the newcomer keeps its number."""
+
+    async def scenario() -> None:
+        system = System(make_settings(tmp_path))
+        await system.serve(20)
+        await system.change("published", version=1, of=0)
+        await system.change("seat", role=CHALLENGER, snapshot=await system.version(5), share=0.1)
+        await system.change("promote")
+        await system.change("published", version=6, of=1)
+        assert [system.rollout.label(role) for role in (CHAMPION, CHALLENGER)] == ["thompson-v5", "thompson-v1"]
+        await system.change("published", version=7, of=5)
+        assert System(system.settings).rollout.label(CHAMPION) == "thompson-v7"
+
+    asyncio.run(scenario())
+
+
 def test_only_the_verbs_there_are(tmp_path: Path) -> None:
     """An operator's typo is told what there is."""
     system = System(make_settings(tmp_path))
