@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
+from deployments.errors import ApiError
 from deployments.policy import parse, run
+from deployments.promotion import RefusedError
 from deployments.tracking import Tracker
-from deployments.versions import Registry
+from deployments.version_routes import _told
+from deployments.versions import Registry, UnknownVersionError
 from policies.types import Feedback, Objective, Outcome, Request
 from tests.fakes import Remote
 from tests.gateway import Gateway
@@ -152,3 +156,18 @@ def test_what_cannot_be_done_is_said_in_words(operated: Operated, tmp_path: Path
         parse(["promote", "2", "--override-gate"])
     with pytest.raises(SystemExit):
         parse(["evaluate"])
+
+
+def test_a_refusal_that_comes_from_an_actor_keeps_its_status_and_words() -> None:
+    """Ray wraps what an actor raises, with a traceback in its text that is nobody's business."""
+    cases = ((UnknownVersionError("no such version"), 404), (RefusedError("not yet"), 409), (OSError("down"), 503))
+    for raised, status in cases:
+
+        async def call(error: Exception = raised) -> None:
+            raise RayTaskError("operate", "Traceback of 40 lines", error).as_instanceof_cause()
+
+        with pytest.raises(ApiError) as answer:
+            asyncio.run(_told(call()))
+        assert answer.value.status == status and "Traceback" not in answer.value.message
+        if status != 503:
+            assert answer.value.message == str(raised)
