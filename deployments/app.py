@@ -14,6 +14,7 @@ from ray.serve.context import _get_global_client
 
 from deployments.embedder import EmbeddingServer
 from deployments.ingress import Ingress
+from deployments.lineage import digest_of
 from deployments.profiler import Profiler
 from deployments.router import Router
 from deployments.settings import GatewaySettings, explain
@@ -85,10 +86,15 @@ def _actor(cls: type, name: str) -> Any:
 
 
 class ReplicaCounter:
-    """Asks Serve's controller for the number of ready replicas of each model."""
+    """Asks Serve's controller for the number of ready replicas of each model.
+
+    Attributes:
+        digests: of what serves each model, as of the last call (lineage.py).
+    """
 
     def __init__(self, models: tuple[str, ...]):
         self.models = models
+        self.digests: dict[str, str] = {}
 
     def __call__(self) -> dict[str, int]:
         """Blocking; 0 for a model that is not there.
@@ -101,4 +107,7 @@ class ReplicaCounter:
         for name in self.models:
             deployments = applications[name]["deployments"].values() if name in applications else ()
             counts[name] = sum(r["state"] == "RUNNING" for d in deployments for r in d["replicas"])
+            args = ((applications.get(name) or {}).get("deployed_app_config") or {}).get("args")
+            if args:
+                self.digests[name] = digest_of(args)
         return counts

@@ -50,6 +50,7 @@ class Decider:
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
+        self._spare_kind = settings.policy.name, settings.policy.options
         self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
         self._reader, self._forecaster = Reader(settings.profiler), Forecaster.prior(self._spare.arms)
         self._states: dict[str, ModelState] = {}
@@ -82,7 +83,10 @@ class Decider:
 
     async def _refresh(self) -> None:
         snapshot, self._states, self._spare_version = await self.router.snapshot.remote()
-        if snapshot.policy == self._spare.name and snapshot.arms == tuple(arm.name for arm in self._spare.arms):
+        if (snapshot.policy, snapshot.options) != self._spare_kind:  # another was promoted
+            self._spare = make_policy(snapshot.policy, self._settings.arms(), snapshot.options)
+            self._spare_kind = snapshot.policy, snapshot.options
+        if snapshot.arms == tuple(arm.name for arm in self._spare.arms):
             self._spare.restore(snapshot.state)
             self._spare_sequence = snapshot.sequence
             self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster

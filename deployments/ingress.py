@@ -24,6 +24,7 @@ from deployments.keys import Keyring
 from deployments.limits import Limits
 from deployments.listener import Listener
 from deployments.settings import GatewaySettings, KeySettings, Tuning
+from deployments.version_routes import add_version_routes
 from policies.types import FORCED, Arm, Decision, Objective, Outcome, Request
 
 AUTO = "auto"
@@ -96,7 +97,8 @@ class Ingress:
                 raise self._no_such_model(model)
             return self._card(model)
 
-        add_router_routes(app, self.decider, lambda: self.tracker)
+        add_router_routes(app, self.decider)
+        add_version_routes(app, lambda: self.tracker, lambda: self.decider.router)
         return app
 
     def _names(self) -> list[str]:

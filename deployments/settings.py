@@ -19,13 +19,21 @@ class Strict(BaseModel):
 
 
 class ModelSettings(Strict):
-    """One arm as the gateway sees it; the application that serves it bears the same name."""
+    """One arm as the gateway sees it; the application that serves it bears the same name.
+
+    parent: the model whose place it takes, or from which it was made; it starts from what was learned of that.
+    inherit: events that this counts for. The same goes for a model that is served with other weights or engine
+        arguments than before under the same name; `revision` says so where its application does not.
+    """
 
     tasks: tuple[str, ...] = ("chat", "completion")
     context_tokens: int = Field(4096, ge=1)
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float = Field(0.5, ge=0, le=1)
+    parent: str = ""
+    inherit: float = Field(50.0, gt=0)
+    revision: str = ""
 
     def arm(self, name: str) -> Arm:
         """The same for the deciding half."""
@@ -36,6 +44,9 @@ class ModelSettings(Strict):
             prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
             output_price_usd=self.output_price_usd_per_million / 1e6,
             prior_quality=self.prior_quality,
+            parent=self.parent,
+            inherit=self.inherit,
+            revision=self.revision,
         )
 
 
@@ -67,6 +78,27 @@ class KeySettings(Strict):
     scores_per_minute: int = Field(60, ge=1)
 
 
+class RolloutSettings(Strict):
+    """How policy versions are tried, promoted and rolled back (deployments/rollout.py, policies/gate.py).
+
+    share: of the traffic, that a challenger gets.
+    margin: by how much it must beat the champion, in points of utility. level: of that interval.
+    repeated: ask for a confidence sequence, which holds however often promotion is tried, but needs more decisions.
+    watch_share: of the traffic, that the predecessor of a promoted version keeps, as long as it is watched.
+    watch_margin: by how much the promoted version may be worse. watch_alpha: probability of a false rollback, ever.
+    watch_rewards: after so many the watch is over.
+    """
+
+    share: float = Field(0.1, ge=0, le=1)
+    margin: float = Field(0.0, ge=0)
+    level: float = Field(0.95, gt=0, lt=1)
+    repeated: bool = False
+    watch_share: float = Field(0.2, gt=0, lt=1)
+    watch_margin: float = Field(0.02, ge=0)
+    watch_alpha: float = Field(0.05, gt=0, lt=1)
+    watch_rewards: int = Field(10_000, ge=1)
+
+
 class GatewaySettings(Strict):
     """All that the gateway, the router and the tracker are built from.
 
@@ -91,6 +123,7 @@ class GatewaySettings(Strict):
     mlflow_uri: str | None = None
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
+    rollout: RolloutSettings = RolloutSettings()
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
@@ -181,5 +214,5 @@ def explain(error: ValidationError) -> str:
 
 def _all_keys() -> list[str]:
     models: list[type[BaseModel]] = [ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, KeySettings]
-    models += [ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings]
+    models += [RolloutSettings, ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings]
     return [key for model in models for key in model.model_fields]
