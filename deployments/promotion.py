@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from deployments.evaluation import Evaluator
 from deployments.journal import Snapshot
-from deployments.judge import Judge
 from deployments.settings import GatewaySettings
 from deployments.versions import Registry
 from policies.roles import CHALLENGER, CHAMPION, ROLES
@@ -32,7 +32,7 @@ class Promotions:
 
     def __init__(self, settings: GatewaySettings, registry: Registry, router: Any, run_id: str):
         self._settings, self._registry, self._router, self._run_id = settings, registry, router, run_id
-        self._judge = Judge(settings)
+        self._evaluator = Evaluator(settings)
         self._tagged: set[int] = set()  # versions that were rolled back, and say so
         self._lock = asyncio.Lock()  # one change, or one evaluation, at a time
 
@@ -46,7 +46,7 @@ class Promotions:
             await self.mirror()
             return version
         name = policy or champion.policy
-        made = await asyncio.to_thread(self._judge.learned, name, dict(options or {}), champion)
+        made = await asyncio.to_thread(self._evaluator.learned, name, dict(options or {}), champion)
         return await asyncio.to_thread(self._registry.publish, made, self._run_id, tags)
 
     async def list(self) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ class Promotions:
         """What two versions (by default the champion is the other) differ in, and how differently they decide."""
         numbers = (version, other or await self._champion())
         mine, theirs = [await asyncio.to_thread(self._registry.load, number) for number in numbers]
-        return await asyncio.to_thread(self._judge.diff, mine, theirs)
+        return await asyncio.to_thread(self._evaluator.diff, mine, theirs)
 
     async def promote(
         self, version: int, to: str = CHAMPION, share: float | None = None, override: str = "", by: str = ""
@@ -135,7 +135,7 @@ class Promotions:
         # the champion goes on learning and is published again and again: take it as it was when the other was made
         before = await asyncio.to_thread(self._registry.ancestor, champion, mine.row)
         theirs = await asyncio.to_thread(self._registry.load, before)
-        report = await asyncio.to_thread(self._judge.evaluate, mine, theirs)
+        report = await asyncio.to_thread(self._evaluator.evaluate, mine, theirs)
         report |= {"version": version, "champion_version": before, "evaluated": _now()}
         await asyncio.to_thread(self._registry.attach, version, report)
         return report

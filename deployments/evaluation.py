@@ -21,7 +21,7 @@ ROWS = 30_000  # of the journal, the newest, on which versions are judged: about
 COMPARED = 500  # decisions on which two versions are compared
 
 
-class Judge:
+class Evaluator:
     """Reads the journal of a running router.
 
     Args:
