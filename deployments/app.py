@@ -55,8 +55,8 @@ def embedder(args: dict[str, Any]) -> Application:
 
 
 def connect_model(name: str) -> Any:
-    """The handle of a model's application, for streams."""
-    return serve.get_app_handle(name).options(stream=True)
+    """The handle of a model's application; asks Serve's controller."""
+    return serve.get_app_handle(name)
 
 
 def connect_router(settings: GatewaySettings) -> Any:

@@ -73,7 +73,7 @@ class Dispatcher:
     Args:
         decider: to choose again, to count what is in flight, and to report.
         arms: all there are.
-        connect: blocking; gives the streaming handle of an arm's application.
+        connect: blocking; gives the handle of an arm's application.
     """
 
     def __init__(self, decider: Decider, arms: dict[str, Arm], connect: Callable[[str], Any]):
@@ -214,7 +214,8 @@ class Dispatcher:
 
     async def _handle(self, arm: str) -> Any:
         if arm not in self._handles:  # asks Serve's controller, which may be away
-            self._handles[arm] = await asyncio.to_thread(self._connect, arm)
+            handle = await asyncio.to_thread(self._connect, arm)
+            self._handles[arm] = handle.options(stream=True)  # makes its router, which lives in this event loop
         return self._handles[arm]
 
     def running(self, decision: Decision) -> bool:

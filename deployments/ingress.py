@@ -37,7 +37,7 @@ class Ingress:
     Args:
         settings: of the gateway.
         profiler: handle of the profiler deployment.
-        connect_model: gives the streaming handle of an arm's application.
+        connect_model: gives the handle of an arm's application.
         connect_router, connect_tracker: give handles of the two actors, making them if there are none.
     """
 
