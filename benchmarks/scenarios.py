@@ -2,10 +2,10 @@
 
 drift: half-way, the favourite silently answers half as well. price: half-way, the dearest arm costs a tenth. new-arm:
 half-way, the best arm appears. delay: scores come 200 requests late. missing-feedback: half of the scores never come;
-both beside the same stream with all scores at once, and with as many as came, at once (`lost`: what that is better by
-over the last 250 requests, in percent of it). budget: the mean cost has a ceiling (budget.py). Ours beside ParetoBandit, which forgets and paces, too. Where a
-portfolio has fewer prompts than the stream, they come again in another order. Figures are means over the shuffles with
-95 % intervals; a picture of the shares around the change is saved as well.
+both beside the same stream with all scores at once, and with as many as came, but at once: `lost` says how much better
+the last 250 requests are with these. budget: the mean cost has a ceiling (budget.py). Ours beside ParetoBandit, which
+forgets and paces, too. Where a portfolio has fewer prompts than the stream, they come again in another order. Figures
+are means over the shuffles with 95 % intervals; a picture of the shares around the change is saved as well.
 """
 
 import argparse

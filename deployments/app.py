@@ -4,6 +4,7 @@ serve_config.yaml names these three builders: `gateway` once, `model` or `embedd
 tracker are named, detached actors: they outlive a redeploy of the gateway, and come back by themselves when they die.
 """
 
+import time
 from typing import Any
 
 import ray
@@ -66,7 +67,7 @@ def connect_router(settings: GatewaySettings) -> Any:
 
 def connect_tracker(settings: GatewaySettings) -> Any:
     """The tracker actor, at work; made if there is none."""
-    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings))
+    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings), time.time())
     tracker.start.remote()
     return tracker
 

@@ -76,6 +76,7 @@ class GatewaySettings(Strict):
         3 kB); what was learned from those that go is kept.
     feedback_window_days: later than this, feedback for a decision is refused.
     store_text: write prompts and answers into the journal, not only features and a salted hash.
+    trace_share: of the decisions, that MLflow shows as traces, with their feedback; all are in its figures.
     keys: none are asked for if not given, which is allowed on loopback only.
     max_body_bytes: of one request.
     """
@@ -91,6 +92,7 @@ class GatewaySettings(Strict):
     mlflow_uri: str | None = None
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
+    trace_share: float = Field(0.05, ge=0, le=1)
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)

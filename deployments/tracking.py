@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 
 from deployments import logs
+from deployments.exporter import Exporter
+from deployments.identity import Identity
 from deployments.journal import Snapshot
+from deployments.runs import Runs
 from deployments.settings import GatewaySettings
 from deployments.telemetry import TrackerTelemetry
 
@@ -72,16 +75,20 @@ class Registry:
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._experiment = experiment
 
-    def start_run(self, name: str, tags: dict[str, str]) -> str:
-        """Start a run in the product's experiment; returns its id."""
+    @property
+    def experiment_id(self) -> str:
+        """Of the product's experiment; made if there is none."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(self._experiment)
         try:
-            experiment = found.experiment_id if found else self.client.create_experiment(self._experiment)
+            return str(found.experiment_id if found else self.client.create_experiment(self._experiment))
         except MlflowException:  # somebody else made it in between
-            experiment = self.client.get_experiment_by_name(self._experiment).experiment_id
-        return str(self.client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+            return str(self.client.get_experiment_by_name(self._experiment).experiment_id)
+
+    def start_run(self, name: str, tags: dict[str, str]) -> str:
+        """Start a run in the product's experiment; returns its id."""
+        return str(self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id)
 
     def log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
         """Log metrics at a step (decisions seen)."""
@@ -130,12 +137,14 @@ class Tracker:
     Args:
         settings: of the gateway.
         router: handle of the router actor.
+        start: of this system, in seconds since the epoch; a tracker that died comes back with the same.
     """
 
-    def __init__(self, settings: GatewaySettings, router: Any):
+    def __init__(self, settings: GatewaySettings, router: Any, start: float):
         logs.configure("tracker")
         self._settings, self._router, self._telemetry = settings, router, TrackerTelemetry()
         self._registry: Registry | None = None
+        self._start = start
         self._run_id = ""
         self._published_at, self._published_sequence = time.time(), -1
         self._turning: asyncio.Task[None] | None = None
@@ -169,18 +178,27 @@ class Tracker:
                 newest = await asyncio.to_thread(registry.latest)
                 if newest is not None and await self._router.adopt.remote(newest):
                     log.info("the router starts from policy version %d", newest.version)
-                name = f"live {time.strftime('%Y-%m-%d %H:%M:%S')}"
-                self._run_id = await asyncio.to_thread(registry.start_run, name, {"policy": self._settings.policy.name})
+                await self._export_to(registry)
                 self._registry = registry
             return self._registry
 
+    async def _export_to(self, registry: Registry) -> None:
+        journal = Identity(await self._router.salt.remote()).hash("journal")
+        tags = {"policy": self._settings.policy.name}
+        experiment_id = await asyncio.to_thread(lambda: registry.experiment_id)
+        runs = Runs(registry.client, experiment_id, journal, self._start, tags)
+        self._exporter = Exporter(self._router, runs, EVERY_S, self._settings.trace_share)
+        await self._exporter.begin()
+        self._run_id = await asyncio.to_thread(lambda: runs.run_id)
+
     async def _track(self) -> None:
         registry = await self._connect()
+        await self._exporter.turn(time.time())
         summary = await self._router.summary.remote()
         metrics = {f"count/{key}": value for key, value in summary["counts"].items()}
         metrics |= {f"profiler/{key}": value for key, value in summary["profiler"].items()}
         for arm, model in summary["models"].items():
-            for key in ("share", "expected_quality", "accuracy", "error_rate", "ttft_s", "tpot_s", "in_flight"):
+            for key in ("expected_quality", "accuracy", "tpot_s", "in_flight"):
                 metrics[f"{key}/{arm}"] = model[key]
         await asyncio.to_thread(registry.log, self._run_id, metrics, summary["decisions"])
         if time.time() - self._published_at >= self._settings.publish_every_s:
