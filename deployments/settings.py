@@ -92,7 +92,7 @@ class GatewaySettings(Strict):
     mlflow_uri: str | None = None
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
-    trace_share: float = Field(0.05, ge=0, le=1)
+    trace_share: float = Field(0.02, ge=0, le=1)
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
