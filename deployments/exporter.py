@@ -7,10 +7,10 @@ times at which they were true. Whatever is sent twice has the same effect as onc
 
 import asyncio
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Protocol
 
 from deployments.codec import decode
+from deployments.identity import sampled
 from policies.ledger import HELD, IMPLICIT, Event, Ledger, Record
 from policies.types import Decision, Feedback, Outcome
 from policies.window import Window
@@ -55,11 +55,6 @@ class Sink(Protocol):
 
     def send(self, batch: Batch) -> None:
         """Take a batch; taking it again changes nothing."""
-
-
-def sampled(decision_id: str, share: float) -> bool:
-    """Whether a decision is traced: always the same answer for the same decision, so that its feedback is, too."""
-    return int.from_bytes(blake2b(decision_id.encode(), digest_size=4).digest()) < share * 2**32
 
 
 class Folder:
