@@ -1,6 +1,7 @@
 """From the journal to MLflow: figures, traces, restarts; against a real MLflow store."""
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from deployments.exporter import ALL, PAGE, Exporter, Folder
 from deployments.journal import Journal
 from deployments.memory import Memory
 from deployments.runs import Runs, trace_id
+from deployments.tracking import Tracker
 from policies.registry import make_policy
 from policies.types import Arm, Feedback, Objective, Outcome
 from policies.window import Window, regret
 from tests.fakes import Remote
+from tests.gateway import Gateway
 from tests.helpers import make_request
 
 ARMS = (Arm("small", output_price_usd=1e-6), Arm("large", output_price_usd=1e-5))
@@ -212,3 +215,24 @@ def test_a_window_forgets_what_is_old(source: Source) -> None:
     folder._windows[ALL] = window
     folder.fold(source.journal.rows(0, 10_000))
     assert len(window._records) == 50 and window.totals["feedback_total"] == 80
+
+
+def test_the_tracker_carries_what_a_gateway_did(tmp_path: Path, client: MlflowClient) -> None:
+    """Its answers and scores, into the run that it also publishes versions from; after its death into the same one."""
+    gateway = Gateway(tmp_path, mlflow_uri=client.tracking_uri, experiment="a gateway", trace_share=1.0)
+    client.create_experiment("a gateway", artifact_location=str(tmp_path / "art"))
+    with gateway.client:
+        ids = [gateway.chat().headers["x-router-decision-id"] for _ in range(5)]
+        gateway.client.post("/v1/feedback", json={"decision_id": ids[0], "score": 0.25})
+        runs = []
+        for _ in range(2):
+            tracker = Tracker(gateway.settings, gateway.router, 7.0)
+            asyncio.run(tracker._track())
+            asyncio.run(tracker._exporter.turn(time.time() + 60))
+            runs.append(tracker._run_id)
+    assert runs[0] == runs[1] == run_of(client, "a gateway", ALL, 7.0).info.run_id
+    metrics = client.get_run(runs[0]).data.metrics
+    assert metrics["feedback_total"] == 1 and metrics["feedback_coverage"] == pytest.approx(0.2)
+    assert metrics["count/routed"] == 5 and 0 < metrics["reward"] <= 0.25
+    (assessment,) = TracingClient(client.tracking_uri).get_trace_info(trace_id(ids[0])).assessments
+    assert assessment.feedback.value == 0.25
