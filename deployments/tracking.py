@@ -1,8 +1,8 @@
 """MLflow: the posterior as versions of a registered model, and who keeps MLflow up to date. Imports mlflow.
 
-An actor of its own, never on the request's way: every few seconds it carries the journal on (exporter.py). With MLflow down
-it tries again at the next turn; requests notice nothing. A version is data only: policy.json and posterior.npz, with
-the hash of their bytes in a tag, checked before anything is loaded.
+An actor of its own, never on the request's way: every few seconds it carries the journal on (exporter.py). With MLflow
+down it tries again at the next turn; requests notice nothing. A version is data only: policy.json and posterior.npz,
+with the hash of their bytes in a tag, checked before anything is loaded.
 """
 
 import asyncio
