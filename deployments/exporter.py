@@ -37,11 +37,12 @@ class Point:
 class Batch:
     """What a page of rows made.
 
-    row: up to which all has been told, when this has arrived.
+    row: up to which all has been told, when this has arrived. totals: of each version by then.
     traces, scores: finished decisions to be traced, and scores for decisions that are.
     """
 
     row: int
+    totals: dict[str, Totals] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     traces: list[Record] = field(default_factory=list)
     scores: list[Feedback] = field(default_factory=list)
@@ -86,15 +87,16 @@ class Folder:
             if status == HELD and isinstance(event, Feedback) and sampled(event.decision_id, self._share):
                 self._batch.scores.append(event)  # of a decision too old to be at hand
             self._row = row
-        self._batch.row = self._told
+        self._batch.row, self._batch.totals = self._told, self._totals
         return self._batch
 
     def finish(self, now_s: float) -> Batch | None:
         """The points of an interval that is over, though nothing came after it."""
         if not self._touched or now_s < self._ends_s + self._every_s:
             return None
-        self._batch = Batch(self._row)
+        self._batch = Batch(0)
         self._close()
+        self._batch.row, self._batch.totals = self._told, self._totals
         return self._batch
 
     def resume(self, row: int, totals: dict[str, Totals]) -> None:
@@ -111,6 +113,9 @@ class Folder:
             self._batch.points.append(Point(version, self._ends_s, window.sequence + 1, window.figures()))
         self._touched.clear()
         self._told = self._row
+        others = [(version, totals) for version, totals in self._totals.items() if version not in self._windows]
+        mine = {version: dict(window.totals) for version, window in self._windows.items()}
+        self._totals = dict(others[-VERSIONS:]) | mine  # others may come back
 
     def _applied(self, event: Event, record: Record) -> None:
         version = record.decision.policy_version

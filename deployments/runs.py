@@ -1,8 +1,8 @@
 """MLflow's runs and traces: where the exporter's figures go. With tracking.py the only file that imports mlflow.
 
 One run for each start of the system holds the figures of all decisions, unbroken; under it is one for each policy
-version that decided. How far the journal was carried stands in a tag, written with the figures themselves, so that
-whoever comes after a crash goes on from there. A trace's id is made from its decision's: feedback finds it without a
+version that decided. How far the journal was carried stands in a tag, written when all figures up to there are in,
+so that whoever comes after a crash goes on from there. A trace's id is made from its decision's: feedback finds it without a
 list of what was sampled.
 """
 
@@ -15,11 +15,11 @@ from deployments.exporter import ALL, Batch, Totals
 from policies.explain import explain
 from policies.ledger import Record
 from policies.types import Decision, Feedback
-from policies.window import TOTALS
 
 LIMIT = 900  # metrics in one call, of MLflow's 1000
 SOURCES = {"user": "HUMAN", "judge": "LLM_JUDGE"}  # of feedback; all others are programs
-ROW, JOURNAL, START, VERSION = "journal_row", "journal", "start", "policy_version"  # tags
+ROW, TOTALS, JOURNAL, START = "journal_row", "totals", "journal", "start"  # tags
+VERSION = "policy_version"
 
 
 def trace_id(decision_id: str) -> str:
@@ -50,6 +50,7 @@ class Runs:
         self._start, self._tags = f"{start:.3f}", tags | {"kind": "live"}
         self._traces = TracingClient(client.tracking_uri)
         self._runs: dict[str, str] = {}
+        self._told = {ROW: "0", TOTALS: "{}"}
 
     @property
     def run_id(self) -> str:
@@ -58,42 +59,40 @@ class Runs:
 
     def connect(self) -> tuple[int, dict[str, Totals]]:
         """See exporter.Sink; runs of earlier starts are marked as finished."""
-        rows, totals = 0, dict[str, Totals]()
-        for run in self._search(f"tags.{JOURNAL} = '{self._journal}'"):
-            version, row = run.data.tags.get(VERSION, ALL), int(run.data.tags.get(ROW, 0))
-            rows = max(rows, row)
-            totals.setdefault(version, {name: run.data.metrics[name] for name in TOTALS if name in run.data.metrics})
-            if run.data.tags.get(START) == self._start:
-                self._runs.setdefault(version, run.info.run_id)
-            elif run.info.status == "RUNNING":
+        for run in self._search("attributes.status = 'RUNNING'", 1000):
+            if run.data.tags.get(START) != self._start:
                 self._client.set_terminated(run.info.run_id)
-        return rows, totals
+        for run in self._search(f"tags.{VERSION} = '{ALL}'", 1):
+            self._told = {name: run.data.tags[name] for name in (ROW, TOTALS)}
+        return int(self._told[ROW]), json.loads(self._told[TOTALS])
 
-    def _search(self, wanted: str) -> list[Any]:
-        """Live runs, newest first."""
-        order = ["attributes.start_time DESC"]
-        return list(self._client.search_runs([self._experiment_id], wanted, max_results=100, order_by=order))
+    def _search(self, wanted: str, most: int) -> list[Any]:
+        """Live runs of this journal, newest first."""
+        wanted, order = f"tags.{JOURNAL} = '{self._journal}' and {wanted}", ["attributes.start_time DESC"]
+        return list(self._client.search_runs([self._experiment_id], wanted, max_results=most, order_by=order))
 
     def _run(self, version: str) -> str:
+        """The id of a run of this start; made if there is none."""
         if version not in self._runs:
-            tags = {**self._tags, JOURNAL: self._journal, START: self._start, VERSION: version}
-            if version != ALL:
-                tags["mlflow.parentRunId"] = self._run(ALL)
-            name = version or f"live since {_clock(float(self._start))}"
-            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
-            self._runs[version] = str(run.info.run_id)
+            found = self._search(f"tags.{START} = '{self._start}' and tags.{VERSION} = '{version}'", 1)
+            self._runs[version] = str((found or [self._create(version)])[0].info.run_id)
         return self._runs[version]
+
+    def _create(self, version: str) -> Any:
+        tags = {**self._tags, JOURNAL: self._journal, START: self._start, VERSION: version}
+        tags |= self._told if version == ALL else {"mlflow.parentRunId": self._run(ALL)}
+        name = version or f"live since {_clock(float(self._start))}"
+        return self._client.create_run(self._experiment_id, run_name=name, tags=tags)
 
     # --- figures ------------------------------------------------------------------------------------------------
 
     def send(self, batch: Batch) -> None:
-        """See exporter.Sink. The tag comes last: what was not told to the end is told again."""
+        """See exporter.Sink. How far it came is written last: what was not told to the end is told again."""
         self._send_traces(batch.traces)
         for score in batch.scores:
             self._send_score(score)
-        for version in sorted({point.version for point in batch.points} - {ALL}):
+        for version in sorted({point.version for point in batch.points}, reverse=True):  # ALL is the last
             self._send_points(version, batch)
-        self._send_points(ALL, batch)
 
     def _send_points(self, version: str, batch: Batch) -> None:
         from mlflow.entities import Metric, RunTag
@@ -102,11 +101,11 @@ class Runs:
         metrics = [
             Metric(name, value, int(p.time_s * 1000), p.step) for p in points for name, value in p.figures.items()
         ]
-        while len(metrics) > LIMIT:
-            self._client.log_batch(self._run(version), metrics[:LIMIT])
-            metrics = metrics[LIMIT:]
-        if metrics:
-            self._client.log_batch(self._run(version), metrics, tags=[RunTag(ROW, str(batch.row))])
+        for start in range(0, len(metrics), LIMIT):
+            self._client.log_batch(self._run(version), metrics[start : start + LIMIT])
+        if version == ALL:
+            self._told = {ROW: str(batch.row), TOTALS: json.dumps(batch.totals)}
+            self._client.log_batch(self._run(ALL), tags=[RunTag(name, value) for name, value in self._told.items()])
 
     # --- traces -------------------------------------------------------------------------------------------------
 
