@@ -2,8 +2,8 @@
 
 One run for each start of the system holds the figures of all decisions, unbroken; under it is one for each policy
 version that decided. How far the journal was carried stands in a tag, written when all figures up to there are in,
-so that whoever comes after a crash goes on from there. A trace's id is made from its decision's: feedback finds it without a
-list of what was sampled.
+so that whoever comes after a crash goes on from there. A trace's id is made from its decision's: feedback finds it
+without a list of what was sampled.
 """
 
 import json
