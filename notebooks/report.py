@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -30,7 +31,8 @@ def execute(notebook: Path = NOTEBOOK) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     content = nbformat.read(notebook, as_version=4)
-    NotebookClient(content, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # not on a port that others can reach
+    NotebookClient(content, km=kernel, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     return content
 
 
