@@ -4,6 +4,7 @@ serve_config.yaml names these three builders: `gateway` once, `model` or `embedd
 tracker are named, detached actors: they outlive a redeploy of the gateway, and come back by themselves when they die.
 """
 
+import time
 from typing import Any
 
 import ray
@@ -56,8 +57,8 @@ def embedder(args: dict[str, Any]) -> Application:
 
 
 def connect_model(name: str) -> Any:
-    """The handle of a model's application, for streams."""
-    return serve.get_app_handle(name).options(stream=True)
+    """The handle of a model's application; asks Serve's controller."""
+    return serve.get_app_handle(name)
 
 
 def connect_router(settings: GatewaySettings) -> Any:
@@ -67,7 +68,7 @@ def connect_router(settings: GatewaySettings) -> Any:
 
 def connect_tracker(settings: GatewaySettings) -> Any:
     """The tracker actor, at work; made if there is none."""
-    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings))
+    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings), time.time())
     tracker.start.remote()
     return tracker
 

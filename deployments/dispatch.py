@@ -1,6 +1,7 @@
 """Gives a request to its arm: a place in its line, a deadline, and once the next best arm if it fails."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments import logs
-from deployments.admission import Admission, FullError
+from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
@@ -73,7 +74,7 @@ class Dispatcher:
     Args:
         decider: to choose again, to count what is in flight, and to report.
         arms: all there are.
-        connect: blocking; gives the streaming handle of an arm's application.
+        connect: blocking; gives the handle of an arm's application.
     """
 
     def __init__(self, decider: Decider, arms: dict[str, Arm], connect: Callable[[str], Any]):
@@ -214,8 +215,28 @@ class Dispatcher:
 
     async def _handle(self, arm: str) -> Any:
         if arm not in self._handles:  # asks Serve's controller, which may be away
-            self._handles[arm] = await asyncio.to_thread(self._connect, arm)
+            handle = await asyncio.to_thread(self._connect, arm)
+            self._handles[arm] = handle.options(stream=True)  # makes its router, which lives in this event loop
         return self._handles[arm]
+
+    async def aside(self, arm: str, body: dict[str, Any]) -> str:
+        """The text of an answer that no client asked for: it waits like batch work, and nobody learns from it."""
+        line, stream = self.admission.lines[arm], None
+        await line.enter(BATCH)
+        self._decider.in_flight[arm] += 1
+        try:
+            stream = (await self._handle(arm)).generate.remote("chat", body)
+            async for payload, report in stream:
+                if report is not None:
+                    return str(json.loads(payload)["choices"][0]["message"]["content"])
+            raise RuntimeError("the model gave no answer")
+        except BaseException:
+            if stream is not None:
+                stream.cancel()
+            raise
+        finally:
+            self._decider.in_flight[arm] -= 1
+            line.leave(None)
 
     def running(self, decision: Decision) -> bool:
         """Whether it is not finished."""

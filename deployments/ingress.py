@@ -20,6 +20,7 @@ from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
 from deployments.guard import Guard, caller
+from deployments.judge import Judge
 from deployments.keys import Keyring
 from deployments.limits import Limits
 from deployments.listener import Listener
@@ -38,7 +39,7 @@ class Ingress:
     Args:
         settings: of the gateway.
         profiler: handle of the profiler deployment.
-        connect_model: gives the streaming handle of an arm's application.
+        connect_model: gives the handle of an arm's application.
         connect_router, connect_tracker: give handles of the two actors, making them if there are none.
     """
 
@@ -55,6 +56,8 @@ class Ingress:
         self._settings, self._started = settings, time.time()
         self.decider = Decider(settings, profiler, lambda: connect_router(settings))
         self.dispatcher = Dispatcher(self.decider, self._arms, connect_model)
+        largest = next((arm for arm in reversed(self._arms) if "chat" in self._arms[arm].tasks), "")
+        self.judge = Judge(self.dispatcher.aside, largest, lambda items: self.decider.router.feedback.remote(items))
         await self.decider.start()
         self.tracker = connect_tracker(settings)
 
@@ -62,6 +65,7 @@ class Ingress:
         """Take over changed tuning; the next request uses it."""
         self.decider.tuning = Tuning.model_validate(user_config)
         self.dispatcher.configure(self.decider.tuning)
+        self.judge.configure(self.decider.tuning.judge)
 
     async def check_health(self) -> None:
         """Serve asks every few seconds; a tracker that died and came back is set to work again."""
@@ -141,7 +145,7 @@ class Ingress:
             if report is not None and "error" in report:
                 self.dispatcher.finish(decision, Outcome(decision.id, _status(report["status"])))
                 return JSONResponse({"error": report["error"]}, report["status"], headers)
-            listener = Listener(task, body, self.decider.store_text)
+            listener = Listener(task, body, self.decider.store_text or self.judge.picks(decision))
             if request.stream:
                 return Streamed(self._stream(answer, listener), headers, lambda: self._gone(answer))
             async with asyncio.timeout(self.decider.tuning.answer_timeout_s):
@@ -233,6 +237,8 @@ class Ingress:
     def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
         arm, finish_reason = self._arms[answer.decision.arm], report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
+        if self.judge.picks(answer.decision):
+            self.judge.offer(answer.decision, listener.body, listener.text)
         return Outcome(
             decision_id=answer.decision.id,
             ttft_s=ttft_s,

@@ -264,6 +264,13 @@ class Journal:
             yield [(number, decode(kind, body)) for number, kind, body in rows]
             after = rows[-1][0]
 
+    def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        """Number, time, kind and bytes of durable events after a row, in order."""
+        columns = EVENTS.c.row, EVENTS.c.time_s, EVENTS.c.kind, EVENTS.c.body
+        query = sa.select(*columns).where(EVENTS.c.row > after).order_by(EVENTS.c.row).limit(most)
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]
+
     def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """All events after a row, in order."""
         for page in self.pages(after):

@@ -229,6 +229,10 @@ class Router:
         """With which ids and hashes are made (identity.py)."""
         return self._journal.salt
 
+    async def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        """Durable events after a row of the journal, as they are in it: the exporter's source."""
+        return await asyncio.to_thread(self._journal.rows, after, most)
+
     async def record(self, decision_id: str) -> Record | None:
         """All that is known of a decision."""
         return self._memory.ledger.get(decision_id)

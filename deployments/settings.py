@@ -108,6 +108,7 @@ class GatewaySettings(Strict):
         3 kB); what was learned from those that go is kept.
     feedback_window_days: later than this, feedback for a decision is refused.
     store_text: write prompts and answers into the journal, not only features and a salted hash.
+    trace_share: of the decisions, that MLflow shows as traces, with their feedback; all are in its figures.
     keys: none are asked for if not given, which is allowed on loopback only.
     max_body_bytes: of one request.
     """
@@ -124,6 +125,7 @@ class GatewaySettings(Strict):
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
     rollout: RolloutSettings = RolloutSettings()
+    trace_share: float = Field(0.02, ge=0, le=1)
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
@@ -172,6 +174,27 @@ class BreakerSettings(Strict):
     max_open_s: float = Field(60.0, gt=0)
 
 
+class JudgeSettings(Strict):
+    """A judge of answers (deployments/judge.py), at each ingress replica.
+
+    share: of the answers that the router chose.
+    calls_per_hour: its budget. waiting: answers that may wait for it, in memory.
+    model: who judges; the largest model, if not given. It must be able to follow instructions.
+    url: of an OpenAI-compatible endpoint (".../v1", not this gateway) that has the model, instead of our own.
+    key_env: environment variable with its API key.
+    timeout_s: of a call. max_tokens: of its reply.
+    """
+
+    share: float = Field(0.05, gt=0, le=1)
+    calls_per_hour: int = Field(100, ge=1)
+    waiting: int = Field(50, ge=1)
+    model: str = ""
+    url: str = ""
+    key_env: str = ""
+    timeout_s: float = Field(30.0, gt=0)
+    max_tokens: int = Field(16, ge=1)
+
+
 class Tuning(Strict):
     """What operators tune while it runs.
 
@@ -183,6 +206,7 @@ class Tuning(Strict):
     chunk_timeout_s: the longest pause in a stream; after it, it ends with an error event.
     hedge_after: share of max_latency_s after which a request that has one, and no first byte yet, is also given to the
         next best arm; the first to answer counts. Not given: never.
+    judge: grades a share of the answers in the background. Not given: nobody does.
     """
 
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -196,6 +220,7 @@ class Tuning(Strict):
     hedge_after: float | None = Field(None, gt=0, le=1)
     admission: AdmissionSettings = AdmissionSettings()
     breaker: BreakerSettings = BreakerSettings()
+    judge: JudgeSettings | None = None
 
 
 def explain(error: ValidationError) -> str:
@@ -214,5 +239,5 @@ def explain(error: ValidationError) -> str:
 
 def _all_keys() -> list[str]:
     models: list[type[BaseModel]] = [ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, KeySettings]
-    models += [RolloutSettings, ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings]
+    models += [RolloutSettings, ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings, JudgeSettings]
     return [key for model in models for key in model.model_fields]

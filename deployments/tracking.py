@@ -1,7 +1,7 @@
-"""What the router does, carried to MLflow: its figures, and what it has learned as versions (versions.py).
+"""What the router does, carried to MLflow: figures (exporter.py), and what it learned as versions (versions.py).
 
-An actor of its own, never on the request's way: it asks the router for its state every few seconds. With MLflow down
-it tries again at the next turn; requests notice nothing.
+An actor of its own, never on the request's way: every few seconds it carries the journal on. With MLflow down it tries
+again at the next turn; requests notice nothing.
 """
 
 import asyncio
@@ -10,7 +10,10 @@ import time
 from typing import Any
 
 from deployments import logs
+from deployments.exporter import Exporter
+from deployments.identity import Identity
 from deployments.promotion import Promotions
+from deployments.runs import Runs
 from deployments.settings import GatewaySettings
 from deployments.telemetry import TrackerTelemetry
 from deployments.versions import Registry
@@ -25,13 +28,14 @@ class Tracker:
     Args:
         settings: of the gateway.
         router: handle of the router actor.
+        start: of this system, in seconds since the epoch; a tracker that died comes back with the same.
     """
 
-    def __init__(self, settings: GatewaySettings, router: Any):
+    def __init__(self, settings: GatewaySettings, router: Any, start: float):
         logs.configure("tracker")
         self._settings, self._router, self._telemetry = settings, router, TrackerTelemetry()
         self._registry: Registry | None = None
-        self._run_id = ""
+        self._start, self._run_id = start, ""
         self._published_at, self._published_sequence = time.time(), -1
         self._turning: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
@@ -64,19 +68,28 @@ class Tracker:
                 newest = await asyncio.to_thread(registry.latest)
                 if newest is not None and await self._router.adopt.remote(newest):
                     log.info("the router starts from policy version %d", newest.version)
-                name = f"live {time.strftime('%Y-%m-%d %H:%M:%S')}"
-                self._run_id = await asyncio.to_thread(registry.start_run, name, {"policy": self._settings.policy.name})
+                await self._export_to(registry)
                 self._promotions = Promotions(self._settings, registry, self._router, self._run_id)
                 self._registry = registry
             return self._registry
 
+    async def _export_to(self, registry: Registry) -> None:
+        journal = Identity(await self._router.salt.remote()).hash("journal")
+        tags = {"policy": self._settings.policy.name}
+        experiment_id = await asyncio.to_thread(lambda: registry.experiment_id)
+        runs = Runs(registry.client, experiment_id, journal, self._start, tags)
+        self._exporter = Exporter(self._router, runs, EVERY_S, self._settings.trace_share)
+        await self._exporter.begin()
+        self._run_id = await asyncio.to_thread(lambda: runs.run_id)
+
     async def _track(self) -> None:
         registry = await self._connect()
+        await self._exporter.turn(time.time())
         summary = await self._router.summary.remote()
         metrics = {f"count/{key}": value for key, value in summary["counts"].items()}
         metrics |= {f"profiler/{key}": value for key, value in summary["profiler"].items()}
         for arm, model in summary["models"].items():
-            for key in ("share", "expected_quality", "accuracy", "error_rate", "ttft_s", "tpot_s", "in_flight"):
+            for key in ("expected_quality", "accuracy", "tpot_s", "in_flight"):
                 metrics[f"{key}/{arm}"] = model[key]
         await asyncio.to_thread(registry.log, self._run_id, metrics, summary["decisions"])
         if time.time() - self._published_at >= self._settings.publish_every_s:

@@ -107,16 +107,20 @@ class Registry:
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._experiment = experiment
 
-    def start_run(self, name: str, tags: dict[str, str]) -> str:
-        """Start a run in the product's experiment; returns its id."""
+    @property
+    def experiment_id(self) -> str:
+        """Of the product's experiment; made if there is none."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(self._experiment)
         try:
-            experiment = found.experiment_id if found else self.client.create_experiment(self._experiment)
+            return str(found.experiment_id if found else self.client.create_experiment(self._experiment))
         except MlflowException:  # somebody else made it in between
-            experiment = self.client.get_experiment_by_name(self._experiment).experiment_id
-        return str(self.client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+            return str(self.client.get_experiment_by_name(self._experiment).experiment_id)
+
+    def start_run(self, name: str, tags: dict[str, str]) -> str:
+        """Start a run in the product's experiment; returns its id."""
+        return str(self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id)
 
     def log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
         """Log metrics at a step (decisions seen)."""

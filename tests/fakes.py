@@ -44,6 +44,11 @@ class FakeModel:
         else:
             yield json.dumps({"model": self.name, "choices": [{"message": {"content": self.name}}]}).encode(), report
 
+    def options(self, stream: bool) -> "FakeModel":
+        """As a handle's; as there, only in an event loop."""
+        asyncio.get_running_loop()
+        return self
+
     @property
     def generate(self) -> Any:
         """As a streaming handle's method."""
