@@ -12,7 +12,8 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models bench-quality bench-offpolicy bench-speed bench-surge bench-scale test test-faults lint train clean
+.PHONY: serve stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
+	test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
@@ -28,6 +29,9 @@ demo: .venv/installed  ## watch it learn; the server must be running. SEED=2 for
 
 models: .venv/installed  ## accuracy and latency of each size by kind of task; the server must be running
 	@$(PY) -m benchmarks.models
+
+report: .venv/installed  ## the notebook as HTML, into MLflow, which must be running; JOURNAL=sqlite:///var/journal.db for yours
+	@$(PY) -m notebooks.report
 
 bench-quality: .venv/installed  ## decisions beside other routers' and bandits', on recorded public streams
 	@.venv/bin/python -c 'import pareto_bandit, mabwiser, vowpalwabbit' 2>/dev/null \

@@ -119,7 +119,7 @@ def log_to_mlflow(
     uri: str, figures: dict[str, dict[str, float]], frames: dict[str, pd.DataFrame], picture: Path, seed: int
 ) -> None:
     """One run per strategy; the picture and the rows go with `auto`."""
-    from deployments.tracking import Registry
+    from deployments.versions import Registry
 
     registry = Registry(uri, "adaptive-router")
     for name, values in figures.items():

@@ -1,16 +1,18 @@
 """Worlds that change, on the recorded streams: `python -m benchmarks.quality --scenario drift`, or this module.
 
 drift: half-way, the favourite silently answers half as well. price: half-way, the dearest arm costs a tenth. new-arm:
-half-way, the best arm appears. delay: scores come 200 requests late. missing-feedback: half of the scores never come.
-budget: the mean cost has a ceiling (budget.py). Ours beside ParetoBandit, which forgets and paces, too. Where a
-portfolio has fewer prompts than the stream, they come again in another order. Figures are means over the shuffles with
-95 % intervals; a picture of the shares around the change is saved as well.
+half-way, the best arm appears. delay: scores come 200 requests late. missing-feedback: half of the scores never come;
+both beside the same stream with all scores at once, and with as many as came, but at once: `lost` says how much better
+the last 250 requests are with these. budget: the mean cost has a ceiling (budget.py). Ours beside ParetoBandit, which
+forgets and paces, too. Where a portfolio has fewer prompts than the stream, they come again in another order. Figures
+are means over the shuffles with 95 % intervals; a picture of the shares around the change is saved as well.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,8 @@ def world(scenario: str, portfolio: Portfolio, shuffle: int, requests: int) -> t
     return portfolio.stream(order, scores, costs), change, best
 
 
-def run(job: Job, trouble: bool = True) -> Trace:
-    """Play one world to one strategy; without its trouble, scores come at once and always."""
+def run(job: Job, trouble: bool = True, most: float = inf) -> Trace:
+    """Play one world to one strategy; without its trouble, scores come at once and always, until so many came."""
     portfolio = reordered(load(job.portfolio, data=job.data), job.scenario == "new-arm")
     stream, change, _ = world(job.scenario, portfolio, job.shuffle, job.requests)
     visible = stream.arms[:-1] if job.scenario == "new-arm" else stream.arms
@@ -98,7 +100,7 @@ def run(job: Job, trouble: bool = True) -> Trace:
     delay = DELAY if job.scenario == "delay" and trouble else 0
     coverage = COVERAGE if job.scenario == "missing-feedback" and trouble else 1.0
     rng = np.random.default_rng((job.shuffle, SCENARIOS.index(job.scenario)))
-    return play(policy, stream, Objective(cost_weight=cost_weight), rng, delay, coverage, switches)
+    return play(policy, stream, Objective(cost_weight=cost_weight), rng, delay, coverage, switches, most=most)
 
 
 def until_moved(mine: Vector, change: int) -> float:
@@ -127,6 +129,8 @@ def measure(job: Job) -> list[dict[str, Any]]:
     row |= {"strategy": job.strategy, "utility": trace.utility.mean()}
     if job.scenario not in CHANGES:
         row["utility without it"] = run(job, trouble=False).utility.mean()
+        mine, full = (t.utility[-LONG:].mean() for t in (trace, run(job, False, trace.scores)))
+        row |= {"utility of the last 250": mine, "as many scores, at once": full, "lost, %": 100 * (1 - mine / full)}
         return [row | {"curve": []}]
     portfolio = reordered(load(job.portfolio, data=job.data), job.scenario == "new-arm")
     _, change, arm = world(job.scenario, portfolio, job.shuffle, job.requests)

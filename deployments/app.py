@@ -4,6 +4,7 @@ serve_config.yaml names these three builders: `gateway` once, `model` or `embedd
 tracker are named, detached actors: they outlive a redeploy of the gateway, and come back by themselves when they die.
 """
 
+import time
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.serve.context import _get_global_client
 
 from deployments.embedder import EmbeddingServer
 from deployments.ingress import Ingress
+from deployments.lineage import digest_of
 from deployments.profiler import Profiler
 from deployments.router import Router
 from deployments.settings import GatewaySettings, explain
@@ -55,7 +57,7 @@ def embedder(args: dict[str, Any]) -> Application:
 
 
 def connect_model(name: str) -> Any:
-    """The handle of a model's application; blocking."""
+    """The handle of a model's application; asks Serve's controller."""
     return serve.get_app_handle(name)
 
 
@@ -66,7 +68,7 @@ def connect_router(settings: GatewaySettings) -> Any:
 
 def connect_tracker(settings: GatewaySettings) -> Any:
     """The tracker actor, at work; made if there is none."""
-    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings))
+    tracker = _actor(Tracker, "tracker").remote(settings, connect_router(settings), time.time())
     tracker.start.remote()
     return tracker
 
@@ -85,10 +87,15 @@ def _actor(cls: type, name: str) -> Any:
 
 
 class ReplicaCounter:
-    """Asks Serve's controller for the number of ready replicas of each model."""
+    """Asks Serve's controller for the number of ready replicas of each model.
+
+    Attributes:
+        digests: of what serves each model, as of the last call (lineage.py).
+    """
 
     def __init__(self, models: tuple[str, ...]):
         self.models = models
+        self.digests: dict[str, str] = {}
 
     def __call__(self) -> dict[str, int]:
         """Blocking; 0 for a model that is not there.
@@ -101,4 +108,7 @@ class ReplicaCounter:
         for name in self.models:
             deployments = applications[name]["deployments"].values() if name in applications else ()
             counts[name] = sum(r["state"] == "RUNNING" for d in deployments for r in d["replicas"])
+            args = ((applications.get(name) or {}).get("deployed_app_config") or {}).get("args")
+            if args:
+                self.digests[name] = digest_of(args)
         return counts

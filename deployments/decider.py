@@ -55,6 +55,7 @@ class Decider:
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
+        self._spare_kind = settings.policy.name, settings.policy.options
         self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
         self._reader, self._forecaster = Reader(settings.profiler), Forecaster.prior(self._spare.arms)
         self._states: dict[str, ModelState] = {}  # with what the other ingresses have in flight
@@ -90,13 +91,17 @@ class Decider:
     async def _refresh(self) -> None:
         began = time.monotonic()
         snapshot, self._states, self._spare_version = await self.router.snapshot.remote(self._name)
-        if snapshot.policy == self._spare.name and snapshot.arms == tuple(arm.name for arm in self._spare.arms):
+        if (snapshot.policy, snapshot.options) != self._spare_kind:  # another was promoted
+            self._spare = make_policy(snapshot.policy, self._settings.arms(), snapshot.options)
+            self._spare_kind = snapshot.policy, snapshot.options
+        self._fresh_s = -inf
+        if snapshot.arms == tuple(arm.name for arm in self._spare.arms):
             self._spare.restore(snapshot.state)
             self._spare_sequence = snapshot.sequence
             self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster
-            if snapshot.pacer:
+            if snapshot.pacer:  # or others than the champion have a say, and the router wants to be asked
                 self._pacer.restore(snapshot.pacer)
-            self._fresh_s = began
+                self._fresh_s = began
 
     def new_id(self) -> str:
         """The id of the next decision."""

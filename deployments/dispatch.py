@@ -1,6 +1,7 @@
 """Gives a request to its arm: a place in its line, a deadline, and once the next best arm if it fails."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments import logs
-from deployments.admission import Admission, FullError
+from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
@@ -222,6 +223,23 @@ class Dispatcher:
             self._methods[arm, True] = plain.options(stream=True).generate
             self._methods[arm, False] = plain.complete
         return self._methods[arm, streams]
+
+    async def aside(self, arm: str, body: dict[str, Any]) -> str:
+        """The text of an answer that no client asked for: it waits like batch work, and nobody learns from it."""
+        line, answer = self.admission.lines[arm], None
+        await line.enter(BATCH)
+        self._decider.in_flight[arm] += 1
+        try:
+            answer = (await self._method(arm, streams=False)).remote("chat", body)
+            payload, _ = await answer
+            return str(json.loads(payload)["choices"][0]["message"]["content"])
+        except BaseException:
+            if answer is not None:
+                answer.cancel()
+            raise
+        finally:
+            self._decider.in_flight[arm] -= 1
+            line.leave(None)
 
     def running(self, decision: Decision) -> bool:
         """Whether it is not finished."""

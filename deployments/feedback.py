@@ -1,8 +1,7 @@
-"""The router's own HTTP surface: feedback, explanations, state, versions, health."""
+"""The router's own HTTP surface: feedback, explanations, state, health; version_routes.py has the versions."""
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Response
@@ -40,7 +39,7 @@ async def _ask(what: str, call: Any, patience_s: float = PATIENCE_S) -> Any:
         raise ApiError.later(503, f"{what} is not available at the moment; try again", 2.0, "unavailable") from None
 
 
-def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]) -> None:
+def add_router_routes(app: FastAPI, decider: Decider) -> None:
     """Add the routes to the gateway's application."""
 
     @app.post("/v1/feedback")
@@ -73,15 +72,6 @@ def add_router_routes(app: FastAPI, decider: Decider, tracker: Callable[[], Any]
     async def state() -> dict[str, Any]:
         summary: dict[str, Any] = await _ask("the router", decider.router.summary.remote())
         return {**summary, "objective": decider.tuning.objective.model_dump()}
-
-    @app.post("/v1/router/versions")
-    async def publish() -> dict[str, Any]:
-        """Register what is learned by now as a new policy version in MLflow."""
-        handle = tracker()
-        version = await _ask("the registry", handle.publish.remote(), 60.0) if handle else None
-        if version is None:
-            raise ApiError(409, "no MLflow is configured; set mlflow_uri in serve_config.yaml")
-        return {"name": "router-policy", "version": version}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

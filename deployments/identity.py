@@ -42,3 +42,10 @@ class Identity:
     def _check(self, body: str) -> str:
         digest = hashlib.blake2b(body.encode("utf-8", "replace"), digest_size=_CHECK // 2, key=self._salt, person=b"id")
         return digest.hexdigest()
+
+
+def sampled(decision_id: str, share: float) -> bool:
+    """Whether a decision is in the sample of this share: always the same answer, and a larger share has all of a
+    smaller one's.
+    """
+    return int.from_bytes(hashlib.blake2b(decision_id.encode(), digest_size=4).digest()) < share * 2**32

@@ -20,10 +20,12 @@ from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
 from deployments.guard import Guard, caller
+from deployments.judge import Judge
 from deployments.keys import Keyring
 from deployments.limits import Limits
 from deployments.listener import Listener
 from deployments.settings import GatewaySettings, KeySettings, Tuning
+from deployments.version_routes import add_version_routes
 from policies.types import FORCED, Arm, Decision, Objective, Outcome, Request
 
 AUTO = "auto"
@@ -54,6 +56,8 @@ class Ingress:
         self._settings, self._started = settings, time.time()
         self.decider = Decider(settings, profiler, lambda: connect_router(settings))
         self.dispatcher = Dispatcher(self.decider, self._arms, connect_model)
+        largest = next((arm for arm in reversed(self._arms) if "chat" in self._arms[arm].tasks), "")
+        self.judge = Judge(self.dispatcher.aside, largest, lambda items: self.decider.router.feedback.remote(items))
         await self.decider.start()
         self.tracker = connect_tracker(settings)
         collector.relax()
@@ -62,6 +66,7 @@ class Ingress:
         """Take over changed tuning; the next request uses it."""
         self.decider.tuning = Tuning.model_validate(user_config)
         self.dispatcher.configure(self.decider.tuning)
+        self.judge.configure(self.decider.tuning.judge)
 
     async def check_health(self) -> None:
         """Serve asks every few seconds; a tracker that died and came back is set to work again."""
@@ -97,7 +102,8 @@ class Ingress:
                 raise self._no_such_model(model)
             return self._card(model)
 
-        add_router_routes(app, self.decider, lambda: self.tracker)
+        add_router_routes(app, self.decider)
+        add_version_routes(app, lambda: self.tracker, lambda: self.decider.router)
         return app
 
     def _names(self) -> list[str]:
@@ -140,7 +146,7 @@ class Ingress:
             if report is not None and "error" in report:
                 self.dispatcher.finish(decision, Outcome(decision.id, _status(report["status"])))
                 return JSONResponse({"error": report["error"]}, report["status"], headers)
-            listener = Listener(task, body, self.decider.store_text)
+            listener = Listener(task, body, self.decider.store_text or self.judge.picks(decision))
             if request.stream:
                 return Streamed(self._stream(answer, listener), headers, lambda: self._gone(answer))
             listener.hear(payload)
@@ -229,6 +235,8 @@ class Ingress:
     def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
         arm, finish_reason = self._arms[answer.decision.arm], report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
+        if self.judge.picks(answer.decision):
+            self.judge.offer(answer.decision, listener.body, listener.text)
         return Outcome(
             decision_id=answer.decision.id,
             ttft_s=ttft_s,

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from math import inf
 from typing import Any
 
@@ -39,6 +40,10 @@ class Snapshot:
     policy, arms: whose state it is. sequence: decisions made by then. version: last published policy version.
     pacer: the state of the budget's account.
     held: decisions that are waited for (ledger.py).
+    row: of the journal, the last that it has learned from. journal: which one, by its `id`.
+    options: of the policy, as make_policy takes them.
+    rollout: who else decides or is on trial (rollout.py).
+    lineage: what served each arm, and which took another's place (lineage.py).
     """
 
     policy: str
@@ -48,6 +53,11 @@ class Snapshot:
     state: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
     pacer: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=dict)
     held: tuple[str, ...] = ()
+    row: int = 0
+    journal: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    rollout: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 _SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)
@@ -71,6 +81,7 @@ class Journal:
             last = connection.execute(sa.select(sa.func.max(EVENTS.c.row))).scalar()
             snapshot = connection.execute(sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.row.desc()).limit(1)).first()
         self.salt = bytes(salt)
+        self.id = blake2b(self.salt, digest_size=8).hexdigest()
         # after retention there may be no row left: the numbers go on from the snapshot's
         self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
         self.gone_before_s = snapshot.gone_before_s if snapshot else 0.0
@@ -236,6 +247,12 @@ class Journal:
             found = connection.execute(newest).first()
         return (found.row, _SNAPSHOT.decode(found.body)) if found else (0, None)
 
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """That of the newest snapshot; empty if there is none."""
+        _, newest = self.snapshot()
+        return newest.lineage if newest else {}
+
     def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
         """All events after a row, with their numbers, in order, some thousands at a time."""
         while True:
@@ -246,6 +263,13 @@ class Journal:
                 return
             yield [(number, decode(kind, body)) for number, kind, body in rows]
             after = rows[-1][0]
+
+    def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        """Number, time, kind and bytes of durable events after a row, in order."""
+        columns = EVENTS.c.row, EVENTS.c.time_s, EVENTS.c.kind, EVENTS.c.body
+        query = sa.select(*columns).where(EVENTS.c.row > after).order_by(EVENTS.c.row).limit(most)
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """All events after a row, in order."""

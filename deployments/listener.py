@@ -16,6 +16,7 @@ class Listener:
     """
 
     def __init__(self, task: str, body: dict[str, Any], keep: bool = False):
+        self.body = body
         self._stream = bool(body.get("stream"))
         self._json = (body.get("response_format") or {}).get("type") in JSON_FORMATS
         self._limited = bool(body.get("max_tokens") or body.get("max_completion_tokens"))

@@ -7,7 +7,7 @@ acknowledged when it is on disk. No Ray in here, so that a test can kill it as o
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -15,9 +15,11 @@ from math import inf
 
 from deployments.identity import Identity
 from deployments.journal import Journal, Snapshot
-from policies.base import Policy, realign
+from deployments.lineage import Lineage, Succession
+from policies.base import Policy
 from policies.ledger import ACCEPTED, HELD, NOTED, UNKNOWN, Event, Ledger, Record
 from policies.signals import implied
+from policies.succession import inherit, take_over
 from policies.types import Decision, Feedback, Outcome
 
 EXPIRED = "expired"  # what it belongs to is too old, or no longer kept
@@ -59,10 +61,11 @@ class Memory:
     def _restore(self, whole: bool = False) -> None:
         """The last snapshot, then every row after it; all rows there are, if the snapshot is of no use now."""
         row, snapshot = self.journal.snapshot()
+        self.lineage = Lineage(self.journal.lineage)
         if snapshot is not None and (whole or not self.take(snapshot)):
             log.warning("learning from the whole journal: its snapshot is of the policy '%s'", snapshot.policy)
             row, snapshot = 0, None
-        horizon = row
+        horizon, successions = row, self.lineage.after(row)
         self.ledger = Ledger(
             find=lambda decision_id: self._look_up([decision_id], horizon).get(decision_id),
             absent=lambda _: HELD,  # or it would not have been written down
@@ -79,9 +82,13 @@ class Memory:
                 for record in self._look_up(self.ledger.missing(needed), horizon).values():
                     self.ledger.keep(record)
                 for number, event in page:
+                    while successions and successions[0].row < number:
+                        self._succeed(successions.pop(0))
                     horizon = number - 1  # a record looked up now must not yet contain this event
                     self.ledger.apply(event, self.policy, fresh=True)
                 self.policy.advance(self.sequence)
+        for late in successions:
+            self._succeed(late)
         self.ledger.look_elsewhere(lambda decision_id: self._look_up([decision_id]).get(decision_id), self._absent)
 
     def _look_up(self, decision_ids: Sequence[str], up_to: float = inf) -> dict[str, Record]:
@@ -97,10 +104,9 @@ class Memory:
         """Go on from a snapshot; False, with a policy that knows nothing, if it is of no use to this policy."""
         self.sequence, self.version = max(self.sequence, snapshot.sequence), snapshot.version
         fits = snapshot.policy == self.policy.name
-        names = [arm.name for arm in self.policy.arms]
         try:
             if fits:
-                self.policy.restore(realign(snapshot.state, snapshot.arms, names, self.policy.state()))
+                take_over(self.policy, snapshot.state, snapshot.arms)
         except ValueError as error:
             log.warning("%s", error)
             self.policy, fits = self._make(), False
@@ -122,12 +128,25 @@ class Memory:
         """All that is learned now."""
         names = tuple(arm.name for arm in self.policy.arms)
         state, held = self.policy.state(), self.ledger.held
-        return self._complete(Snapshot(self.policy.name, names, self.sequence, self.version, state, held=held))
+        now = Snapshot(self.policy.name, names, self.sequence, self.version, state, held=held)
+        now = replace(now, row=self.journal.last_row, journal=self.journal.id, lineage=self.lineage.state())
+        return self._complete(now)
 
     async def save(self) -> None:
         """Write a snapshot; returns when it is durable."""
         self.journal.put_snapshot(self.snapshot())
         await self.journal.flush()
+
+    async def serve(self, digests: Mapping[str, str]) -> None:
+        """Take note of what serves the arms now; a successor inherits with more doubt, and that is durable at once."""
+        before = dict(self.lineage.digests)
+        for succession in self.lineage.see(self.policy.arms, digests, self.journal.last_row):
+            self._succeed(succession)
+        if self.lineage.digests != before:
+            await self.save()
+
+    def _succeed(self, succession: Succession) -> None:
+        inherit(self.policy, succession.arm, succession.keep)
 
     async def retire(self, now_s: float) -> None:
         """Let go of old rows, and refuse what comes for them from now on."""

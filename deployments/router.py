@@ -19,14 +19,15 @@ from deployments import collector, logs
 from deployments.journal import DAY_S, Journal, Snapshot
 from deployments.memory import Memory
 from deployments.refit import Refitter
+from deployments.rollout import Rollout, champion_of
+from deployments.seating import operate
 from deployments.settings import GatewaySettings
 from deployments.telemetry import Telemetry
-from policies.base import Policy
 from policies.forecast import Forecaster
 from policies.ledger import IMPLICIT, Event, Record
 from policies.meter import Meter
 from policies.pacer import Pacer, paced
-from policies.registry import make_policy
+from policies.roles import CHAMPION, Roles
 from policies.types import FORCED, Decision, Feedback, ModelState, Outcome, Request
 
 SNAPSHOT_EVERY = 500  # rows of the journal
@@ -57,9 +58,10 @@ class Router:
         self._heed(settings)
         self._journal = Journal(settings.journal, settings.journal_keep_days, settings.journal_max_rows)
         self._refitter = Refitter(settings.arms(), self._journal, rest=20.0)
+        self._snapshot_row, snapshot = self._journal.snapshot()
+        self._rollout = Rollout(settings, snapshot)
         window_s = settings.feedback_window_days * DAY_S
-        self._memory = Memory(self._journal, self._make, self._note, window_s, self._complete, self._taken)
-        self._snapshot_row, _ = self._journal.snapshot()
+        self._memory = Memory(self._journal, self._rollout.make, self._note, window_s, self._complete, self._taken)
         self._restored = self._sequence > 0
 
     def _heed(self, settings: GatewaySettings) -> None:
@@ -69,20 +71,18 @@ class Router:
 
     def _complete(self, snapshot: Snapshot) -> Snapshot:
         """What else is learned here, in the same snapshot."""
-        return replace(snapshot, state=snapshot.state | self._refitter.state(), pacer=self._pacer.state())
+        state = snapshot.state | self._refitter.state()
+        return self._rollout.complete(replace(snapshot, state=state, pacer=self._pacer.state()))
 
     def _taken(self, snapshot: Snapshot) -> None:
         if snapshot.pacer:
             self._pacer.restore(snapshot.pacer)
         self._refitter.take(snapshot.state, snapshot.arms)
-
-    def _make(self) -> Policy:
-        policy = self._settings.policy
-        return make_policy(policy.name, self._settings.arms(), policy.options)
+        self._rollout.take(snapshot)
 
     @property
-    def _policy(self) -> Policy:
-        return self._memory.policy
+    def _policy(self) -> Roles:
+        return self._rollout.roles
 
     @property
     def _sequence(self) -> int:
@@ -90,6 +90,7 @@ class Router:
 
     def _note(self, event: Event, record: Record) -> None:
         """Measure what was folded into the policy."""
+        self._rollout.note(event, record)
         if isinstance(event, Decision):
             self._pacer.decided(event)
             self._counts["forced" if event.fallback == FORCED else "routed"] += 1
@@ -111,12 +112,13 @@ class Router:
         while True:
             try:
                 self._replicas = await asyncio.to_thread(self._watch)
+                await self._memory.serve(getattr(self._watch, "digests", {}))
                 self._telemetry.live(self._states(), self._shares(), self._qualities())
                 waiting = self._journal.waiting_rows
-                self._telemetry.watched(time.time(), waiting, self._policy.name, self._memory.version)
+                self._telemetry.watched(time.time(), waiting, self._policy.name, self._rollout.version)
                 refitted = await self._refitter.turn()
-                if refitted or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
-                    self._snapshot_row = self._journal.last_row
+                if refitted or self._rollout.changed or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
+                    self._snapshot_row, self._rollout.changed = self._journal.last_row, False
                     self._journal.put_snapshot(self._memory.snapshot())
                 await self._journal.flush()
                 await self._memory.retire(time.time())
@@ -151,11 +153,11 @@ class Router:
 
     @property
     def _version_name(self) -> str:
-        return f"{self._policy.name}-v{self._memory.version}"
+        return self._rollout.label(CHAMPION)
 
     async def configure(self, settings: GatewaySettings) -> None:
         """Take over changed settings; what was learned about the arms that stay is kept."""
-        if settings == self._settings:
+        if settings == self._settings and self._rollout.knows(settings):
             return
         before = self._memory.snapshot()
         if settings.policy.name != self._settings.policy.name:
@@ -163,9 +165,11 @@ class Router:
             self._counts.clear()
         self._heed(settings)
         self._refitter.configure(settings.arms())
+        self._rollout.configure(settings)
         self._journal.keep_days, self._journal.max_rows = settings.journal_keep_days, settings.journal_max_rows
         self._memory.window_s = settings.feedback_window_days * DAY_S
-        await self._memory.rebuild(self._make, before)
+        await self._memory.rebuild(self._rollout.make, before)
+        await self._memory.save()
 
     async def decide(self, requests: list[Request], ingress: str, in_flight: dict[str, int]) -> list[Decision]:
         """Decide a batch.
@@ -180,8 +184,8 @@ class Router:
         requests = paced(requests, self._pacer.cost_weight)
         decided = self._policy.decide(requests, self._states(), self._rng, self._sequence)
         self._memory.sequence += len(decided)
-        now, version = time.time(), self._version_name
-        decisions = [d.made(request, version, now) for d, request in zip(decided, requests, strict=True)]
+        now, label = time.time(), self._rollout.label_of
+        decisions = [d.made(request, label(d), now) for d, request in zip(decided, requests, strict=True)]
         self._memory.decided([decision for decision in decisions if decision.arm])
         self._telemetry.decided(decisions, time.perf_counter() - began)
         return decisions
@@ -217,6 +221,10 @@ class Router:
         """With which ids and hashes are made (identity.py)."""
         return self._journal.salt
 
+    async def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        """Durable events after a row of the journal, as they are in it: the exporter's source."""
+        return await asyncio.to_thread(self._journal.rows, after, most)
+
     async def record(self, decision_id: str) -> Record | None:
         """All that is known of a decision."""
         return self._memory.ledger.get(decision_id)
@@ -225,12 +233,16 @@ class Router:
         """All that was learned, the live states and the version's name: enough to decide without this actor.
 
         Args:
-            ingress: who asks; what it has in flight itself is left out of the states, as it knows that better.
+            ingress: who asks; what it has in flight itself is left out of the states, as it knows that better, and it
+                gets the pacer's account if it may decide: while there is only a champion.
         """
         if self._watching is None:  # a constructor has no event loop yet; every ingress asks for this at its start
             self._watching = asyncio.create_task(self._keep_watch())
             collector.relax()
-        return self._memory.snapshot(), self._states(ingress), self._version_name
+        found = champion_of(self._memory.snapshot())
+        alone = len(self._rollout.roles.members) == 1
+        found = replace(found, pacer=self._pacer.state()) if ingress and alone else found
+        return found, self._states(ingress), self._version_name
 
     async def forecaster(self, version: int) -> Forecaster | None:
         """What the profiler says of answers; None if the caller's version is the present one."""
@@ -247,10 +259,16 @@ class Router:
         await self._memory.save()
         return True
 
-    async def published(self, version: int) -> None:
-        """The present state is now this version in the registry."""
-        self._memory.version = version
-        await self._memory.save()
+    async def checkpoint(self) -> Snapshot:
+        """The champion as it is now; returns when every row that it has learned from is durable."""
+        snapshot = champion_of(self._memory.snapshot())
+        await self._journal.flush()
+        return snapshot
+
+    async def rollout(self, verb: str, reason: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Change who has which role (see seating.operate); returns who has them then, when that is durable."""
+        await operate(self._memory, self._rollout, verb, reason, **options)
+        return self._rollout.summary()
 
     async def summary(self) -> dict[str, Any]:
         """What an operator wants to see at a glance, as plain data."""
@@ -261,6 +279,8 @@ class Router:
             "policy_version": self._version_name,
             "decisions": self._sequence,
             "counts": dict(self._counts),
+            "rollout": self._rollout.summary(),
+            "served_by": self._memory.lineage.digests,
             "budget": self._pacer.summary(),
             "profiler": self._refitter.forecaster.reliability(),
             "models": {

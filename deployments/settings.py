@@ -19,13 +19,21 @@ class Strict(BaseModel):
 
 
 class ModelSettings(Strict):
-    """One arm as the gateway sees it; the application that serves it bears the same name."""
+    """One arm as the gateway sees it; the application that serves it bears the same name.
+
+    parent: the model whose place it takes, or from which it was made; it starts from what was learned of that.
+    inherit: events that this counts for. The same goes for a model that is served with other weights or engine
+        arguments than before under the same name; `revision` says so where its application does not.
+    """
 
     tasks: tuple[str, ...] = ("chat", "completion")
     context_tokens: int = Field(4096, ge=1)
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float = Field(0.5, ge=0, le=1)
+    parent: str = ""
+    inherit: float = Field(50.0, gt=0)
+    revision: str = ""
 
     def arm(self, name: str) -> Arm:
         """The same for the deciding half."""
@@ -36,6 +44,9 @@ class ModelSettings(Strict):
             prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
             output_price_usd=self.output_price_usd_per_million / 1e6,
             prior_quality=self.prior_quality,
+            parent=self.parent,
+            inherit=self.inherit,
+            revision=self.revision,
         )
 
 
@@ -67,6 +78,27 @@ class KeySettings(Strict):
     scores_per_minute: int = Field(60, ge=1)
 
 
+class RolloutSettings(Strict):
+    """How policy versions are tried, promoted and rolled back (deployments/rollout.py, policies/gate.py).
+
+    share: of the traffic, that a challenger gets.
+    margin: by how much it must beat the champion, in points of utility. level: of that interval.
+    repeated: ask for a confidence sequence, which holds however often promotion is tried, but needs more decisions.
+    watch_share: of the traffic, that the predecessor of a promoted version keeps, as long as it is watched.
+    watch_margin: by how much the promoted version may be worse. watch_alpha: probability of a false rollback, ever.
+    watch_rewards: after so many the watch is over.
+    """
+
+    share: float = Field(0.1, ge=0, le=1)
+    margin: float = Field(0.0, ge=0)
+    level: float = Field(0.95, gt=0, lt=1)
+    repeated: bool = False
+    watch_share: float = Field(0.2, gt=0, lt=1)
+    watch_margin: float = Field(0.02, ge=0)
+    watch_alpha: float = Field(0.05, gt=0, lt=1)
+    watch_rewards: int = Field(10_000, ge=1)
+
+
 class GatewaySettings(Strict):
     """All that the gateway, the router and the tracker are built from.
 
@@ -76,6 +108,7 @@ class GatewaySettings(Strict):
         3 kB); what was learned from those that go is kept.
     feedback_window_days: later than this, feedback for a decision is refused.
     store_text: write prompts and answers into the journal, not only features and a salted hash.
+    trace_share: of the decisions, that MLflow shows as traces, with their feedback; all are in its figures.
     keys: none are asked for if not given, which is allowed on loopback only.
     max_body_bytes: of one request.
     """
@@ -91,6 +124,8 @@ class GatewaySettings(Strict):
     mlflow_uri: str | None = None
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
+    rollout: RolloutSettings = RolloutSettings()
+    trace_share: float = Field(0.02, ge=0, le=1)
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
@@ -139,6 +174,27 @@ class BreakerSettings(Strict):
     max_open_s: float = Field(60.0, gt=0)
 
 
+class JudgeSettings(Strict):
+    """A judge of answers (deployments/judge.py), at each ingress replica.
+
+    share: of the answers that the router chose.
+    calls_per_hour: its budget. waiting: answers that may wait for it, in memory.
+    model: who judges; the largest model, if not given. It must be able to follow instructions.
+    url: of an OpenAI-compatible endpoint (".../v1", not this gateway) that has the model, instead of our own.
+    key_env: environment variable with its API key.
+    timeout_s: of a call. max_tokens: of its reply.
+    """
+
+    share: float = Field(0.05, gt=0, le=1)
+    calls_per_hour: int = Field(100, ge=1)
+    waiting: int = Field(50, ge=1)
+    model: str = ""
+    url: str = ""
+    key_env: str = ""
+    timeout_s: float = Field(30.0, gt=0)
+    max_tokens: int = Field(16, ge=1)
+
+
 class Tuning(Strict):
     """What operators tune while it runs.
 
@@ -152,6 +208,7 @@ class Tuning(Strict):
     chunk_timeout_s: the longest pause in a stream; after it, it ends with an error event.
     hedge_after: share of max_latency_s after which a request that has one, and no first byte yet, is also given to the
         next best arm; the first to answer counts. Not given: never.
+    judge: grades a share of the answers in the background. Not given: nobody does.
     """
 
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -166,6 +223,7 @@ class Tuning(Strict):
     hedge_after: float | None = Field(None, gt=0, le=1)
     admission: AdmissionSettings = AdmissionSettings()
     breaker: BreakerSettings = BreakerSettings()
+    judge: JudgeSettings | None = None
 
 
 def explain(error: ValidationError) -> str:
@@ -184,5 +242,5 @@ def explain(error: ValidationError) -> str:
 
 def _all_keys() -> list[str]:
     models: list[type[BaseModel]] = [ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, KeySettings]
-    models += [ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings]
+    models += [RolloutSettings, ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings, JudgeSettings]
     return [key for model in models for key in model.model_fields]

@@ -18,8 +18,13 @@ class Policy(Protocol):
     handed in, so that a restart, a replay and an offline evaluation are the same code.
     """
 
-    name: str
-    arms: tuple[Arm, ...]
+    @property
+    def name(self) -> str:
+        """As registry.py lists it."""
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Among which it chooses."""
 
     def decide(
         self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int
@@ -70,7 +75,9 @@ def load(arm: Arm, states: Mapping[str, ModelState]) -> float:
     return state.in_flight / max(1, state.replicas) if state else 0.0
 
 
-def realign(state: State, before: Sequence[str], after: Sequence[str], fresh: State) -> State:
+def realign(
+    state: State, before: Sequence[str], after: Sequence[str], fresh: State, parents: Mapping[str, str] | None = None
+) -> State:
     """What was learned about some arms, laid out for others: known arms keep their rows, new ones start afresh.
 
     Args:
@@ -78,8 +85,10 @@ def realign(state: State, before: Sequence[str], after: Sequence[str], fresh: St
         before: names of the arms of `state`.
         after: names of the arms wanted.
         fresh: the state of a policy over `after` that knows nothing; gives the shapes.
+        parents: of new arms, from which they take the rows.
     """
     rows = {name: i for i, name in enumerate(before)}
+    rows |= {name: rows[parent] for name, parent in (parents or {}).items() if name not in rows and parent in rows}
     aligned: State = {}
     for key, blank in fresh.items():
         known = state.get(key)

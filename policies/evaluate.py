@@ -7,6 +7,7 @@ Seeded and without global state: the same arguments give the same trace.
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Trace:
 
     chosen: [N] column of the arm. propensity: [N] with which it was chosen.
     utility: [N] of the choice. score, cost_usd: [N] what it is made of.
+    scores: how many the policy was given.
     """
 
     chosen: NDArray[np.int64]
@@ -50,6 +52,7 @@ class Trace:
     utility: Vector
     score: Vector
     cost_usd: Vector
+    scores: int
 
 
 def play(
@@ -61,6 +64,7 @@ def play(
     coverage: float = 1.0,
     switches: Mapping[int, Callable[[Policy], Policy]] | None = None,
     pacer: Pacer | None = None,
+    most: float = inf,
 ) -> Trace:
     """Play a stream to a policy, which learns on the way.
 
@@ -73,29 +77,33 @@ def play(
         coverage: probability in (0, 1] that a score arrives at all.
         switches: by request number, what happens to the policy just before it: new prices, a new arm.
         pacer: keeps the mean cost under its ceiling; the trace's utility is without its price.
+        most: how many scores arrive before they cease.
     """
     column = {name: k for k, name in enumerate(stream.arms)}
     missing = np.random.default_rng(rng.integers(1 << 62)).random(len(stream.profiles)) >= coverage
     due: dict[int, list[tuple[Decision, float]]] = defaultdict(list)
     chosen, propensity = np.zeros(len(stream.profiles), dtype=np.int64), np.zeros(len(stream.profiles))
+    given = 0
     for n, profile in enumerate(stream.profiles):
         if switches and n in switches:
             policy = switches[n](policy)
         for decision, score in due.pop(n, ()):
             policy.score(decision, score)
+            given += 1
         request = Request(str(n), profile, objective)
         (decision,) = policy.decide(paced([request], pacer.cost_weight if pacer else 0.0), {}, rng, n)
         if pacer:
             pacer.decided(decision)
         chosen[n] = column[decision.arm]
         propensity[n] = decision.estimate().propensity
-        if missing[n]:
+        if missing[n] or given >= most:
             continue
         score = float(stream.scores[n, chosen[n]])
         if delay:
             due[n + delay].append((decision, score))
         else:
             policy.score(decision, score)
+            given += 1
     rows = np.arange(len(chosen))
     score_got, cost = stream.scores[rows, chosen], stream.costs[rows, chosen]
-    return Trace(chosen, propensity, score_got - objective.cost_weight * cost, score_got, cost)
+    return Trace(chosen, propensity, score_got - objective.cost_weight * cost, score_got, cost, given)

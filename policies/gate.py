@@ -161,7 +161,7 @@ class Watch:
         guess = min(0.0, max(lowest, self._guess))
         self._capital += LAMBDAS * (loss / b) - PSI * ((loss - guess) / b) ** 2
         self._guess = MEMORY * self._guess + (1 - MEMORY) * loss
-        self._peak = max(self._peak, self.log_evidence)
+        self._peak = max(self._peak, float(self.log_evidence))
         self.roll_back = self.roll_back or self._peak >= log(1 / self.alpha)
 
     def _start(self, number: int) -> None:
@@ -209,7 +209,7 @@ class Watch:
             "roll_back": self.roll_back,
             "observations": self.observations,
             "pairs": self.pairs,
-            "guess": self._guess,
+            "guess": float(self._guess),
             "peak": self._peak,
             "sums": self._sums.tolist(),
             "means": self._means.tolist(),

@@ -115,6 +115,11 @@ def target_probabilities(records: Sequence[Record], policy: Policy, arms: Sequen
     return np.asarray(np.divide(table, total, out=np.zeros_like(table), where=total > 0))
 
 
+def apart(one: Vector, other: Vector) -> float:
+    """How differently two policies decide: the mean total variation between their probabilities, both [N, K]."""
+    return float(0.5 * np.abs(one - other).sum(axis=1).mean())
+
+
 def _state(estimate: ArmEstimate) -> ModelState:
     """What the log tells of an arm at a decision: load is per replica, so that one replica with it is as good."""
     return ModelState(in_flight=round(estimate.load), healthy=estimate.removed_by != "no healthy replica")

@@ -28,6 +28,9 @@ class Arm:
     context_tokens: prompt and answer together.
     prompt_price_usd, output_price_usd: per token; for an own GPU, its hourly price over its tokens an hour.
     prior_quality: score in [0, 1] that is expected before anything is known.
+    parent: the arm from which a new one inherits what was learned; "" for none.
+    inherit: events that this counts for, and also what was learned of the same name when other weights served it.
+    revision: of the weights, where nothing else tells that they are others.
     """
 
     name: str
@@ -36,6 +39,9 @@ class Arm:
     prompt_price_usd: float = 0.0
     output_price_usd: float = 0.0
     prior_quality: float = 0.5
+    parent: str = ""
+    inherit: float = 50.0
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ class Decision:
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; feedback comes from the same.
+    shadow: the arm that a policy on trial would have chosen (roles.py); "" if there was none.
     """
 
     id: str
@@ -186,6 +193,7 @@ class Decision:
     prompt_hash: str = ""
     prompt: str = ""
     owner: str = ""
+    shadow: str = ""
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""

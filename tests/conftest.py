@@ -1,6 +1,7 @@
 """Shared by all tests: a small portfolio, and one running system for the whole run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,3 +79,24 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs the running system comes last, so that quick failures show first."""
     items.sort(key=lambda item: item.get_closest_marker("live") is not None)
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes many seconds, a copy none."""
+    from deployments.versions import Registry
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Registry(f"sqlite:///{path}", "test").aliases()
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(empty_mlflow: Path, tmp_path: Path) -> str:
+    """A real MLflow store on disk, with the experiment `test`; its artefacts are beside it."""
+    from deployments.versions import Registry
+
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    Registry(uri, "test").client.create_experiment("test", artifact_location=str(tmp_path / "artefacts"))
+    return uri

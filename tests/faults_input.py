@@ -131,7 +131,7 @@ def t26(folder: Path) -> Finding:
 
 
 def t27(folder: Path) -> Finding:
-    """Policy versions with numbers that are none, of other shapes, or missing; pickles: tests/test_tracking.py."""
+    """Policy versions with numbers that are none, of other shapes, or missing; pickles: tests/test_versions.py."""
     gateway, accepted = Gateway(folder), []
     router = gateway.router.thing
     good = router._policy.state()

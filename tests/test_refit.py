@@ -13,7 +13,8 @@ from deployments import profiler, refit
 from deployments.journal import Journal, Snapshot
 from deployments.refit import Refitter
 from deployments.router import Router
-from deployments.tracking import load_policy, save_policy
+from deployments.versions import load_policy, save_policy
+from policies.thompson import Thompson
 from policies.types import Arm, Decision, Feedback, Objective, Outcome
 from tests.gateway import Gateway, eventually
 from tests.helpers import make_profile
@@ -93,7 +94,7 @@ def test_a_published_version_brings_its_forecasts(journal: Journal, tmp_path: Pa
     taught = Refitter(ARMS, journal)
     happen(journal, 0, 200, "large")
     asyncio.run(taught.turn())
-    snapshot = Snapshot("thompson", ("small", "large"), 200, 0, taught.state())
+    snapshot = Snapshot("thompson", ("small", "large"), 200, 0, Thompson(ARMS).state() | taught.state())
     loaded = load_policy(tmp_path, 3, save_policy(snapshot, tmp_path))
     fresh = Refitter((Arm("large"), Arm("new")), Journal("sqlite://"))
     fresh.take(loaded.state, loaded.arms)

@@ -1,6 +1,7 @@
 """The workflow that this product was born from, on the real models: learn, route, survive, be recorded."""
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -19,6 +20,7 @@ from benchmarks.client import Answer, run_stream
 from benchmarks.client import ask as client_ask
 from benchmarks.demo import make_stream
 from deployments.app import NAMESPACE
+from deployments.policy import parse, run
 
 pytestmark = pytest.mark.live
 
@@ -170,6 +172,29 @@ def test_the_posterior_is_a_version_in_mlflow(system: str, learned: list[Answer]
     version = httpx.post(f"{system}/v1/router/versions", timeout=120).json()["version"]
     assert version >= 1
     assert ask(system, "hello")["policy_version"] == f"thompson-v{version}"
+
+
+def test_a_version_is_tried_as_a_shadow_on_live_traffic(system: str) -> None:
+    """Registered, taught by the journal, and heard without effect; an arm is known by what serves it."""
+    with httpx.Client(base_url=system, timeout=300) as client:
+
+        def command(line: str) -> str:
+            return run(client, parse(line.split()))
+
+        command("register")
+        version = command("register --policy uniform").split()[-1]
+        command(f"promote {version} --to shadow")
+        for i in range(10):
+            assert ask(system, f"What is {i} plus 5?")["policy_version"].startswith("thompson-v")
+        rollout = client.get("/v1/router/state").json()["rollout"]
+        assert rollout["roles"]["shadow"]["version"] == int(version)
+        assert sum(rollout["shadow"]["choices"].values()) == 10
+        assert any(line.split()[:2] == [version, "shadow"] for line in command("list").splitlines())
+        with pytest.raises(SystemExit, match="refused: "):
+            command(f"promote {version}")  # ten requests without feedback prove nothing
+        assert "shadow" not in json.loads(command("rollback --role shadow"))["roles"]
+        served = client.get("/v1/router/state").json()["served_by"]
+        assert set(served) == set(client.get("/v1/router/state").json()["models"])
 
 
 def test_metrics_are_exported_for_prometheus(cluster: Any, learned: list[Answer]) -> None:

@@ -1,0 +1,1 @@
+"""Looking at what was learned: the log, its numbers, its figures, and the report."""

@@ -1,0 +1,137 @@
+"""A log to look at: a journal by its URL, or the bundled one of a real `make demo`.
+
+`python -m notebooks.log sqlite:///var/journal.db --demo var/demo-seed1.parquet` bundles one: the routed decisions with
+their outcomes and feedback, rounded, without ids, hashes or any text; and what the demo measured of every strategy on
+the same tasks.
+"""
+
+import argparse
+import lzma
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import yaml
+
+from deployments.codec import decode, encode
+from deployments.journal import Journal
+from deployments.settings import GatewaySettings
+from policies.base import Policy
+from policies.ledger import Event, Ledger, Record
+from policies.registry import make_policy
+from policies.types import FORCED, Arm, Decision
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "notebooks/demo_log.msgpack.xz"
+
+
+@dataclass(frozen=True, eq=False)
+class DecisionLog:
+    """What was decided and what came of it.
+
+    arms: that may answer a chat, smallest first.
+    events: in the order of the journal.
+    records: of the routed decisions, in their order; what clients forced is among the events only.
+    truth: a row for each strategy and task of a demo: strategy, i, model, right, latency_s, cost_usd, utility; the
+        tasks' order is that of the records. None where nobody measured.
+    """
+
+    arms: tuple[Arm, ...]
+    events: list[Event]
+    records: list[Record]
+    truth: pd.DataFrame | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the arms."""
+        return [arm.name for arm in self.arms]
+
+    def learned(self, upto: int | None = None, name: str = "thompson") -> Policy:
+        """What a policy knows after the first so many routed decisions, learned anew from the log."""
+        policy, ledger = make_policy(name, self.arms), Ledger()
+        last = len(self.records) if upto is None else upto
+        kept = {record.decision.id for record in self.records[:last]}
+        for event in self.events:
+            forced = isinstance(event, Decision) and event.fallback == FORCED
+            if forced:
+                kept.add(event.id)
+            if (event.id if isinstance(event, Decision) else event.decision_id) in kept:
+                ledger.apply(event, policy)
+            if isinstance(event, Decision):
+                policy.advance(event.sequence + 1)
+        return policy
+
+
+def fold(events: list[Event], arms: tuple[Arm, ...], truth: pd.DataFrame | None = None) -> DecisionLog:
+    """The log of these events."""
+    ledger, names = Ledger(capacity=10**9), {arm.name for arm in arms}
+    for event in events:
+        ledger.apply(event, None)
+    decisions = [e for e in events if isinstance(e, Decision) and e.fallback != FORCED and e.arm in names]
+    records = [ledger.get(decision.id) for decision in sorted(decisions, key=lambda d: d.sequence)]
+    return DecisionLog(arms, events, [record for record in records if record is not None], truth)
+
+
+def load(where: str = "") -> DecisionLog:
+    """The log of a journal (sqlite:///... or postgresql+psycopg://...), by default the bundled one.
+
+    Raises:
+        ValueError: there are no routed decisions in it.
+    """
+    if where:
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        gateway = next(a for a in config["applications"] if a["import_path"].endswith(":gateway"))
+        arms = GatewaySettings.model_validate(gateway["args"]).arms()
+        log = fold([event for _, event in Journal(where).replay()], tuple(a for a in arms if "chat" in a.tasks))
+    else:
+        bundle = msgspec.msgpack.decode(lzma.decompress(BUNDLED.read_bytes()))
+        truth = pd.DataFrame(bundle["truth"])
+        log = fold([decode(*row) for row in bundle["events"]], msgspec.convert(bundle["arms"], tuple[Arm, ...]), truth)
+    if not log.records:
+        raise ValueError(f"no routed decisions in {where or BUNDLED}; send some requests with `model: auto` first")
+    return log
+
+
+def bundle(log: DecisionLog, truth: pd.DataFrame, path: Path = BUNDLED) -> None:
+    """Write a log small: see the module's text."""
+    short = {record.decision.id: f"{n}" for n, record in enumerate(log.records)}
+    events = []
+    for event in log.events:
+        if isinstance(event, Decision):
+            if event.id in short:
+                features = event.profile.features.astype(np.float16).astype(np.float64)
+                estimates = tuple(
+                    e._replace(**{k: float(np.float32(v)) for k, v in e._asdict().items() if isinstance(v, float)})
+                    for e in event.estimates
+                )
+                profile = replace(event.profile, features=features, reasons=())
+                events.append(
+                    replace(event, id=short[event.id], profile=profile, estimates=estimates, prompt_hash="", prompt="")
+                )
+        elif event.decision_id in short:
+            kept = {"decision_id": short[event.decision_id]} | ({"answer": ""} if hasattr(event, "answer") else {})
+            events.append(replace(event, **kept))
+    columns = ["strategy", "i", "kind", "model", "right", "latency_s", "cost_usd", "utility"]
+    content = {
+        "arms": log.arms,
+        "events": [(type(event).__name__.lower(), encode(event)) for event in events],
+        "truth": truth[columns].round(6).to_dict("list"),
+    }
+    path.write_bytes(lzma.compress(msgspec.msgpack.encode(content), preset=9))
+
+
+def main() -> None:
+    """Bundle a journal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("journal", help="URL")
+    parser.add_argument("--demo", type=Path, required=True, help="what the demo measured, a parquet file")
+    parser.add_argument("--out", type=Path, default=BUNDLED)
+    arguments = parser.parse_args()
+    bundle(load(arguments.journal), pd.read_parquet(arguments.demo), arguments.out)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The notebook runs from top to bottom, on the bundled log and on a journal; what its numbers say is right."""
+
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from notebooks import analysis, figures, report
+from notebooks.log import BUNDLED, DecisionLog, load
+from policies.types import FORCED
+
+
+@pytest.fixture(scope="module")
+def log() -> DecisionLog:
+    return load()
+
+
+def test_the_notebook_runs_and_its_report_reaches_mlflow(tmp_path: Path) -> None:
+    """A figure for every call, in one HTML file without any link to another; MLflow has it."""
+    notebook = report.execute()
+    page = report.to_html(notebook)
+    assert page.count("data:image/png;base64,") == len(figures.ALL)
+    assert page.count("How to read it") == len(figures.ALL) and "Traceback" not in page and 'src="http' not in page
+    (tmp_path / "report.html").write_text(page)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_experiment("a product", artifact_location=str(tmp_path / "art"))
+    run = report.log_to_mlflow(client.tracking_uri, "a product", [tmp_path / "report.html"])
+    assert [file.path for file in client.list_artifacts(run)] == ["report.html"]
+
+
+def test_the_bundled_log_is_small_and_has_no_text(log: DecisionLog) -> None:
+    """No prompt, answer, hash or id of a request; features only."""
+    assert BUNDLED.stat().st_size < 500_000
+    assert b"dec-" not in lzma.decompress(BUNDLED.read_bytes())
+    for record in log.records:
+        assert record.decision.prompt == record.decision.prompt_hash == "" and record.decision.fallback != FORCED
+        assert record.outcome is not None and record.outcome.answer == ""
+
+
+def test_the_log_is_the_demo_that_was_measured(log: DecisionLog) -> None:
+    """Arm by arm and task by task, and the scores are the checks of the answers."""
+    assert log.truth is not None
+    auto = log.truth[log.truth.strategy == "auto"]
+    frame = analysis.decisions(log)
+    assert (frame.arm.to_numpy() == auto.model.to_numpy()).all()
+    assert frame.score.to_numpy() == pytest.approx(auto.right.to_numpy())
+    assert frame.utility.mean() == pytest.approx(auto.utility.mean(), abs=0.02)  # the client's clock, and the router's
+
+
+def test_off_policy_intervals_cover_what_was_measured(log: DecisionLog) -> None:
+    """Where chance decided, every fixed arm and the static rules; the log of the learner refuses to guess."""
+    found = analysis.evaluations(log, explored=True).dropna(subset=["measured"])
+    assert len(found) == len(log.names) + 1 and (found.refused == "").all()
+    assert ((found.dr_low < found.measured) & (found.measured < found.dr_high)).all()
+    assert ((found.sequence_low < found.measured) & (found.measured < found.sequence_high)).all()
+    itself = analysis.evaluations(log).set_index("target")
+    assert "hardly ever tried" in itself.refused["nano"]
+
+
+def test_regret_against_the_best_of_each_task_only_grows(log: DecisionLog) -> None:
+    """That is, of every fixed size; and it grows least for `auto`, which has learned, in the last third."""
+    regret = analysis.measured_regret(log)
+    assert regret is not None and (regret[log.names].diff().dropna() >= -1e-9).all().all()
+    last = regret.iloc[-1] - regret.iloc[2 * len(regret) // 3]
+    assert last.idxmin() == "auto"
+
+
+def test_an_arm_has_the_same_colour_everywhere(log: DecisionLog) -> None:
+    """And no two have the same."""
+    colour = figures.colours(log)
+    drawn = {line.get_label(): line.get_color() for line in figures.shares(log).axes[0].get_lines()}
+    assert drawn == {arm: colour[arm] for arm in log.names}
+    assert len({colour[name] for name in [*log.names, "auto", "static rules"]}) == len(log.names) + 2
+
+
+def test_a_policy_learned_anew_from_the_log_expects_what_was_seen(log: DecisionLog) -> None:
+    """Within three standard deviations of its own belief, for every arm and kind with enough scores."""
+    frame = analysis.posterior(log)
+    seen = frame[frame.answers >= 40]
+    assert len(seen) >= 4
+    assert (np.abs(seen["mean"] - seen.seen) < 3 * seen.sd).all()

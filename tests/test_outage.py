@@ -1,0 +1,161 @@
+"""MLflow stops under load: requests notice nothing, and afterwards it has all.
+
+The server is stopped as a hanging one is (SIGSTOP: it accepts and never answers) for OUTAGE_S seconds, 6 by default.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from deployments.router import Router
+from deployments.settings import GatewaySettings
+from policies.types import Feedback, Objective, Outcome, Request
+from tests.helpers import make_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "6"))
+RATE = 50.0  # requests a second
+ROUNDS = 4  # a machine with other work may need more than one to tell a millisecond from its noise
+
+
+class Load:
+    """Requests at a constant rate to a real router, each scored; how long each waited for its decision."""
+
+    def __init__(self, folder: Path):
+        settings = {"models": {"small": {}, "large": {}}, "journal": f"sqlite:///{folder}/journal.db"}
+        self.router = Router(GatewaySettings.model_validate(settings), lambda: {"small": 1, "large": 1})
+        self.times: list[float] = []
+        self.waits: list[float] = []
+        self.scores = 0
+        self.ends = False
+        self._finishing: set[asyncio.Task[None]] = set()
+
+    async def play(self) -> None:
+        """Until it is told to end."""
+        due, profile = time.perf_counter(), make_profile()
+        identity = self.router._memory.identity
+        while not self.ends:
+            due += 1 / RATE
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            request = Request(identity.new_id(time.time()), profile, Objective(0.1))
+            began = time.perf_counter()
+            (decision,) = await self.router.decide([request], "an ingress", {})
+            self.waits.append(time.perf_counter() - began)
+            self.times.append(time.time())
+            task = asyncio.create_task(self._finish(decision))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+        await asyncio.gather(*self._finishing)
+
+    async def _finish(self, decision: object) -> None:
+        await self.router.observe([(decision, Outcome(decision.id, "ok", 0.05, 0.1))], "an ingress", {})  # type: ignore
+        await self.router.feedback([Feedback(decision.id, 1.0, "user", time.time())])  # type: ignore[attr-defined]
+        self.scores += 1
+
+    def p99(self, spans: list[tuple[float, float]]) -> float:
+        """Seconds: the median over the seconds of these spans of each second's 99th percentile."""
+        at, waits = np.array(self.times), np.array(self.waits)
+        starts = [start for begin, end in spans for start in np.arange(begin, end - 0.5)]
+        parts = [waits[(at >= start) & (at < start + 1)] for start in starts]
+        return float(np.median([np.quantile(part, 0.99) for part in parts if len(part)]))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real MLflow server, in a process group of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path)]
+    off = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(tmp_path / "mlflow.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=os.environ | off)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            try:
+                httpx.get(f"{uri}/health", timeout=1)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        yield uri, process
+    finally:
+        for kind in (signal.SIGCONT, signal.SIGKILL):
+            os.killpg(process.pid, kind)
+        process.wait()
+
+
+def follow(worker: subprocess.Popen[str], lines: list[tuple[float, float, int, str]]) -> None:
+    for line in worker.stdout or ():
+        took, row, wrong = line.split()
+        lines.append((time.time(), float(took), int(row), wrong))
+
+
+def until(check: object, patience_s: float = 120.0) -> None:
+    ends = time.time() + patience_s
+    while not check():  # type: ignore[operator]
+        assert time.time() < ends, "waited in vain"
+        time.sleep(0.2)
+
+
+def test_mlflow_stops_under_load(tmp_path: Path, server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Less than 1 ms is added to the p99 of a decision, nothing is lost, and all is there soon after."""
+    uri, process = server
+    load, lines = Load(tmp_path), list[tuple[float, float, int, str]]()
+    command = [sys.executable, "-m", "tests.exporter_worker", f"sqlite:///{tmp_path}/journal.db", uri]
+    worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    threading.Thread(target=follow, args=(worker, lines), daemon=True).start()
+    player = threading.Thread(target=lambda: asyncio.run(load.play()))
+    player.start()
+    calm, away, added = list[tuple[float, float]](), list[tuple[float, float]](), 0.0
+    journal = load.router._journal
+    try:
+        until(lambda: lines and lines[-1][2] > 100 and lines[-1][3] == "-")
+        for _ in range(ROUNDS):
+            begins = time.time()
+            time.sleep(OUTAGE_S)
+            os.killpg(process.pid, signal.SIGSTOP)
+            stopped = time.time()
+            time.sleep(OUTAGE_S)
+            os.killpg(process.pid, signal.SIGCONT)
+            again = time.time()
+            until(lambda again=again: lines[-1][0] > again and lines[-1][3] == "-")
+            calm.append((begins, stopped))
+            away.append((stopped, again))
+            added = load.p99(away) - load.p99(calm)
+            print(f"\n{len(load.waits)} requests; MLflow hung for {OUTAGE_S:g} s")
+            print(f"p99 {1000 * load.p99(calm):.3f} ms, then {1000 * load.p99(away):.3f} ms: {1000 * added:+.3f} ms")
+            print(f"caught up {lines[-1][0] - again:.0f} s later")
+            if added < 0.001:
+                break
+        load.ends = True
+        player.join()
+        until(lambda: lines[-1][2] == journal.last_row and time.time() - lines[-1][0] < 1)
+        time.sleep(4)  # the last interval is over
+    finally:
+        load.ends = True
+        worker.kill()
+    assert any(wrong != "-" for at, _, _, wrong in lines if away[0][0] < at < away[0][1] + 4), "it was not away"
+    assert added < 0.001
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("outage").experiment_id
+    (run,) = client.search_runs([experiment], "tags.policy_version = ''")
+    assert run.data.metrics["feedback_total"] == load.scores == len(load.waits)
+    history = client.get_metric_history(run.info.run_id, "feedback_total")
+    assert history[-1].step == len(load.waits)
+    told = {point.timestamp // 1000 for point in history}
+    wanted = {second for stopped, again in away for second in range(int(stopped) + 1, int(again) + 1)}
+    assert wanted <= told, "every second of the outage has its point"

@@ -1,0 +1,173 @@
+"""Operators and policy versions: by HTTP and by command, through the gate, against a real MLflow store."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from deployments.errors import ApiError
+from deployments.policy import parse, run
+from deployments.promotion import RefusedError
+from deployments.tracking import Tracker
+from deployments.version_routes import _told
+from deployments.versions import Registry, UnknownVersionError
+from policies.types import Feedback, Objective, Outcome, Request
+from tests.fakes import Remote
+from tests.gateway import Gateway
+from tests.helpers import make_profile
+
+
+class Operated(Gateway):
+    """A gateway with a tracker, at the prompt of an operator."""
+
+    def __init__(self, folder: Path, uri: str, **options: Any):
+        super().__init__(folder, mlflow_uri=uri, experiment="test", publish_every_s=1e6, **options)
+        self.tracker = Remote(Tracker(self.settings, self.router, 0.0))
+        self.registry = Registry(uri, "test")
+
+    def command(self, line: str, *more: str) -> Any:
+        """What `python -m deployments.policy` prints, read as JSON where it is."""
+        self.ingress.tracker = self.tracker
+        printed = run(self.client, parse([*line.split(), *more]))
+        return json.loads(printed) if printed.startswith("{") else printed
+
+    def refused(self, line: str, *more: str) -> str:
+        with pytest.raises(SystemExit) as refusal:
+            self.command(line, *more)
+        return str(refusal.value)
+
+    def serve(self, count: int) -> None:
+        """Requests past HTTP, of which `large` answers well and `small` does not."""
+        assert self.client.portal is not None
+        self.client.portal.call(self._serve, count)
+
+    async def _serve(self, count: int) -> None:
+        router = self.router.thing
+        for _ in range(count // 10):
+            now = time.time()
+            ids = [router._memory.identity.new_id(now) for _ in range(10)]
+            made = await router.decide([Request(i, make_profile(), Objective()) for i in ids], "test", {})
+            await router.observe([(d, Outcome(d.id, "ok", 0.1, 0.3, 20, 9)) for d in made], "test", {})
+            await router.feedback([Feedback(d.id, 0.9 if d.arm == "large" else 0.2, time_s=now) for d in made])
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def operated(tmp_path: Path, mlflow_uri: str) -> Iterator[Operated]:
+    """Arms drawn by chance, so that the log can tell of anything."""
+    made = Operated(tmp_path, mlflow_uri, policy="uniform")
+    with made.client:
+        yield made
+
+
+def test_from_an_idea_to_the_champion_and_back(operated: Operated) -> None:
+    """Registered, judged on what came after it, promoted, watched, rolled back; each step is seen in the registry."""
+    operated.serve(200)
+    assert operated.command("register") == "registered as version 1"
+    options = json.dumps({"exploration": 0.3})
+    assert operated.command("register --policy thompson --options", options) == "registered as version 2"
+    assert "refused: " in operated.refused("promote 2")  # nothing has been decided since
+    operated.serve(600)
+
+    report = operated.command("evaluate 2")
+    assert report["promote"] and report["lower"] > 0.2 and report["champion_version"] == 1
+    assert report["difference"]["value"] == pytest.approx(0.35, abs=0.06)  # it takes `large`: 0.9, not 0.55
+    assert operated.command("show 2")["evaluation"] == report
+
+    state = operated.command("promote 2")
+    assert state["roles"]["champion"] == {"version": 2, "policy": "thompson", "options": {"exploration": 0.3}} | {
+        "share": 0.8
+    }
+    assert operated.registry.aliases() == {"champion": 2, "challenger": 3}  # 3 is what version 1 had become
+    assert operated.registry.show(3)["tags"]["parent"] == "1"
+    assert operated.chat().headers["x-router-policy-version"] in ("thompson-v2", "uniform-v3")
+    operated.serve(100)
+    assert operated.client.get("/v1/router/state").json()["rollout"]["watch"]["rewards"] > 50
+
+    state = operated.command("rollback --reason", "it is Friday")
+    assert state["roles"] == {"champion": {"version": 3, "policy": "uniform", "options": {}, "share": 1.0}}
+    assert operated.chat().headers["x-router-policy-version"] == "uniform-v3"
+    operated.command("promote 1 --to shadow")
+    assert operated.registry.aliases() == {"champion": 3, "shadow": 1}
+    assert "it is Friday" in operated.registry.show(2)["tags"]["rolled_back"]
+    table = operated.command("list").splitlines()
+    assert [line.split()[0] for line in table] == ["version", "3", "2", "1"] and "shadow" in table[3]
+
+
+def test_a_worse_challenger_is_refused_unless_somebody_answers_for_it(operated: Operated) -> None:
+    """The refusal gives the bound; the override stands on the version, with its reason."""
+    operated.command("register")
+    operated.command("register --policy always --options", '{"arm": "small"}')
+    operated.serve(600)
+    why = operated.refused("promote 2")
+    assert "all below 0" in why and "override_gate" in why
+    assert operated.registry.aliases() == {"champion": 1}
+    assert operated.registry.show(2)["tags"]["evaluation.promote"] == "False"
+    state = operated.command("promote 2 --override-gate --reason", "a drill")
+    assert state["roles"]["champion"]["policy"] == "always" and not state["evaluation"]["promote"]
+    assert operated.registry.show(2)["tags"]["override_reason"] == "a drill"
+    rounds = 0
+    while operated.client.get("/v1/router/state").json()["rollout"]["watch"] is not None and rounds < 100:
+        operated.serve(10)
+        rounds += 1
+    print(f"rolled back by itself after {10 * rounds} requests")
+    assert operated.client.get("/v1/router/state").json()["policy"] == "uniform" and rounds < 60
+
+
+def test_a_challenger_gets_its_share_and_a_shadow_none(operated: Operated) -> None:
+    """Both without the gate: they are how it gets to know."""
+    operated.command("register")
+    operated.command("register --policy always --options", '{"arm": "small"}')
+    operated.command("register --policy always --options", '{"arm": "large"}')
+    operated.command("promote 2 --to challenger --share 0.3")
+    operated.command("promote 3 --to shadow")
+    operated.serve(500)
+    rollout = operated.client.get("/v1/router/state").json()["rollout"]
+    assert rollout["shadow"]["choices"] == {"large": 500} and 100 < rollout["shadow"]["agreed"] < 250
+    records = [r.decision for r in operated.router.thing._memory.ledger._records.values()]
+    assert {round(d.estimate("large").propensity, 6) for d in records} == {0.35}
+    assert sum(d.policy_version == "always-v2" for d in records) == pytest.approx(150, abs=40)
+    assert operated.command("rollback --role challenger")["roles"].keys() == {"champion", "shadow"}
+    difference = operated.command("diff 2 3")
+    assert difference["decide_otherwise"] == 1.0 and difference["shares"][0]["small"] == 1.0
+
+
+def test_what_cannot_be_done_is_said_in_words(operated: Operated, tmp_path: Path) -> None:
+    """And with the right status; without MLflow there are no versions, but still the rest."""
+    assert "no version of the champion is registered" in operated.refused("evaluate 1")
+    operated.command("register")
+    assert operated.refused("show 7") == "there is no version 7 of router-policy; `list` shows those there are"
+    assert operated.client.get("/v1/router/versions/7").status_code == 404
+    assert "version 1 is the champion" in operated.refused("promote 1")
+    assert "unknown policy 'oracle'" in operated.refused("register --policy oracle")
+    assert "no promotion is being watched" in operated.refused("rollback")
+    assert operated.client.post("/v1/router/versions/1/promote", json={"to": "chief"}).status_code == 400
+    bare = Gateway(tmp_path / "bare")
+    with bare.client:
+        answer = bare.client.get("/v1/router/versions")
+        assert answer.status_code == 409 and "set mlflow_uri" in answer.json()["error"]["message"]
+        assert bare.client.post("/v1/router/versions/rollback", json={}).json()["error"]["code"] == "refused"
+    with pytest.raises(SystemExit):
+        parse(["promote", "2", "--override-gate"])
+    with pytest.raises(SystemExit):
+        parse(["evaluate"])
+
+
+def test_a_refusal_that_comes_from_an_actor_keeps_its_status_and_words() -> None:
+    """Ray wraps what an actor raises, with a traceback in its text that is nobody's business."""
+    cases = ((UnknownVersionError("no such version"), 404), (RefusedError("not yet"), 409), (OSError("down"), 503))
+    for raised, status in cases:
+
+        async def call(error: Exception = raised) -> None:
+            raise RayTaskError("operate", "Traceback of 40 lines", error).as_instanceof_cause()
+
+        with pytest.raises(ApiError) as answer:
+            asyncio.run(_told(call()))
+        assert answer.value.status == status and "Traceback" not in answer.value.message
+        if status != 503:
+            assert answer.value.message == str(raised)
