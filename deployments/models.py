@@ -12,6 +12,9 @@ from pydantic import ValidationError
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 
+from deployments import orphans
+from deployments.watchdog import Watchdog
+
 REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
 WARM_UP: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
@@ -21,15 +24,28 @@ WARM_UP: dict[str, dict[str, Any]] = {
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
-    """An LLMServer that speaks bytes, and that has answered once before it reports ready."""
+    """An LLMServer that speaks bytes, has answered once before it reports ready, notices when its engine hangs, and
+    leaves no engine behind.
+    """
 
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
+        orphans.guard()
         await super().__init__(llm_config, **options)
+        self._watchdog = Watchdog(self.engine._engine_client.output_processor)
         tasks = ("embed",) if llm_config.engine_kwargs.get("runner") == "pooling" else ("chat", "completion")
         for task in tasks:  # the first request compiles and allocates for many seconds
             for stream in (False, True) if task != "embed" else (False,):
                 async for _ in self.generate(task, {**WARM_UP[task], "stream": stream}):
                     pass
+
+    async def check_health(self) -> None:
+        """Serve asks every `health_check_period_s`, and replaces the replica when this raises three times in a row.
+
+        Raises:
+            HungEngineError: the engine hangs; what vLLM raises when the engine's process is gone.
+        """
+        await super().check_health()
+        self._watchdog.check()
 
     async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
         """Answer one request.
