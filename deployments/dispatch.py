@@ -14,6 +14,7 @@ from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
 from deployments.settings import Tuning
+from deployments.spans import Spans
 from policies.types import Arm, Decision, Objective, Outcome, Request
 
 FULL, RESTING = "its line is full", "its circuit breaker is open after failures in a row"
@@ -83,6 +84,7 @@ class Dispatcher:
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
         self.breakers = {arm: Breaker() for arm in arms}
+        self.spans = Spans.wanted()
 
     def configure(self, tuning: Tuning) -> None:
         """Take over changed settings."""
@@ -253,6 +255,8 @@ class Dispatcher:
             self.breakers[decision.arm].end(outcome.status)
         self._decider.report(decision, outcome)
         logs.finished(decision, outcome)
+        if self.spans is not None:
+            self.spans.finished(decision, outcome)
 
 
 def full(wait_s: float) -> ApiError:

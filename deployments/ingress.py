@@ -123,6 +123,8 @@ class Ingress:
         request_id = http.headers.get("x-request-id", "")  # Serve takes the client's or makes one, and answers with it
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else "-"  # it goes into the log
         logs.REQUEST_ID.set(request_id)
+        if self.dispatcher.spans is not None:
+            self.dispatcher.spans.arrived(http.headers)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, request.rank())
         with self.dispatcher.admission.deciding():
@@ -218,8 +220,8 @@ class Ingress:
                 yield _event(_shown(report))
             else:
                 outcome = self._outcome(answer, report, ttft_s, listener)
-        except Exception as error:
-            log.error("the answer of %s broke off (%s)", decision.arm, type(error).__name__)
+        except Exception:
+            log.exception("the answer of %s broke off", decision.arm)
             outcome = Outcome(decision.id, "error", ttft_s)
             answer.rest.cancel()
             yield _event(errors.body(502, "the model failed while it answered; send the request again"))

@@ -27,7 +27,7 @@ listen stats
     [("", "*:8000"), ("127.0.0.1:8000", "127.0.0.1:8000"), ("::1:8000", "::1:8000"), ("0.0.0.0:8000", "0.0.0.0:8000")],
 )
 def test_everything_listens_where_the_config_says(tmp_path: Path, gateway: str, bound_to: str) -> None:
-    """Metrics and statistics on loopback; the gateway at http_options.host, or where Serve has it if nothing is said."""
+    """Metrics and statistics on loopback; the gateway at http_options.host, or as Serve has it if empty."""
     variables = dataplane.environment(tmp_path, offset=70, gateway=gateway)
     config = tmp_path / "haproxy.cfg"
     config.write_text(TEMPLATE.format(metrics=9171, stats=8474))
