@@ -4,6 +4,7 @@
 needs to import vLLM; the last item carries what was measured.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +14,7 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 
 from deployments import orphans
-from deployments.watchdog import Watchdog
+from deployments.watchdog import ANSWER_S, Watchdog
 
 REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
 WARM_UP: dict[str, dict[str, Any]] = {
@@ -42,10 +43,13 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         """Serve asks every `health_check_period_s`, and replaces the replica when this raises three times in a row.
 
         Raises:
-            HungEngineError: the engine hangs; what vLLM raises when the engine's process is gone.
+            HungEngineError: the engine makes no tokens. TimeoutError: it answers nothing at all.
+            EngineDeadError: vLLM's, when its process is gone.
         """
         await super().check_health()
         self._watchdog.check()
+        async with asyncio.timeout(ANSWER_S):
+            await self.engine.is_sleeping()  # any call that goes to the engine's process and back
 
     async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
         """Answer one request.

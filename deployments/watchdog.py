@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 STALL_S = 20.0  # a step takes milliseconds, a chunk of a long prompt a second
+ANSWER_S = 10.0  # to a call that an engine answers between two steps
 
 
 class HungEngineError(RuntimeError):

@@ -19,6 +19,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+NEEDS = {"": (), "url": ("url",), "state": ("url", "state"), "minutes": ("url", "state", "minutes")}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -34,11 +36,14 @@ class System:
 
     url: str
     state: Path | None = None
+    minutes: float = 0.0  # for the soaks
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row: `check` takes an empty folder, or a System where it needs its `url`, or its `state` as well."""
+    """One row: `check` takes an empty folder, or a System where it needs its `url`, or its `state` and
+    `minutes` as well.
+    """
 
     id: str
     what: str
@@ -49,17 +54,22 @@ class Fault:
 
 def main() -> None:
     """The command line."""
-    from tests import faults_input, faults_live, faults_load
+    from tests import faults_input, faults_kill, faults_live, faults_load, faults_run
 
-    catalogue = [*faults_input.FAULTS, *faults_load.FAULTS, *faults_live.FAULTS]
+    rooms = (faults_input, faults_load, faults_live, faults_run, faults_kill)
+    catalogue = [fault for room in rooms for fault in room.FAULTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", nargs="+", metavar="ID", help=" ".join(dict.fromkeys(fault.id for fault in catalogue))
     )
     parser.add_argument("--url", help="of a running system")
     parser.add_argument("--state", type=Path, help="its folder: its processes may be killed")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="of each soak, T6 and T21; without, they are left out"
+    )
+    parser.add_argument("--table", type=Path, help="a file for the table, too")
     given = parser.parse_args()
-    system = System(given.url.rstrip("/"), given.state) if given.url else None
+    system = System(given.url.rstrip("/"), given.state, given.minutes) if given.url else None
     logging.disable(logging.CRITICAL)
     rows, broken = [], 0
     for fault in sorted(catalogue, key=lambda fault: int(fault.id[1:])):
@@ -67,9 +77,9 @@ def main() -> None:
             continue
         began = time.perf_counter()
         try:
-            if fault.needs and (system is None or (fault.needs == "state" and system.state is None)):
-                wanted = "--url" if fault.needs == "url" else "--url and --state"
-                rows.append([fault.id, fault.what, f"needs {wanted}", fault.bar, "live", ""])
+            if missing := [name for name in NEEDS[fault.needs] if not getattr(system, name, None)]:
+                needs = " and ".join(f"--{name}" for name in missing)
+                rows.append([fault.id, fault.what, f"needs {needs}", fault.bar, "live", ""])
                 continue
             if fault.needs:
                 finding = fault.check(system)
@@ -83,7 +93,10 @@ def main() -> None:
         seconds = f"{time.perf_counter() - began:.1f}"
         rows.append([fault.id, fault.what, finding.figure, fault.bar, "yes" if finding.held else "NO", seconds])
         print(f"{fault.id} {'held' if finding.held else 'NOT HELD'}: {finding.figure}", file=sys.stderr, flush=True)
-    print(tabulate(rows, ["", "fault", "figure", "bar", "held", "s"], "github", disable_numparse=True))
+    table = tabulate(rows, ["", "fault", "figure", "bar", "held", "s"], "github", disable_numparse=True)
+    print(table)
+    if given.table:
+        given.table.write_text(table + "\n")
     sys.exit(bool(broken))
 
 
