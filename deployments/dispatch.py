@@ -15,6 +15,7 @@ from deployments.decider import Decider
 from deployments.errors import ApiError
 from deployments.settings import Tuning
 from deployments.spans import Spans
+from deployments.waker import Waker
 from policies.types import Arm, Decision, Objective, Outcome, Request
 
 FULL, RESTING = "its line is full", "its circuit breaker is open after failures in a row"
@@ -84,7 +85,7 @@ class Dispatcher:
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
         self.breakers = {arm: Breaker() for arm in arms}
-        self.spans = Spans.wanted()
+        self.spans, self._waker = Spans.wanted(), Waker(self._handle)
 
     def configure(self, tuning: Tuning) -> None:
         """Take over changed settings."""
@@ -103,6 +104,9 @@ class Dispatcher:
         except FullError as error:
             raise full(error.retry_after_s) from None
         may = [a.name for a in self._arms.values() if task in a.tasks and a.name in (objective.models or self._arms)]
+        for arm in may:
+            if not self._decider.replicas(arm):
+                self._waker.wake(arm, task)
         unavailable = {arm: why for arm in may if (why := self._why_not(arm, rank))}
         if may and len(unavailable) == len(may):
             if FULL in unavailable.values():
