@@ -54,9 +54,9 @@ class Fault:
 
 def main() -> None:
     """The command line."""
-    from tests import faults_input, faults_kill, faults_live, faults_load, faults_run
+    from tests import faults_input, faults_kill, faults_live, faults_load, faults_memory, faults_parts, faults_run
 
-    rooms = (faults_input, faults_load, faults_live, faults_run, faults_kill)
+    rooms = (faults_input, faults_load, faults_memory, faults_parts, faults_live, faults_run, faults_kill)
     catalogue = [fault for room in rooms for fault in room.FAULTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
