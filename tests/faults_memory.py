@@ -58,7 +58,7 @@ def refusing(gateway: Gateway, pragma: str, well: str) -> Iterator[None]:
 
 
 def t8(folder: Path) -> Finding:
-    """The journal's database is locked by another for 12 s, then full, then read-only."""
+    """The journal's database is locked by another for as long, then full, then read-only."""
     parts, held = [], True
     troubles = {
         "locked": lambda gateway, path: locked(gateway, path),
@@ -74,13 +74,13 @@ def t8(folder: Path) -> Finding:
             journal = gateway.router.thing._journal
             statuses, during = Counter[int](), []
             with trouble(gateway, folder / name / "journal.db"):
-                ends = time.monotonic() + (12 if name == "locked" else 4)
-                score = gateway.client.post("/v1/feedback", json={"decision_id": before[0], "score": 1.0})
+                ends = time.monotonic() + (7 if name == "locked" else 4)
                 while time.monotonic() < ends:
                     answer = gateway.chat()
                     statuses[answer.status_code] += 1
                     during.append(answer.headers["x-router-decision-id"])
                     time.sleep(0.1)
+                score = gateway.client.post("/v1/feedback", json={"decision_id": before[0], "score": 1.0})
                 waiting = journal.waiting_rows
             began = time.monotonic()
             while (gateway.ingress.decider._reporting or journal.busy) and time.monotonic() - began < 60:
