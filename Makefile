@@ -47,8 +47,9 @@ bench-speed: .venv/installed  ## what routing costs, beside other gateways; star
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest
 
-test-faults: .venv/installed  ## the catalogue of faults as a table; URL=http://127.0.0.1:8000 STATE=var for the live ones,
-	## MINUTES=20 for the soaks, ONLY="T2 T5" for some, TABLE=deploy/FAULTS.md to keep the figures
+# URL=http://127.0.0.1:8000 STATE=var for those of the running system, MINUTES=20 for the soaks, ONLY="T2 T5" for some,
+# TABLE=deploy/FAULTS.md to keep the figures there
+test-faults: .venv/installed  ## the catalogue of faults as a table
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) \
 		$(if $(STATE),--state $(STATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(TABLE),--table $(TABLE))
