@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class Call:
     """One request on its way to an arm.
 
-    task, body: see ModelServer.generate. rank: see admission.py. request_id: for the log.
+    task, body: see ModelServer. rank: see admission.py. request_id: for the log.
     """
 
     task: str
@@ -39,7 +39,8 @@ class Call:
 class Answer:
     """An answer that has begun.
 
-    decision: of the arm that gives it. started: when it was asked. first: its first item. rest: the others.
+    decision: of the arm that gives it. started: when it was asked.
+    first: its first item; if it is no stream, the only one. rest: the others; can be cancelled.
     """
 
     decision: Decision
@@ -81,11 +82,11 @@ class Dispatcher:
 
     def __init__(self, decider: Decider, arms: dict[str, Arm], connect: Callable[[str], Any]):
         self._decider, self._arms, self._connect = decider, arms, connect
-        self._handles: dict[str, Any] = {}
+        self._methods: dict[tuple[str, bool], Any] = {}  # by arm, and whether it streams
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
         self.breakers = {arm: Breaker() for arm in arms}
-        self.spans, self._waker = Spans.wanted(), Waker(self._handle)
+        self.spans, self._waker = Spans.wanted(), Waker(lambda arm: self._method(arm, False))
 
     def configure(self, tuning: Tuning) -> None:
         """Take over changed settings."""
@@ -171,11 +172,12 @@ class Dispatcher:
 
     async def _attempt(self, decision: Decision, call: Call) -> Answer:
         arm, tuning = decision.arm, self._decider.tuning
-        patience_s = tuning.first_byte_timeout_s if call.body.get("stream") else tuning.answer_timeout_s
+        streams = bool(call.body.get("stream"))
+        patience_s = tuning.first_byte_timeout_s if streams else tuning.answer_timeout_s
         line, breaker, started = self.admission.lines[arm], self.breakers[arm], time.perf_counter()
         place = self._places[decision.id] = _Place()
         self._decider.in_flight[arm] += 1
-        stream = None
+        answer = None
         try:
             place.entered = await line.enter(call.rank)
             if not breaker.admits:  # it opened while this one waited, or somebody else is its probe
@@ -183,25 +185,24 @@ class Dispatcher:
             breaker.begin()
             place.asked = True
             async with asyncio.timeout(patience_s):
-                stream = (await self._handle(arm)).generate.remote(call.task, call.body)
-                rest = aiter(stream)
-                first = await anext(rest)
+                answer = (await self._method(arm, streams)).remote(call.task, call.body)
+                first = await (anext(answer) if streams else answer)
             if first[1] is not None and first[1].get("status", 0) >= 500:
                 raise RuntimeError("the model answered with a server error")
-            return Answer(decision, started, first, rest)
+            return Answer(decision, started, first, answer)
         except Exception as error:
             name = type(error).__name__
             busy = isinstance(error, FullError) or name == "BackPressureError"
             if not busy:
                 log.warning("%s: %s failed before its first byte (%s)", call.request_id, arm, name)
-            if stream is not None:
-                stream.cancel()
+            if answer is not None:
+                answer.cancel()
             self.finish(decision, Outcome(decision.id, "rejected" if busy else "error"))
             wait_s = error.retry_after_s if isinstance(error, FullError) else 1.0
             raise _FailedError(decision, wait_s if busy else None) from None
         except asyncio.CancelledError:  # the client left: let the engine go on to others
-            if stream is not None:
-                stream.cancel()
+            if answer is not None:
+                answer.cancel()
             self.finish(decision, Outcome(decision.id, "disconnected"))
             raise
 
@@ -219,26 +220,27 @@ class Dispatcher:
         again = self._decider.decide_here(request, fallback)
         return again if again.arm else None
 
-    async def _handle(self, arm: str) -> Any:
-        if arm not in self._handles:  # asks Serve's controller, which may be away
-            handle = await asyncio.to_thread(self._connect, arm)
-            self._handles[arm] = handle.options(stream=True)  # makes its router, which lives in this event loop
-        return self._handles[arm]
+    async def _method(self, arm: str, streams: bool) -> Any:
+        """The handle's method, bound once: each `handle.method` would be a new handle."""
+        if (arm, streams) not in self._methods:
+            handle = await asyncio.to_thread(self._connect, arm)  # asks Serve's controller, which may be away
+            # bound here and not in the thread: in throughput mode a handle belongs to the event loop that it begins in
+            self._methods[arm, True] = handle.options(stream=True).generate
+            self._methods[arm, False] = handle.complete
+        return self._methods[arm, streams]
 
     async def aside(self, arm: str, body: dict[str, Any]) -> str:
         """The text of an answer that no client asked for: it waits like batch work, and nobody learns from it."""
-        line, stream = self.admission.lines[arm], None
+        line, answer = self.admission.lines[arm], None
         await line.enter(BATCH)
         self._decider.in_flight[arm] += 1
         try:
-            stream = (await self._handle(arm)).generate.remote("chat", body)
-            async for payload, report in stream:
-                if report is not None:
-                    return str(json.loads(payload)["choices"][0]["message"]["content"])
-            raise RuntimeError("the model gave no answer")
+            answer = (await self._method(arm, False)).remote("chat", body)
+            payload, _ = await answer
+            return str(json.loads(payload)["choices"][0]["message"]["content"])
         except BaseException:
-            if stream is not None:
-                stream.cancel()
+            if answer is not None:
+                answer.cancel()
             raise
         finally:
             self._decider.in_flight[arm] -= 1

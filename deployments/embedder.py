@@ -2,14 +2,13 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 
 
 class EmbeddingServer:
-    """Has the `generate` of ModelServer for the task `embed`.
+    """Has the `complete` of ModelServer for the task `embed`.
 
     Args:
         model_id: what clients call it.
@@ -21,13 +20,12 @@ class EmbeddingServer:
 
         self._id, self._model = model_id, StaticModel.from_pretrained(source)
 
-    async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
-        """Embed `input`, a text or a list of texts; see ModelServer.generate."""
+    async def complete(self, task: str, body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """Embed `input`, a text or a list of texts; see ModelServer.complete."""
         if body.get("dimensions") not in (None, self._model.dim):
             message = f"dimensions: this model's embeddings have {self._model.dim}; leave it out"
             error = {"message": message, "type": "invalid_request_error", "param": "dimensions", "code": None}
-            yield b"", {"error": error, "status": 400}
-            return
+            return b"", {"error": error, "status": 400}
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         vectors = self._model.encode(texts).astype(np.float32)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -43,4 +41,4 @@ class EmbeddingServer:
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "model": self._id, "data": data, "usage": usage}
-        yield json.dumps(answer).encode(), {"prompt_tokens": tokens, "output_tokens": 0, "finish_reason": ""}
+        return json.dumps(answer).encode(), {"prompt_tokens": tokens, "output_tokens": 0, "finish_reason": ""}

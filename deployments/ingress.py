@@ -150,9 +150,6 @@ class Ingress:
             listener = Listener(task, body, self.decider.store_text or self.judge.picks(decision))
             if request.stream:
                 return Streamed(self._stream(answer, listener), headers, lambda: self._gone(answer))
-            async with asyncio.timeout(self.decider.tuning.answer_timeout_s):
-                async for _, more in answer.rest:
-                    report = more or report
             listener.hear(payload)
             self.dispatcher.finish(decision, self._outcome(answer, report or {}, 0.0, listener))
             return Response(payload, media_type="application/json", headers=headers)

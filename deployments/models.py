@@ -1,7 +1,8 @@
 """One model size behind Ray Serve: vLLM through ray.serve.llm, deployed once per size as its own application.
 
-`generate` takes a plain OpenAI request body and yields bytes that go to the client as they are, so that nobody else
-needs to import vLLM; the last item carries what was measured.
+`complete` and `generate` take a plain OpenAI request body and give bytes that go to the client as they are, so that
+nobody else needs to import vLLM, and with the last of them what was measured. A whole answer is a call of its own because
+it costs both sides much less than a stream of one.
 """
 
 import asyncio
@@ -35,8 +36,9 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         self._watchdog = Watchdog(self.engine._engine_client.output_processor)
         tasks = ("embed",) if llm_config.engine_kwargs.get("runner") == "pooling" else ("chat", "completion")
         for task in tasks:  # the first request compiles and allocates for many seconds
-            for stream in (False, True) if task != "embed" else (False,):
-                async for _ in self.generate(task, {**WARM_UP[task], "stream": stream}):
+            await self.complete(task, WARM_UP[task])
+            if task != "embed":
+                async for _ in self.generate(task, {**WARM_UP[task], "stream": True}):
                     pass
 
     async def check_health(self) -> None:
@@ -51,36 +53,44 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         async with asyncio.timeout(ANSWER_S):
             await self.engine.is_sleeping()  # any call that goes to the engine's process and back
 
-    async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
-        """Answer one request.
+    async def complete(self, task: str, body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """Answer one request in one piece.
 
         Args:
             task: chat, completion or embed.
             body: the request in OpenAI's shape, without `model`.
 
-        Yields:
-            (bytes for the client, None or, with the last item, a report). The report has `prompt_tokens`,
-            `output_tokens`, `finish_reason`; or `error` (OpenAI's error object) and `status` (of HTTP).
+        Returns:
+            Bytes for the client, and a report: `prompt_tokens`, `output_tokens`, `finish_reason`; or `error` (OpenAI's
+            error object) and `status` (of HTTP).
         """
-        stream = bool(body.get("stream"))
-        shown = bool((body.get("stream_options") or {}).get("include_usage"))
-        if stream:
-            body = {**body, "stream_options": {"include_usage": True}}
-        elif task == "embed":
+        if task == "embed":
             body = {key: value for key, value in body.items() if key != "stream"}
-        try:
-            request = REQUESTS[task](model=self._llm_config.model_id, **body)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            yield b"", _failure(f"{where}: {first['msg']}" if where else first["msg"], 400, where or None)
-            return
+        request = self._request(task, body)
+        if isinstance(request, dict):
+            return b"", request
         method = {"chat": self.chat, "completion": self.completions, "embed": self.embeddings}[task]
-        answer = await method(request)
-        if not stream:
-            async for item in answer:
-                yield _whole(item)
+        answer = b"", _failure("the engine gave no answer", 500)
+        async for item in await method(request):  # to its end: the engine cleans up after it
+            answer = _whole(item)
+        return answer
+
+    async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
+        """Answer one request as a stream.
+
+        Args:
+            task: chat or completion.
+            body: as of `complete`.
+
+        Yields:
+            (bytes for the client, None or, with the last item, a report as of `complete`).
+        """
+        shown = bool((body.get("stream_options") or {}).get("include_usage"))
+        request = self._request(task, {**body, "stream_options": {"include_usage": True}})
+        if isinstance(request, dict):
+            yield b"", request
             return
+        answer = await (self.chat if task == "chat" else self.completions)(request)
         report: dict[str, Any] = {"prompt_tokens": 0, "output_tokens": 0, "finish_reason": ""}
         async for items in answer:
             parts: list[str] = []
@@ -93,6 +103,15 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             if parts:
                 yield "".join(parts).encode(), None
         yield b"", report
+
+    def _request(self, task: str, body: dict[str, Any]) -> Any:
+        """The engine's request, or a report that says what is wrong with it."""
+        try:
+            return REQUESTS[task](model=self._llm_config.model_id, **body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return _failure(f"{where}: {first['msg']}" if where else first["msg"], 400, where or None)
 
 
 def _read(chunk: str, report: dict[str, Any]) -> bool:

@@ -25,12 +25,12 @@ class Waker:
     """Of one ingress replica.
 
     Args:
-        handle: gives the streaming handle of an arm's application.
+        method: gives what asks an arm for an answer in one piece.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, handle: Callable[[str], Awaitable[Any]], clock: Callable[[], float] = time.monotonic):
-        self._handle, self._clock = handle, clock
+    def __init__(self, method: Callable[[str], Awaitable[Any]], clock: Callable[[], float] = time.monotonic):
+        self._method, self._clock = method, clock
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._next_s: dict[str, float] = {}
 
@@ -44,8 +44,7 @@ class Waker:
         try:
             with suppress(Exception):  # it may be gone for another reason; the next request tries again
                 async with asyncio.timeout(PATIENCE_S):
-                    async for _ in (await self._handle(arm)).generate.remote(task, BODIES[task]):
-                        pass
+                    await (await self._method(arm)).remote(task, BODIES[task])
         finally:
             self._next_s[arm] = self._clock() + AGAIN_S
             del self._calls[arm]

@@ -45,9 +45,32 @@ class FakeModel:
             yield json.dumps({"model": self.name, "choices": [{"message": {"content": self.name}}]}).encode(), report
 
     def options(self, stream: bool) -> "FakeModel":
-        """As a handle's; as there, only in an event loop."""
+        """As a handle's in throughput mode, which cannot be used outside of an event loop."""
         asyncio.get_running_loop()
         return self
+
+    @property
+    def complete(self) -> Any:
+        """As a handle's method: the only item of a whole answer."""
+        model = self
+
+        class Whole:
+            def __init__(self, task: str, body: dict[str, Any]):
+                model.calls.append(body)
+                self._items = (model.script or model._speak)(task, body)
+
+            def __await__(self) -> Any:
+                return anext(self._items).__await__()
+
+            def cancel(self) -> None:
+                model.cancelled += 1
+
+        class Call:
+            @staticmethod
+            def remote(task: str, body: dict[str, Any]) -> Whole:
+                return Whole(task, body)
+
+        return Call
 
     @property
     def generate(self) -> Any:

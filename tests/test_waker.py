@@ -21,11 +21,11 @@ def test_one_call_at_a_time_and_not_at_once_again() -> None:
             raise RuntimeError("it did not start")
             yield b"", None
 
-        async def handle(_: str) -> FakeModel:
-            return model
+        async def method(_: str) -> Any:
+            return model.complete
 
         model.script = slow
-        waker = Waker(handle, lambda: now[0])
+        waker = Waker(method, lambda: now[0])
         for step in ("first", "under way", "ended", "just now", "later"):
             if step == "ended":
                 done.set()
