@@ -217,8 +217,8 @@ class Ingress:
                 yield _event(_shown(report))
             else:
                 outcome = self._outcome(answer, report, ttft_s, listener)
-        except Exception:
-            log.exception("the answer of %s broke off", decision.arm)
+        except Exception as error:
+            log.error("the answer of %s broke off (%s)", decision.arm, type(error).__name__)
             outcome = Outcome(decision.id, "error", ttft_s)
             answer.rest.cancel()
             yield _event(errors.body(502, "the model failed while it answered; send the request again"))

@@ -1,8 +1,8 @@
 """One model size behind Ray Serve: vLLM through ray.serve.llm, deployed once per size as its own application.
 
 `complete` and `generate` take a plain OpenAI request body and give bytes that go to the client as they are, so that
-nobody else needs to import vLLM, and with the last of them what was measured. A whole answer is a call of its own because
-it costs both sides much less than a stream of one.
+nobody else needs to import vLLM, and with the last of them what was measured. A whole answer is a call of its own
+because it costs both sides much less than a stream of one.
 """
 
 import asyncio
