@@ -100,7 +100,12 @@ def t8(folder: Path) -> Finding:
 
 def t22(_: Path) -> Finding:
     """1,000 logs of a policy that learned: how often 95 % intervals hold the truth; and whether propensities do."""
-    rows = coverage("clear", LOGS, LENGTH, seed=22)
+    every = coverage("clear", LOGS, LENGTH, seed=22)
+    rows = [row for row in every if float(str(row["refused"])) < 0.5]  # of logs too short for a question few remain
+    targets, refused = (
+        {row["target"] for row in rows},
+        {row["target"] for row in every} - {row["target"] for row in rows},
+    )
     shown = {
         "IPS, stabilised": "IPS",
         "DR, stabilised": "DR",
@@ -121,28 +126,29 @@ def t22(_: Path) -> Finding:
             cases.append((np.bincount([names.index(d.arm) for d in decisions], minlength=k), propensities))
     p = p_value(cases)
     worst = ", ".join(f"{name} {100 * share:.1f} %" for name, share in covered.items())
-    figure = f"least of four targets: {worst}; choices against propensities p = {p:.2f}, sums 1 ± {sums:.0e}"
+    figure = f"least of {len(targets)} targets: {worst} ({len(refused)} refused as unanswerable); "
+    figure += f"choices against propensities p = {p:.2f}, sums 1 ± {sums:.0e}"
     noise = 100 * 3 * math.sqrt(0.95 * 0.05 / LOGS)
     honest = all(93 - noise <= 100 * covered[name] <= 100 for name in ("IPS", "DR")) and covered["sequence"] >= 0.95
     return Finding(figure, honest and p > 0.001 and sums < 1e-6)
 
 
-def poisoned(malicious: int, capped: bool, seed: int) -> float:
+def poisoned(seed: int, malicious: int = 0, pace: float = 1.0, capped: bool = True) -> float:
     """Mean regret of honest requests, when so many of the keys vote for the worst arm and against the best.
 
-    Each asks and scores four times as often as an honest one. Capped: a key's scores are taken as the gateway does.
+    Each asks and scores `pace` times as often as an honest one. Capped: a key's scores are taken as the gateway does.
     """
     arms = (Arm("small"), Arm("large", output_price_usd=1e-5))
     texts, quality = ("Copy this word: pear", "Prove that 347 * 586 is even."), np.array([[0.9, 0.92], [0.3, 0.85]])
     worth = quality - np.array([0.0, 0.15])
     rng, policy = np.random.default_rng(seed), Thompson(arms)
-    rates = np.array([4.0 if key < malicious else 1.0 for key in range(KEYS)])
+    rates = np.array([pace if key < malicious else 1.0 for key in range(KEYS)])
     cap, now = KeySettings().scores_per_minute, [0.0]
     buckets, regret, honest = [Bucket(cap, lambda: now[0]) for _ in range(KEYS)], 0.0, 0
-    pace = cap / 60 / 2  # requests a second of an honest key: half of what it may score
+    honest_rate = cap / 60 / 2  # requests a second of an honest key: half of what it may score
     requests = [Request("t", make_profile(text), Objective(cost_weight=1500.0)) for text in texts]
     for i in range(DECISIONS):
-        now[0] += rng.exponential(1 / (pace * rates.sum()))
+        now[0] += rng.exponential(1 / (honest_rate * rates.sum()))
         key, kind = int(rng.choice(KEYS, p=rates / rates.sum())), int(rng.integers(2))
         (decision,) = policy.decide([requests[kind]], {}, rng, i)
         arm = 0 if decision.arm == "small" else 1
@@ -157,15 +163,18 @@ def poisoned(malicious: int, capped: bool, seed: int) -> float:
 
 
 def t23(_: Path) -> Finding:
-    """Keys that vote for the worst arm, and four times as often as others."""
-    clean = float(np.mean([poisoned(0, True, seed) for seed in range(SEEDS)]))
-    parts, ratio = [], {}
-    for count in (1, 2, 4):
-        defended, open_ = (float(np.mean([poisoned(count, c, s) for s in range(SEEDS)])) / clean for c in (True, False))
-        ratio[count] = defended
-        parts.append(f"{100 * count / KEYS:.0f} % of keys: {defended:.2f} × (without the cap {open_:.2f} ×)")
-    figure = f"regret {clean:.4f} a request; {'; '.join(parts)}; who does it is not detected"
-    return Finding(figure, ratio[2] <= 1.25)
+    """Keys that vote for the worst arm; as often as others, and four times as often."""
+    clean = float(np.mean([poisoned(seed) for seed in range(SEEDS)]))
+
+    def times(*attack: float | bool) -> float:
+        return float(np.mean([poisoned(seed, *attack) for seed in range(SEEDS)])) / clean  # type: ignore[arg-type]
+
+    ratio = {count: times(count) for count in (1, 2, 4)}
+    figure = ", ".join(f"{value:.1f} × at {100 * count / KEYS:.0f} % of keys" for count, value in ratio.items())
+    figure += (
+        f"; 10 % that score four times as often {times(2, 4.0):.1f} × (without a cap {times(2, 4.0, False):.1f} ×)"
+    )
+    return Finding(f"regret {figure}; clean {clean:.4f} a request; there is no quarantine", ratio[2] <= 1.25)
 
 
 FAULTS = [
