@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import time
 from collections import Counter
 from contextlib import suppress
@@ -127,13 +128,11 @@ def session(state: Path) -> list[Path]:
     return [Path(folder) / "logs" for folder in found]
 
 
-def metrics(state: Path) -> list[str]:
-    """Ray's metrics page, as Prometheus reads it."""
-    for process in processes(state, "dashboard/agent.py") + processes(state, "DashboardAgent"):
-        for argument in process.cmdline():
-            if argument.startswith("--metrics-export-port="):
-                return [f"http://127.0.0.1:{argument.split('=')[1]}/metrics"]
-    return []
+def metrics(folders: list[Path]) -> list[str]:
+    """Ray's metrics pages, where it tells Prometheus that they are."""
+    found = [folder.parents[1] / "prom_metrics_service_discovery.json" for folder in folders]
+    groups = [group for path in found if path.exists() for group in json.loads(path.read_text())]
+    return [f"http://{target}/metrics" for group in groups for target in group["targets"]]
 
 
 def t20(system: System) -> Finding:
