@@ -111,10 +111,10 @@ def main() -> None:
         broken += not finding.held
         seconds = f"{time.perf_counter() - began:.1f}"
         rows.append([fault.id, fault.what, finding.figure, fault.bar, "yes" if finding.held else "NO", seconds])
+        if given.table:
+            keep(given.table, rows[-1:])
         print(f"{fault.id} {'held' if finding.held else 'NOT HELD'}: {finding.figure}", file=sys.stderr, flush=True)
     print(tabulate(rows, HEADERS, "github", disable_numparse=True))
-    if given.table:
-        keep(given.table, rows)
     sys.exit(bool(broken))
 
 
