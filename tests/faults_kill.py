@@ -38,12 +38,21 @@ def answers(system: System, model: str, patience_s: float = 180.0) -> float:
     return time.monotonic() - began
 
 
+def engine_of(system: System, model: str) -> tuple[psutil.Process, psutil.Process, list[psutil.Process]]:
+    """A replica that is ready, its engine, and all its descendants; an earlier check may have killed the one before."""
+    assert system.state is not None
+    answers(system, model)
+    for replica in processes(system.state, f"ServeReplica:{model}:"):
+        family = replica.children(recursive=True)
+        for engine in family:
+            if "EngineCore" in " ".join(engine.cmdline()):
+                return replica, engine, family
+    raise AssertionError(f"no replica of {model} has an engine")
+
+
 def t2_orphans(system: System) -> Finding:
     """A replica is killed; its engine and that one's workers are other processes."""
-    assert system.state is not None
-    (replica, *_) = processes(system.state, "ServeReplica:small:")
-    family = replica.children(recursive=True)
-    engines = [process for process in family if "EngineCore" in " ".join(process.cmdline())]
+    replica, _, family = engine_of(system, "small")
     replica.kill()
     began = time.monotonic()
     _, alive = psutil.wait_procs(family, timeout=30)
@@ -52,15 +61,12 @@ def t2_orphans(system: System) -> Finding:
     figure = (
         f"{len(alive)} of its {len(family)} processes left after {gone_s:.1f} s; another answers after {back_s:.0f} s"
     )
-    return Finding(figure, bool(engines) and not alive)
+    return Finding(figure, not alive)
 
 
 def t2_hang(system: System) -> Finding:
     """An engine is stopped (SIGSTOP), with a request in flight."""
-    assert system.state is not None
-    (replica, *_) = processes(system.state, "ServeReplica:nano:")
-    family = replica.children(recursive=True)
-    (engine, *_) = [process for process in family if "EngineCore" in " ".join(process.cmdline())]
+    replica, engine, family = engine_of(system, "nano")
     engine.suspend()
     began = time.monotonic()
     try:
