@@ -13,6 +13,7 @@ from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
+from deployments.patience import Patience
 from deployments.settings import Tuning
 from deployments.spans import Spans
 from deployments.waker import Waker
@@ -86,6 +87,7 @@ class Dispatcher:
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
         self.breakers = {arm: Breaker() for arm in arms}
+        self._patience = Patience(decider.replicas)
         self.spans, self._waker = Spans.wanted(), Waker(lambda arm: self._method(arm, False))
 
     def configure(self, tuning: Tuning) -> None:
@@ -184,9 +186,13 @@ class Dispatcher:
                 raise FullError(breaker.retry_after_s)
             breaker.begin()
             place.asked = True
-            async with asyncio.timeout(patience_s):
-                answer = (await self._method(arm, streams)).remote(call.task, call.body)
-                first = await (anext(answer) if streams else answer)
+            async with asyncio.timeout(patience_s) as deadline:
+                self._patience.begin(arm, deadline)
+                try:
+                    answer = (await self._method(arm, streams)).remote(call.task, call.body)
+                    first = await (anext(answer) if streams else answer)
+                finally:
+                    self._patience.end(arm, deadline)
             if first[1] is not None and first[1].get("status", 0) >= 500:
                 raise RuntimeError("the model answered with a server error")
             return Answer(decision, started, first, answer)
