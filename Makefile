@@ -54,8 +54,12 @@ bench-scale: .venv/installed  ## what one router carries, and how several would 
 test: .venv/installed  ## all tests; starts a system of its own, on other ports
 	@$(PY) -m pytest
 
-test-faults: .venv/installed  ## the catalogue of faults as a table; URL=http://127.0.0.1:8000 STATE=var for the live ones
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) $(if $(STATE),--state $(STATE))
+# URL=http://127.0.0.1:8000 STATE=var for those of the running system, MINUTES=20 for the soaks, ONLY="T2 T5" for some,
+# TABLE=deploy/FAULTS.md to keep the figures there
+test-faults: .venv/installed  ## the catalogue of faults as a table
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) \
+		$(if $(STATE),--state $(STATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(TABLE),--table $(TABLE))
 
 lint: .venv/installed  ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

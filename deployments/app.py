@@ -57,7 +57,7 @@ def embedder(args: dict[str, Any]) -> Application:
 
 
 def connect_model(name: str) -> Any:
-    """The handle of a model's application; asks Serve's controller."""
+    """The handle of a model's application; blocking."""
     return serve.get_app_handle(name)
 
 

@@ -21,8 +21,14 @@ def ports(offset: int) -> dict[str, int]:
     return {what: port + offset for what, port in PORTS.items()}
 
 
-def environment(state: Path, offset: int) -> dict[str, str]:
+def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
     """The variables for the instance that lives in `state`, its ports moved by `offset`.
+
+    Args:
+        state: its folder.
+        offset: added to the ports.
+        gateway: host:port at which HAProxy has to listen, whatever Serve makes of `http_options.host`; left to Serve
+            if empty.
 
     Raises:
         SystemExit: there is no HAProxy.
@@ -34,6 +40,7 @@ def environment(state: Path, offset: int) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER),
         "ROUTER_HAPROXY": _binary(),
+        "ROUTER_GATEWAY": gateway,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),

@@ -13,7 +13,10 @@ from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
+from deployments.patience import Patience
 from deployments.settings import Tuning
+from deployments.spans import Spans
+from deployments.waker import Waker
 from policies.types import Arm, Decision, Objective, Outcome, Request
 
 FULL, RESTING = "its line is full", "its circuit breaker is open after failures in a row"
@@ -84,6 +87,8 @@ class Dispatcher:
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
         self.breakers = {arm: Breaker() for arm in arms}
+        self._patience = Patience(decider.replicas)
+        self.spans, self._waker = Spans.wanted(), Waker(lambda arm: self._method(arm, False))
 
     def configure(self, tuning: Tuning) -> None:
         """Take over changed settings."""
@@ -102,6 +107,9 @@ class Dispatcher:
         except FullError as error:
             raise full(error.retry_after_s) from None
         may = [a.name for a in self._arms.values() if task in a.tasks and a.name in (objective.models or self._arms)]
+        for arm in may:
+            if not self._decider.replicas(arm):
+                self._waker.wake(arm, task)
         unavailable = {arm: why for arm in may if (why := self._why_not(arm, rank))}
         if may and len(unavailable) == len(may):
             if FULL in unavailable.values():
@@ -178,9 +186,13 @@ class Dispatcher:
                 raise FullError(breaker.retry_after_s)
             breaker.begin()
             place.asked = True
-            async with asyncio.timeout(patience_s):
-                answer = (await self._method(arm, streams)).remote(call.task, call.body)
-                first = await (anext(answer) if streams else answer)
+            async with asyncio.timeout(patience_s) as deadline:
+                self._patience.begin(arm, deadline)
+                try:
+                    answer = (await self._method(arm, streams)).remote(call.task, call.body)
+                    first = await (anext(answer) if streams else answer)
+                finally:
+                    self._patience.end(arm, deadline)
             if first[1] is not None and first[1].get("status", 0) >= 500:
                 raise RuntimeError("the model answered with a server error")
             return Answer(decision, started, first, answer)
@@ -256,6 +268,8 @@ class Dispatcher:
             self.breakers[decision.arm].end(outcome.status)
         self._decider.report(decision, outcome)
         logs.finished(decision, outcome)
+        if self.spans is not None:
+            self.spans.finished(decision, outcome)
 
 
 def full(wait_s: float) -> ApiError:

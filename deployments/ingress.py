@@ -124,6 +124,8 @@ class Ingress:
         request_id = http.headers.get("x-request-id", "")  # Serve takes the client's or makes one, and answers with it
         request_id = request_id if REQUEST_ID.fullmatch(request_id) else "-"  # it goes into the log
         logs.REQUEST_ID.set(request_id)
+        if self.dispatcher.spans is not None:
+            self.dispatcher.spans.arrived(http.headers)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, request.rank())
         with self.dispatcher.admission.deciding():

@@ -53,9 +53,10 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         """Of every process; RAY_AUTH_MODE is explicit because a token left in the home folder would turn it on."""
+        http = self.config["http_options"]
         return {
             **os.environ,
-            **dataplane.environment(self.state, self.offset),
+            **dataplane.environment(self.state, self.offset, f"{http['host']}:{self.gateway_port}"),
             MARK: str(self.state),
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": str(ROOT),

@@ -6,12 +6,15 @@ its worker. The load balancer's log has the same `request_id` (deploy/haproxy).
 
 import json
 import logging
+import threading
+import time
 import traceback
 from contextvars import ContextVar
 from logging.handlers import MemoryHandler
 
 from policies.types import Decision, Outcome
 
+FLUSH_EVERY_S = 1.0
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 log = logging.getLogger(__name__)
@@ -58,11 +61,21 @@ class Joined(logging.Handler):
             target.handle(record)
 
 
+def flush(handlers: list[logging.Handler], every_s: float) -> None:
+    """Write down what waits in these, again and again; of a process that is killed only the last moment is missing."""
+    while True:
+        time.sleep(every_s)
+        for handler in handlers:
+            handler.flush()
+
+
 def configure(component: str) -> None:
     """Log like this in this process from now on."""
     replica: list[logging.Handler] = [
         handler for handler in logging.getLogger("ray.serve").handlers if isinstance(handler, MemoryHandler)
     ]
+    if replica:  # in throughput mode Serve keeps a thousand lines back
+        threading.Thread(target=flush, args=(replica, FLUSH_EVERY_S), daemon=True, name="log flusher").start()
     stderr = logging.StreamHandler()
     stderr.setFormatter(JsonLine(component))
     package = logging.getLogger("deployments")

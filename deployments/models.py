@@ -5,6 +5,7 @@ nobody else needs to import vLLM, and with the last of them what was measured. A
 costs both sides much less than a stream of one.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+
+from deployments import orphans
+from deployments.watchdog import ANSWER_S, Watchdog
 
 REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
 WARM_UP: dict[str, dict[str, Any]] = {
@@ -22,16 +26,32 @@ WARM_UP: dict[str, dict[str, Any]] = {
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
-    """An LLMServer that speaks bytes, and that has answered once before it reports ready."""
+    """An LLMServer that speaks bytes, has answered once before it reports ready, notices when its engine hangs, and
+    leaves no engine behind.
+    """
 
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
+        orphans.guard()
         await super().__init__(llm_config, **options)
+        self._watchdog = Watchdog(self.engine._engine_client.output_processor)
         tasks = ("embed",) if llm_config.engine_kwargs.get("runner") == "pooling" else ("chat", "completion")
         for task in tasks:  # the first request compiles and allocates for many seconds
             await self.complete(task, WARM_UP[task])
             if task != "embed":
                 async for _ in self.generate(task, {**WARM_UP[task], "stream": True}):
                     pass
+
+    async def check_health(self) -> None:
+        """Serve asks every `health_check_period_s`, and replaces the replica when this raises three times in a row.
+
+        Raises:
+            HungEngineError: the engine makes no tokens. TimeoutError: it answers nothing at all.
+            EngineDeadError: vLLM's, when its process is gone.
+        """
+        await super().check_health()
+        self._watchdog.check()
+        async with asyncio.timeout(ANSWER_S):
+            await self.engine.is_sleeping()  # any call that goes to the engine's process and back
 
     async def complete(self, task: str, body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         """Answer one request in one piece.

@@ -19,6 +19,14 @@ from typing import Any
 
 from tabulate import tabulate
 
+HEADERS = ["", "fault", "figure", "bar", "held", "s"]
+HEAD = """# Faults, and what came of them
+
+Made by `make test-faults`; the rows of a running system with `URL=http://127.0.0.1:8000 STATE=var`, the two soaks with
+`MINUTES=20`. T1 to T29 are the project's catalogue; `s` is how long the check took.
+"""
+NEEDS = {"": (), "url": ("url",), "state": ("url", "state"), "minutes": ("url", "state", "minutes")}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -34,11 +42,14 @@ class System:
 
     url: str
     state: Path | None = None
+    minutes: float = 0.0  # for the soaks
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row: `check` takes an empty folder, or a System where it needs its `url`, or its `state` as well."""
+    """One row: `check` takes an empty folder, or a System where it needs its `url`, or its `state` and
+    `minutes` as well.
+    """
 
     id: str
     what: str
@@ -47,29 +58,47 @@ class Fault:
     needs: str = ""
 
 
+def catalogue() -> list[Fault]:
+    """All rows."""
+    from tests import faults_input, faults_kill, faults_live, faults_load, faults_memory, faults_parts, faults_run
+
+    rooms = (faults_input, faults_load, faults_memory, faults_parts, faults_live, faults_run, faults_kill)
+    return [fault for room in rooms for fault in room.FAULTS]
+
+
+def keep(path: Path, rows: list[list[str]]) -> None:
+    """Put what was played into a file's table; its rows that were not played now stay as they are."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    before = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| T")]
+    there = {(row[0], row[1]): row for row in before} | {(row[0], row[1]): row for row in rows if row[4] != "live"}
+    order = [(fault.id, fault.what) for fault in sorted(catalogue(), key=lambda fault: int(fault.id[1:]))]
+    table = tabulate([there[key] for key in order if key in there], HEADERS, "github", disable_numparse=True)
+    path.write_text(f"{HEAD}\n{table}\n")
+
+
 def main() -> None:
     """The command line."""
-    from tests import faults_input, faults_live, faults_load
-
-    catalogue = [*faults_input.FAULTS, *faults_load.FAULTS, *faults_live.FAULTS]
+    faults = catalogue()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="+", metavar="ID", help=" ".join(dict.fromkeys(fault.id for fault in catalogue))
-    )
+    parser.add_argument("--only", nargs="+", metavar="ID", help=" ".join(dict.fromkeys(fault.id for fault in faults)))
     parser.add_argument("--url", help="of a running system")
     parser.add_argument("--state", type=Path, help="its folder: its processes may be killed")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="of each soak, T6 and T21; without, they are left out"
+    )
+    parser.add_argument("--table", type=Path, help="a file whose table gets what was played")
     given = parser.parse_args()
-    system = System(given.url.rstrip("/"), given.state) if given.url else None
+    system = System(given.url.rstrip("/"), given.state, given.minutes) if given.url else None
     logging.disable(logging.CRITICAL)
     rows, broken = [], 0
-    for fault in sorted(catalogue, key=lambda fault: int(fault.id[1:])):
+    for fault in sorted(faults, key=lambda fault: int(fault.id[1:])):
         if given.only and fault.id not in given.only:
             continue
         began = time.perf_counter()
         try:
-            if fault.needs and (system is None or (fault.needs == "state" and system.state is None)):
-                wanted = "--url" if fault.needs == "url" else "--url and --state"
-                rows.append([fault.id, fault.what, f"needs {wanted}", fault.bar, "live", ""])
+            if missing := [name for name in NEEDS[fault.needs] if not getattr(system, name, None)]:
+                needs = " and ".join(f"--{name}" for name in missing)
+                rows.append([fault.id, fault.what, f"needs {needs}", fault.bar, "live", ""])
                 continue
             if fault.needs:
                 finding = fault.check(system)
@@ -82,8 +111,10 @@ def main() -> None:
         broken += not finding.held
         seconds = f"{time.perf_counter() - began:.1f}"
         rows.append([fault.id, fault.what, finding.figure, fault.bar, "yes" if finding.held else "NO", seconds])
+        if given.table:
+            keep(given.table, rows[-1:])
         print(f"{fault.id} {'held' if finding.held else 'NOT HELD'}: {finding.figure}", file=sys.stderr, flush=True)
-    print(tabulate(rows, ["", "fault", "figure", "bar", "held", "s"], "github", disable_numparse=True))
+    print(tabulate(rows, HEADERS, "github", disable_numparse=True))
     sys.exit(bool(broken))
 
 

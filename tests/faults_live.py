@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-from deployments.launch import MARK
+from deployments.launch import MARK, ROOT, Cluster, load
 from tests.faults import Fault, Finding, System
 from tests.faults_load import open_loop, percentile
 from tests.hostile import CORPUS, JSON, openai_shape
@@ -32,6 +32,13 @@ def headers() -> dict[str, str]:
     """With the key, if there is one."""
     key = os.environ.get("ROUTER_API_KEY")
     return {**JSON, **({"authorization": f"Bearer {key}"} if key else {})}
+
+
+def cluster(system: System) -> Cluster:
+    """How it was started; its port says by how much all are moved."""
+    assert system.state is not None
+    config = ROOT / "serve_config.yaml"
+    return load(config, system.state, (httpx.URL(system.url).port or 80) - load(config, system.state, 0).gateway_port)
 
 
 async def ask(client: httpx.AsyncClient, stream: bool = False) -> str:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from deployments import dataplane
-from deployments.launch import MARK
+from deployments.launch import MARK, ROOT, load
 
 TEMPLATE = """frontend prometheus
     bind :{metrics}
@@ -22,9 +22,13 @@ listen stats
 """
 
 
-def test_metrics_and_statistics_move_to_loopback_and_the_gateway_stays(tmp_path: Path) -> None:
-    """As Serve's template binds them; who opens the gateway to the network in the config gets that."""
-    variables = dataplane.environment(tmp_path, offset=70)
+@pytest.mark.parametrize(
+    ("gateway", "bound_to"),
+    [("", "*:8000"), ("127.0.0.1:8000", "127.0.0.1:8000"), ("::1:8000", "::1:8000"), ("0.0.0.0:8000", "0.0.0.0:8000")],
+)
+def test_everything_listens_where_the_config_says(tmp_path: Path, gateway: str, bound_to: str) -> None:
+    """Metrics and statistics on loopback; the gateway at http_options.host, or as Serve has it if empty."""
+    variables = dataplane.environment(tmp_path, offset=70, gateway=gateway)
     config = tmp_path / "haproxy.cfg"
     config.write_text(TEMPLATE.format(metrics=9171, stats=8474))
     environment = {**os.environ, **variables, "ROUTER_HAPROXY": "echo"}
@@ -34,7 +38,15 @@ def test_metrics_and_statistics_move_to_loopback_and_the_gateway_stays(tmp_path:
     )  # fmt: skip
     assert started.stdout.split() == ["-db", "-f", str(config), "-sf", "7"]
     bound = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
-    assert bound == ["127.0.0.1:9171", "*:8000", "127.0.0.1:8474"]
+    assert bound == ["127.0.0.1:9171", bound_to, "127.0.0.1:8474"]
+
+
+def test_the_launcher_binds_the_gateway_to_the_configured_host(tmp_path: Path) -> None:
+    """Loopback in serve_config.yaml, moved by the offset; another host where the config names one."""
+    cluster = load(ROOT / "serve_config.yaml", tmp_path, offset=70)
+    assert cluster.environment()["ROUTER_GATEWAY"] == "127.0.0.1:8070"
+    cluster.config["http_options"]["host"] = "10.0.0.7"
+    assert cluster.environment()["ROUTER_GATEWAY"] == "10.0.0.7:8070"
 
 
 def test_serves_template_still_binds_as_the_wrapper_expects() -> None:

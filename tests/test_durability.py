@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,9 @@ def reference(stream: list[Step]) -> Thompson:
     return policy
 
 
-def assert_same(one: State, other: State) -> None:
-    """To 1e-9, absolutely and relatively."""
-    for name, value in one.items():
-        assert np.allclose(value, other[name], rtol=1e-9, atol=1e-9), name
+def difference(one: State, other: State) -> float:
+    """The largest, relative to what is larger than 1."""
+    return max(float((np.abs(one[n] - other[n]) / np.maximum(1, np.abs(other[n]))).max(initial=0.0)) for n in one)
 
 
 class Victim:
@@ -108,14 +108,36 @@ class Victim:
         self._worker.wait(10)
 
 
+@dataclass(frozen=True)
+class Kills:
+    """How often it was killed, how often in mid-work; events sent, acknowledged ones that were lost, and those that
+    were written twice; the largest difference of the restored posterior, relative where it is large.
+    """
+
+    kills: int
+    interrupted: int
+    events: int
+    lost: int
+    twice: int
+    apart: float
+
+
 def test_kill_nine_at_any_moment(url: str, tmp_path: Path) -> None:
     """Acknowledged events lost: 0; counted twice: 0; the posterior is that of a process that never died."""
+    found = kill_often(url, tmp_path, KILLS)
+    print(found)
+    assert (found.lost, found.twice) == (0, 0) and found.apart <= 1e-9
+    assert found.interrupted > KILLS / 3
+
+
+def kill_often(url: str, folder: Path, least: int) -> Kills:
+    """Send a stream of events through a memory that is killed at least so often, and compare what is left of it."""
     journal, rng = Journal(url), random.Random(3)
-    stream = make_stream(Identity(journal.salt), 30 * KILLS, seed=1)
-    victim = Victim(url, stream, tmp_path / "stream")
+    stream = make_stream(Identity(journal.salt), 30 * least, seed=1)
+    victim = Victim(url, stream, folder / "stream")
     told, there, row, kills, interrupted = set[int](), Counter[tuple[str, str, float]](), 0, 0, 0
     todo, lost, latest = list(range(len(stream))), 0, dict[tuple[str, str], float]()
-    while todo or kills < KILLS:
+    while todo or kills < least:
         todo = [n for n in range(len(stream)) if n not in victim.acknowledged and (stream[n].event or n not in told)]
         # a window of what is due, out of order; then again some of what was acknowledged
         window = todo[:100] + rng.sample(sorted(victim.acknowledged), min(20, len(victim.acknowledged)))
@@ -123,7 +145,7 @@ def test_kill_nine_at_any_moment(url: str, tmp_path: Path) -> None:
             j = min(len(window) - 1, i + rng.randrange(12))
             window[i], window[j] = window[j], window[i]
         told |= {n for n in window if stream[n].event is None}  # a decision is only ever made once
-        acknowledgements = rng.choice([0, rng.randrange(60)]) if kills < KILLS else None
+        acknowledgements = rng.choice([0, rng.randrange(60)]) if kills < least else None
         interrupted += victim.round(window, acknowledgements, rng.uniform(0.0, 0.05))
         kills += 1
         for page in journal.pages(after=row):
@@ -137,15 +159,12 @@ def test_kill_nine_at_any_moment(url: str, tmp_path: Path) -> None:
 
     twice = sum(count - 1 for count in there.values())
     events = sum(isinstance(step.event, Outcome | Feedback) for step in stream)
-    print(f"{journal.engine.dialect.name}: {kills} kills, {interrupted} of them in mid-work; {events} events; ", end="")
-    print(f"acknowledged and lost {lost}, written twice {twice}")
-    assert (lost, twice) == (0, 0)
-    assert interrupted > KILLS / 3
     restored = Memory(Journal(url), lambda: Thompson(ARMS))
     wanted = settled(reference(stream), restored.sequence)
-    assert_same(wanted, settled(restored.policy, restored.sequence))
+    apart = difference(wanted, settled(restored.policy, restored.sequence))
     asyncio.run(restored.rebuild(lambda: Other(ARMS)))  # from the empty state, without any snapshot
-    assert_same(wanted, settled(restored.policy, restored.sequence))
+    apart = max(apart, difference(wanted, settled(restored.policy, restored.sequence)))
+    return Kills(kills, interrupted, events, lost, twice, apart)
 
 
 class Other(Thompson):

@@ -103,7 +103,19 @@ def test_a_replicas_lines_go_to_serves_own_file(tmp_path: Path, monkeypatch: pyt
     assert first["levelname"] == "WARNING" and second["exc_text"].endswith("ValueError") and SECRET not in text
 
 
+def test_lines_are_written_down_before_serves_buffer_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In throughput mode it holds a thousand, which a killed replica would take along."""
+    file = logging.FileHandler(tmp_path / "replica.log")
+    file.setFormatter(JSONFormatter())
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [MemoryHandler(1_000, logging.ERROR, file)])
+    monkeypatch.setattr(logs, "FLUSH_EVERY_S", 0.01)
+    logs.configure("ingress")
+    logging.getLogger("deployments.ingress").warning("something happened")
+    eventually(lambda: "something happened" in (tmp_path / "replica.log").read_text())
+
+
 @pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
 def test_serves_own_logs_are_json_too(name: str) -> None:
-    """Access log and errors, with the same request id."""
-    assert yaml.safe_load((ROOT / name).read_text())["logging_config"]["encoding"] == "JSON"
+    """With the same request id; and no access log, which would say less than the router's own line."""
+    wanted = {"encoding": "JSON", "enable_access_log": False}
+    assert yaml.safe_load((ROOT / name).read_text())["logging_config"] == wanted

@@ -33,6 +33,13 @@ def pods() -> list[dict[str, Any]]:
     return [group["template"]["spec"]["containers"][0] for group in groups]
 
 
+def keys_file() -> str:
+    """Where the gateway looks for API keys."""
+    gateway = next(a for a in CONFIG["applications"] if a["name"] == "gateway")
+    file: str = gateway["args"]["keys"]["file"]
+    return file
+
+
 def test_the_rayservice_keeps_kuberays_schema() -> None:
     """KubeRay's own, cut down to what is used, with unknown keys refused."""
     assert (SERVICE["apiVersion"], SERVICE["kind"]) == ("ray.io/v1", "RayService")
@@ -65,6 +72,8 @@ def test_every_pod_asks_for_a_token_and_has_bounds() -> None:
         assert environment["PGPASSWORD"] is None  # from the secret
         assert {p["name"]: p["containerPort"] for p in container["ports"]}["serve"] == port
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+        (mount,) = container["volumeMounts"]
+        assert mount["readOnly"] and Path(keys_file()).parent == Path(mount["mountPath"])
         assert "readinessProbe" not in container  # KubeRay's own know the raylet and Serve's proxy
     assert " wget" in (DEPLOY / "Dockerfile").read_text()  # which they call
     assert SERVICE["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

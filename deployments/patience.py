@@ -1,0 +1,50 @@
+"""Requests that wait for the first byte of an arm that has lost its last replica do not wait for the next one.
+
+When a replica dies, Serve keeps what it was about to be given until there is another: as long as a model takes to
+load. The ingress learns within seconds that there is none left; then what waits has a little time more (a replica that
+drains may still answer), and is given to another arm.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+LOOK_EVERY_S = 1.0
+GRACE_S = 5.0
+
+
+class Patience:
+    """Of one ingress replica.
+
+    Args:
+        replicas: how many of an arm are ready, as far as is known here.
+    """
+
+    def __init__(self, replicas: Callable[[str], int]):
+        self._replicas = replicas
+        self._deadlines: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
+        self._looking = False
+
+    def begin(self, arm: str, deadline: asyncio.Timeout) -> None:
+        """From now on this deadline may come sooner."""
+        self._deadlines[arm].add(deadline)
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+    def end(self, arm: str, deadline: asyncio.Timeout) -> None:
+        """The first byte is there, or it failed."""
+        self._deadlines[arm].discard(deadline)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        soon = loop.time() + GRACE_S
+        for arm, deadlines in self._deadlines.items():
+            if deadlines and not self._replicas(arm):
+                for deadline in deadlines:
+                    when = deadline.when()
+                    if not deadline.expired() and (when is None or when > soon):
+                        deadline.reschedule(soon)
+        self._looking = any(self._deadlines.values())
+        if self._looking:
+            loop.call_later(LOOK_EVERY_S, self._look)

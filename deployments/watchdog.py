@@ -1,0 +1,48 @@
+"""Notices an engine that hangs: it has requests, and makes no token for any of them.
+
+vLLM calls an engine healthy as long as its process is there. One that hangs (a GPU fault, a deadlock, a stopped
+process) would keep its replica, and every request it is given, until each runs into its deadline.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+STALL_S = 20.0  # a step takes milliseconds, a chunk of a long prompt a second
+ANSWER_S = 10.0  # to a call that an engine answers between two steps
+
+
+class HungEngineError(RuntimeError):
+    """Requests wait, and no token comes."""
+
+
+class Watchdog:
+    """Listens to what an engine puts out.
+
+    Args:
+        outputs: vLLM's output processor: `process_outputs` is called with every step's outputs, and
+            `has_unfinished_requests` says whether there is anything to do.
+        stall_s: silence that is too long.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, outputs: Any, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic):
+        self._outputs, self._process = outputs, outputs.process_outputs
+        self._stall_s, self._clock, self._heard_s = stall_s, clock, clock()
+        outputs.process_outputs = self._hear
+
+    def _hear(self, *args: Any, **options: Any) -> Any:
+        self._heard_s = self._clock()
+        return self._process(*args, **options)
+
+    def check(self) -> None:
+        """To be called every few seconds: silence counts from the last token, or the last call without a request.
+
+        Raises:
+            HungEngineError: there are requests, and it has been silent for too long.
+        """
+        now = self._clock()
+        if not self._outputs.has_unfinished_requests():
+            self._heard_s = now
+        elif now - self._heard_s > self._stall_s:
+            raise HungEngineError(f"the engine has requests and has made no token for {now - self._heard_s:.0f} s")

@@ -1,0 +1,185 @@
+"""What is learned, and the statistics on it: kills, a database that refuses, honesty, poisoning (see faults.py)."""
+
+import math
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import sqlalchemy as sa
+
+from benchmarks.offpolicy import coverage
+from deployments.limits import Bucket
+from deployments.settings import KeySettings
+from policies.thompson import Thompson
+from policies.types import Arm, Objective, Outcome, Request
+from tests.faults import Fault, Finding
+from tests.gateway import Gateway
+from tests.helpers import make_profile
+from tests.test_durability import Kills, kill_often
+from tests.test_propensity import asked, p_value, taught
+
+KILLS = 200
+LOGS, LENGTH = 1_000, 400  # of T22
+DECISIONS, SEEDS, KEYS = 1_200, 12, 20  # of T23
+
+
+def t7(folder: Path) -> Finding:
+    """A router's memory killed 200 times in mid-work."""
+    found: Kills = kill_often(f"sqlite:///{folder}/journal.db", folder, KILLS)
+    figure = f"{found.kills} kills, {found.interrupted} in mid-work: {found.lost} of {found.events} lost, "
+    figure += f"{found.twice} counted twice, posterior {found.apart:.0e} apart"
+    return Finding(figure, found.lost == found.twice == 0 and found.apart <= 1e-9 and found.interrupted > KILLS / 3)
+
+
+@contextmanager
+def locked(gateway: Gateway, path: Path) -> Iterator[None]:
+    """Another process's write lock."""
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.rollback()
+
+
+@contextmanager
+def refusing(gateway: Gateway, pragma: str, well: str) -> Iterator[None]:
+    """SQLite answers as on a full, or a read-only, disk."""
+    present = [pragma]
+
+    def set_(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute(f"PRAGMA {present[0]}")
+
+    sa.event.listen(gateway.router.thing._journal.engine, "checkout", set_)
+    yield
+    present[0] = well
+
+
+def t8(folder: Path) -> Finding:
+    """The journal's database is locked by another for as long, then full, then read-only."""
+    parts, held = [], True
+    troubles = {
+        "locked": lambda gateway, path: locked(gateway, path),
+        "full": lambda gateway, path: refusing(gateway, "max_page_count=1", "max_page_count=1073741823"),
+        "read-only": lambda gateway, path: refusing(gateway, "query_only=1", "query_only=0"),
+    }
+    for name, trouble in troubles.items():
+        (folder / name).mkdir()
+        gateway = Gateway(folder / name)
+        with gateway.client:
+            before = [gateway.chat().headers["x-router-decision-id"] for _ in range(5)]
+            time.sleep(0.3)
+            journal = gateway.router.thing._journal
+            statuses, during = Counter[int](), []
+            with trouble(gateway, folder / name / "journal.db"):
+                ends = time.monotonic() + (7 if name == "locked" else 4)
+                while time.monotonic() < ends:
+                    answer = gateway.chat()
+                    statuses[answer.status_code] += 1
+                    during.append(answer.headers["x-router-decision-id"])
+                    time.sleep(0.1)
+                score = gateway.client.post("/v1/feedback", json={"decision_id": before[0], "score": 1.0})
+                waiting = journal.waiting_rows
+            began = time.monotonic()
+            while (gateway.ingress.decider._reporting or journal.busy) and time.monotonic() - began < 60:
+                time.sleep(0.1)
+            recovered_s = time.monotonic() - began
+            kinds = Counter(type(event).__name__ for found in journal.find_all(during).values() for event in found)
+            again = gateway.client.post("/v1/feedback", json={"decision_id": before[0], "score": 1.0})
+        told = score.status_code == 503 and "retry-after" in score.headers and again.status_code == 200
+        lost = 2 * len(during) - kinds["Decision"] - kinds["Outcome"]
+        held &= told and set(statuses) == {200} and lost == 0
+        parts.append(
+            f"{name}: {statuses[200]} of {statuses.total()} answered, feedback {score.status_code}, "
+            f"{waiting} rows waited, all there after {recovered_s:.1f} s, {lost} lost"
+        )
+    return Finding("; ".join(parts), held)
+
+
+def t22(_: Path) -> Finding:
+    """1,000 logs of a policy that learned: how often 95 % intervals hold the truth; and whether propensities do."""
+    every = coverage("clear", LOGS, LENGTH, seed=22)
+    rows = [row for row in every if float(str(row["refused"])) < 0.5]  # of logs too short for a question few remain
+    targets, refused = (
+        {row["target"] for row in rows},
+        {row["target"] for row in every} - {row["target"] for row in rows},
+    )
+    shown = {
+        "IPS, stabilised": "IPS",
+        "DR, stabilised": "DR",
+        "confidence sequence": "sequence",
+        "IPS, uniform": "naive",
+    }
+    cover = {name: [float(str(row["cover"])) for row in rows if row["method"] == name] for name in shown}
+    covered = {short: min(cover[name]) for name, short in shown.items()}
+    rng, cases, sums = np.random.default_rng(22), [], 0.0
+    for k in (2, 3, 4):
+        arms = tuple(Arm(f"arm{i}", prompt_price_usd=1e-6 * 2**i, output_price_usd=1e-6 * 2**i) for i in range(k))
+        policy, _narrower = taught(arms, 100)
+        for request in asked(arms, policy, 100):
+            decisions = policy.decide([request] * 1_000, {}, rng, 100)  # type: ignore[attr-defined]
+            propensities = np.array([e.propensity for e in decisions[0].estimates])
+            sums = max(sums, abs(propensities.sum() - 1))
+            names = [arm.name for arm in arms]
+            cases.append((np.bincount([names.index(d.arm) for d in decisions], minlength=k), propensities))
+    p = p_value(cases)
+    worst = ", ".join(f"{name} {100 * share:.1f} %" for name, share in covered.items())
+    figure = f"least of {len(targets)} targets: {worst} ({len(refused)} refused as unanswerable); "
+    figure += f"choices against propensities p = {p:.2f}, sums 1 ± {sums:.0e}"
+    noise = 100 * 3 * math.sqrt(0.95 * 0.05 / LOGS)
+    honest = all(93 - noise <= 100 * covered[name] <= 100 for name in ("IPS", "DR")) and covered["sequence"] >= 0.95
+    return Finding(figure, honest and p > 0.001 and sums < 1e-6)
+
+
+def poisoned(seed: int, malicious: int = 0, pace: float = 1.0, capped: bool = True) -> float:
+    """Mean regret of honest requests, when so many of the keys vote for the worst arm and against the best.
+
+    Each asks and scores `pace` times as often as an honest one. Capped: a key's scores are taken as the gateway does.
+    """
+    arms = (Arm("small"), Arm("large", output_price_usd=1e-5))
+    texts, quality = ("Copy this word: pear", "Prove that 347 * 586 is even."), np.array([[0.9, 0.92], [0.3, 0.85]])
+    worth = quality - np.array([0.0, 0.15])
+    rng, policy = np.random.default_rng(seed), Thompson(arms)
+    rates = np.array([pace if key < malicious else 1.0 for key in range(KEYS)])
+    cap, now = KeySettings().scores_per_minute, [0.0]
+    buckets, regret, honest = [Bucket(cap, lambda: now[0]) for _ in range(KEYS)], 0.0, 0
+    honest_rate = cap / 60 / 2  # requests a second of an honest key: half of what it may score
+    requests = [Request("t", make_profile(text), Objective(cost_weight=1500.0)) for text in texts]
+    for i in range(DECISIONS):
+        now[0] += rng.exponential(1 / (honest_rate * rates.sum()))
+        key, kind = int(rng.choice(KEYS, p=rates / rates.sum())), int(rng.integers(2))
+        (decision,) = policy.decide([requests[kind]], {}, rng, i)
+        arm = 0 if decision.arm == "small" else 1
+        policy.learn(decision, Outcome(decision.id, "ok", 0.1, 0.3, 20, 10))
+        best = int(worth[kind].argmax())
+        if key >= malicious:
+            regret, honest = regret + worth[kind, best] - worth[kind, arm], honest + 1
+        score = float(arm != best) if key < malicious else float(rng.random() < quality[kind, arm])
+        if not capped or buckets[key].take() == 0.0:
+            policy.score(decision, score)
+    return regret / max(1, honest)
+
+
+def t23(_: Path) -> Finding:
+    """Keys that vote for the worst arm; as often as others, and four times as often."""
+    clean = float(np.mean([poisoned(seed) for seed in range(SEEDS)]))
+
+    def times(*attack: float | bool) -> float:
+        return float(np.mean([poisoned(seed, *attack) for seed in range(SEEDS)])) / clean  # type: ignore[arg-type]
+
+    ratio = {count: times(count) for count in (1, 2, 4)}
+    figure = ", ".join(f"{value:.1f} × at {100 * count / KEYS:.0f} % of keys" for count, value in ratio.items())
+    figure += (
+        f"; 10 % that score four times as often {times(2, 4.0):.1f} × (without a cap {times(2, 4.0, False):.1f} ×)"
+    )
+    return Finding(f"regret {figure}; clean {clean:.4f} a request; there is no quarantine", ratio[2] <= 1.25)
+
+
+FAULTS = [
+    Fault("T7", "200 kills in mid-work", "0 lost, 0 twice, ≤ 1e-9", t7),
+    Fault("T8", "the journal's disk is locked, full, read-only", "100 % answered, 503 for feedback, 0 lost", t8),
+    Fault("T22", "honest statistics", "≥ 93 %, sequence ≥ 95 %, p > 0.001", t22),
+    Fault("T23", "poisoned feedback", "≤ 1.25 × at 10 %", t23),
+]

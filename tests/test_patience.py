@@ -1,0 +1,42 @@
+"""A request does not wait for a model's next replica when the last one is gone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import patience
+from tests.gateway import Gateway
+from tests.hostile import ASK
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_waits_for_a_lost_arm_goes_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Seconds after it is known, long before its deadline; while there are replicas, it waits as long as it may."""
+    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(patience, "GRACE_S", 0.2)
+    gateway = Gateway(tmp_path)
+
+    async def queued(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        await asyncio.sleep(60)
+        yield b"", {}
+
+    async def run() -> tuple[bool, Any]:
+        async with gateway.at_once() as client:
+            body = {**ASK, "stream": stream, "router": {"models": ["small", "large"], "cost_weight": 1e6}}
+            gateway.models["small"].script = queued
+            asked = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            await asyncio.sleep(1.0)
+            waits = not asked.done()
+            gateway.replicas["small"] = 0
+            while gateway.ingress.decider.replicas("small"):
+                await asyncio.sleep(0.05)
+            return waits, await asyncio.wait_for(asked, 10)
+
+    waits, answer = asyncio.run(run())
+    assert waits and answer.status_code == 200
+    assert answer.headers["x-router-model"] == "large" and answer.headers["x-router-fallback"] == "model"
