@@ -215,6 +215,7 @@ class Decision:
             prompt_hash=request.prompt_hash,
             prompt=request.prompt,
             owner=request.owner,
+            shadow=self.shadow,
         )
 
 
