@@ -161,13 +161,17 @@ def kill_often(url: str, folder: Path, least: int) -> Kills:
     events = sum(isinstance(step.event, Outcome | Feedback) for step in stream)
     restored = Memory(Journal(url), lambda: Thompson(ARMS))
     wanted = settled(reference(stream), restored.sequence)
+    watched = restored.policy.state()
+    # the watch for change is a sequential test: it goes by the order of the rows, which the reference does not know
+    wanted = {name: value for name, value in wanted.items() if not name.startswith("drift.")}
     apart = difference(wanted, settled(restored.policy, restored.sequence))
     asyncio.run(restored.rebuild(lambda: Other(ARMS)))  # from the empty state, without any snapshot
-    apart = max(apart, difference(wanted, settled(restored.policy, restored.sequence)))
+    again = {name: value for name, value in restored.policy.state().items() if name.startswith("drift.")}
+    apart = max(apart, difference(wanted, settled(restored.policy, restored.sequence)), difference(again, watched))
     return Kills(kills, interrupted, events, lost, twice, apart)
 
 
 class Other(Thompson):
-    """The same by another name: no snapshot is of use to it."""
+    """The same by another name: no snapshot is of use to it; what it expects is what the first expected."""
 
-    name = "other"
+    name = "thomp"  # of which "thompson" is a version
