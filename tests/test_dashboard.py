@@ -156,7 +156,7 @@ def live_a_little(telemetry: Telemetry, tracker: TrackerTelemetry) -> None:
         decision = Decision("d", arm, 0, "thompson-v1", profile, Objective(), fallback=fallback)
         telemetry.decided([decision], 0.002)
         if arm:
-            telemetry.observed(decision, Outcome("d", status, 0.1, 0.8, 20, 40, 1e-4))
+            telemetry.observed([(decision, Outcome("d", status, 0.1, 0.8, 20, 40, 1e-4))])
             telemetry.scored("user", "accepted")
     arms = ("small", "large")
     telemetry.live({arm: ModelState(in_flight=2, accuracy=0.8) for arm in arms}, {}, dict.fromkeys(arms, 0.7))

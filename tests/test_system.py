@@ -184,9 +184,11 @@ def test_a_version_is_tried_as_a_shadow_on_live_traffic(system: str) -> None:
         command("register")
         version = command("register --policy uniform").split()[-1]
         command(f"promote {version} --to shadow")
-        for i in range(10):
+        for i in range(40):  # ingresses hear of it within seconds, and then ask the router
             assert ask(system, f"What is {i} plus 5?")["policy_version"].startswith("thompson-v")
-        rollout = client.get("/v1/router/state").json()["rollout"]
+            rollout = client.get("/v1/router/state").json()["rollout"]
+            if sum(rollout["shadow"]["choices"].values()) >= 10:
+                break
         assert rollout["roles"]["shadow"]["version"] == int(version)
         assert sum(rollout["shadow"]["choices"].values()) == 10
         assert any(line.split()[:2] == [version, "shadow"] for line in command("list").splitlines())
