@@ -154,6 +154,8 @@ def main() -> None:
         print(f"\nahead of every peer at its defaults in {ahead[0]} of {len(table)} cells, at its best of the grid in")
         print(f"{ahead[1]}; mean share of the gap to the better of best single and ridge closed: ", end="")
         print(f"{table['gap closed'].mean():.2f}")
+    short = tables.shortfall(frame, known).round(4)
+    print(f"\nshort of the better of best single and ridge, utility a request\n{short.to_markdown(index=False)}")
     for portfolio, strategies in tables.by_strategy(frame, possible).items():
         print(f"\n{portfolio}: mean utility ± 95 %\n{strategies.to_markdown(index=False, disable_numparse=True)}")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -46,3 +46,35 @@ def by_strategy(frame: pd.DataFrame, known: Cells) -> dict[str, pd.DataFrame]:
         table = table.dropna(axis=1, how="all").fillna("")
         tables[portfolio] = table.rename_axis("utility").reset_index()
     return tables
+
+
+def shortfall(frame: pd.DataFrame, known: Mapping[tuple[str, float], Mapping[str, float]]) -> pd.DataFrame:
+    """A row a strategy, at its defaults and at its best single setting for all cells: how far it is short of the better
+    of the best single arm and the offline ridge, on the mean over the cells and in the worst; and in how many cells
+    the strategy "ours" is ahead of it.
+
+    Args:
+        frame: as in `by_strategy`.
+        known: mean utilities of the references of every cell.
+    """
+    cells = frame.groupby(["strategy", "variant", "portfolio", "cost_weight"]).utility.mean()
+    ours = cells["ours"][0] if "ours" in cells.index.get_level_values(0) else None
+    rows = []
+    for strategy in cells.index.get_level_values(0).unique():
+        short = {}
+        for variant in cells[strategy].index.get_level_values(0).unique():
+            own = cells[strategy][variant]
+            top = pd.Series({cell: max(known[cell]["best single"], known[cell]["offline ridge"]) for cell in own.index})
+            short[variant] = top - own
+        for name, chosen in (("defaults", 0), ("best of its grid", min(short, key=lambda v: short[v].mean()))):
+            if name == "defaults" or chosen != 0:
+                row = {
+                    "strategy": strategy,
+                    "setting": name,
+                    "mean": short[chosen].mean(),
+                    "worst": short[chosen].max(),
+                }
+                if ours is not None and strategy != "ours":
+                    row["ours ahead in"] = f"{(ours > cells[strategy][chosen]).sum()} of {len(ours)}"
+                rows.append(row)
+    return pd.DataFrame(rows).sort_values("mean").fillna("")

@@ -73,6 +73,25 @@ def test_every_strategy_is_shown_with_its_interval() -> None:
     assert shown["oracle"]["λ 0.1"] == "0.9000 ± 0.0000"
 
 
+def test_how_far_everybody_is_short() -> None:
+    """Of the better reference, on the mean over the cells and in the worst; a grid's best single setting beside."""
+    runs = [("ours", 0, 0.6, 0.5), ("peer", 0, 0.4, 0.6), ("peer", 1, 0.6, 0.45)]  # utilities at λ 0 and 0.1
+    frame = pd.DataFrame(
+        [
+            {"strategy": s, "variant": v, "portfolio": "world", "cost_weight": w, "utility": u}
+            for s, v, *both in runs
+            for w, u in zip((0.0, 0.1), both, strict=True)
+        ]
+    )
+    references = {"best single": 0.7, "offline ridge": 0.65}
+    table = tables.shortfall(frame, {("world", 0.0): references, ("world", 0.1): references})
+    assert [tuple(row) for row in table.round(3).to_numpy()] == [
+        ("ours", "defaults", 0.15, 0.2, ""),
+        ("peer", "best of its grid", 0.175, 0.25, "1 of 2"),
+        ("peer", "defaults", 0.2, 0.3, "1 of 2"),
+    ]
+
+
 def test_everybody_is_timed_alone_and_in_batches() -> None:
     """Median between the quartiles, in both ways of asking."""
     x, y = micro.world(4, D, 2)
