@@ -91,8 +91,8 @@ def finished(decision: Decision, outcome: Outcome) -> None:
         "fallback": decision.fallback or "none",
         "policy_version": decision.policy_version,
         "status": outcome.status,
-        "ttft_ms": round(1e3 * outcome.ttft_s, 1),
-        "latency_ms": round(1e3 * outcome.latency_s, 1),
+        "ttft_ms": round(1e3 * outcome.ttft_s, 3),
+        "latency_ms": round(1e3 * outcome.latency_s, 3),
         "prompt_tokens": outcome.prompt_tokens,
         "output_tokens": outcome.output_tokens,
     }
