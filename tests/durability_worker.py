@@ -20,11 +20,12 @@ import numpy as np
 from deployments.identity import Identity
 from deployments.journal import Journal
 from deployments.memory import Memory
-from policies.thompson import Thompson
+from policies.thompson import Settings, Thompson
 from policies.types import Arm, Decision, Feedback, Objective, Outcome, Request
 from tests.helpers import make_profile
 
 ARMS = (Arm("small"), Arm("large"))
+UNMOVED = Settings(keep=1e12)  # a change that the watch finds (in random scores) takes nothing away
 SNAPSHOT_EVERY = 100  # rows
 CLIENTS = 16  # at once
 
@@ -107,7 +108,7 @@ def main(url: str, path: Path) -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            memory = Memory(Journal(url), lambda: Thompson(ARMS))
+            memory = Memory(Journal(url), lambda: Thompson(ARMS, UNMOVED))
             asyncio.run(work(memory, stream, json.loads(line)))
             os.write(1, b"done\n")
             signal.pause()  # until it is killed
