@@ -168,10 +168,13 @@ def test_killing_the_router_costs_no_request_and_no_learning(system: str, learne
 
 
 def test_the_posterior_is_a_version_in_mlflow(system: str, learned: list[Answer]) -> None:
-    """Registered on demand; answers say which version decided."""
+    """Registered on demand; answers say which version decided, as soon as the ingress has heard of it."""
     version = httpx.post(f"{system}/v1/router/versions", timeout=120).json()["version"]
     assert version >= 1
-    assert ask(system, "hello")["policy_version"] == f"thompson-v{version}"
+    deadline = time.monotonic() + 15
+    while (said := ask(system, "hello")["policy_version"]) != f"thompson-v{version}":
+        assert time.monotonic() < deadline, f"answers still say {said}"
+        time.sleep(0.2)
 
 
 def test_a_version_is_tried_as_a_shadow_on_live_traffic(system: str) -> None:
