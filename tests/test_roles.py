@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from policies.base import Policy
+from policies.gate import may_promote
 from policies.offpolicy import estimate
 from policies.overlap import Log
 from policies.registry import make_policy
@@ -63,6 +64,20 @@ def test_the_log_of_a_mixture_tells_what_each_of_them_would_earn() -> None:
     for name, target in (("small", [1.0, 0.0]), ("uniform", [0.5, 0.5]), ("large", [0.0, 1.0])):
         values[name] = estimate(log, np.tile(target, (4000, 1)), "ips").value
     assert values == pytest.approx({"small": 0.4, "uniform": 0.65, "large": 0.9}, abs=0.05)
+
+
+def test_a_challenger_s_share_lets_the_gate_judge_a_champion_that_never_explores() -> None:
+    """Without the seat the log cannot tell; with it, no policy needs a least propensity to be judged."""
+    champion, challenger = Always(ARMS, "small"), Always(ARMS, "large")
+    small, large = (np.tile(row, (1000, 1)) for row in ([1.0, 0.0], [0.0, 1.0]))
+    for share, verdict in ((0.0, "refused: "), (0.1, "promoted: ")):
+        rng, seated = np.random.default_rng(7), {CHAMPION: champion, CHALLENGER: challenger}
+        made = decide(Roles(seated if share else {CHAMPION: champion}, share), 1000, rng)
+        chosen = np.array([int(d.arm == "large") for d in made])
+        rewards = (rng.random(1000) < np.where(chosen == 1, 0.9, 0.4)).astype(float)
+        log = Log(chosen, np.array([[e.propensity for e in d.estimates] for d in made]), rewards)
+        report = may_promote(log, small, large)
+        assert str(report["reason"]).startswith(verdict) and report["promote"] is bool(share)
 
 
 def test_a_shadow_is_heard_and_not_obeyed() -> None:
