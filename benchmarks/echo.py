@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 TTFT_S, TPOT_S = 0.010, 0.005  # unless the configuration says otherwise
@@ -64,12 +65,21 @@ class EchoEngine:
         self._model = llm_config.model_id
         self._ttft_s, self._tpot_s = options.get("echo_ttft_s", TTFT_S), options.get("echo_tpot_s", TPOT_S)
         self._slots = asyncio.Semaphore(options.get("echo_slots", 100_000))
+        outputs = SimpleNamespace(process_outputs=None, has_unfinished_requests=lambda: False)
+        self._engine_client = SimpleNamespace(output_processor=outputs)  # where the watchdog listens
 
     async def start(self) -> None:
         """Nothing to load."""
 
     async def check_health(self) -> None:
         """Always well."""
+
+    async def is_sleeping(self) -> bool:
+        """Never: it answers."""
+        return False
+
+    async def shutdown(self) -> None:
+        """Nothing to end."""
 
     async def resolve_lora(self, lora_model: Any) -> None:
         """There are none."""
