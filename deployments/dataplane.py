@@ -8,6 +8,7 @@ All of it is set by environment variables, which every process of the cluster in
 import os
 import shutil
 import stat
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER),
         "ROUTER_HAPROXY": _binary(),
+        "ROUTER_PYTHON": sys.executable,
         "ROUTER_GATEWAY": gateway,
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -52,6 +54,7 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(at["Serve's fallback proxy"]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first + offset),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + offset + count),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three in a row, and it is started anew
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # nobody but this HAProxy has to notice
     }
 

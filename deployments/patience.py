@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 LOOK_EVERY_S = 1.0
-GRACE_S = 5.0
+GRACE_S = 2.0
 
 
 class Patience:

@@ -7,6 +7,7 @@ where it is set.
 
 import asyncio
 import os
+import random
 import statistics
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import psutil
 
+from assets.tasks import make_task
 from deployments.launch import MARK, ROOT, Cluster, load
 from tests.faults import Fault, Finding, System
 from tests.faults_load import open_loop, percentile
@@ -125,14 +127,17 @@ def t4(system: System) -> Finding:
 
 
 def t11(system: System) -> Finding:
-    """Ten times what it is asked otherwise, for half a minute."""
+    """Ten times what it is asked otherwise, for half a minute, all of it long answers of the largest model."""
+    rng = random.Random(11)
+    tasks = [make_task(rng, "story", wishes=False).question for _ in range(50)]
 
     async def run() -> list[tuple[tuple[int, float, str], float]]:
         limits = httpx.Limits(max_connections=2_000)
         async with httpx.AsyncClient(base_url=system.url, timeout=120, limits=limits, headers=headers()) as client:
 
             async def once() -> tuple[int, float, str]:
-                answer = await client.post(CHAT, json={**ASK, "model": "auto", "max_tokens": 200})
+                asked = {"messages": [{"role": "user", "content": rng.choice(tasks)}]}
+                answer = await client.post(CHAT, json={**ASK, **asked, "model": "large", "max_tokens": 400})
                 return answer.status_code, answer.elapsed.total_seconds(), answer.headers.get("retry-after", "")
 
             return await open_loop(10 * RATE, 30.0, once)
