@@ -22,6 +22,7 @@ from deployments.settings import GatewaySettings, explain
 from deployments.tracking import Tracker
 
 NAMESPACE = "router"
+SERVING = ("RUNNING", "RECOVERING")  # states of a replica
 ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
 
@@ -96,19 +97,25 @@ class ReplicaCounter:
     def __init__(self, models: tuple[str, ...]):
         self.models = models
         self.digests: dict[str, str] = {}
+        self.counts: dict[str, int] = {}  # as of the last call
 
     def __call__(self) -> dict[str, int]:
         """Blocking; 0 for a model that is not there.
 
         Not `serve.status()`: that pickles the classes of every deployment anew, most of the router's idle time.
+        A controller that has just come back knows no application yet, and then its replicas as RECOVERING, while they
+        serve as before.
         """
         client = _get_global_client(raise_if_no_controller_running=False)
         applications = client.get_serve_details()["applications"] if client else {}
+        if not applications:
+            return self.counts
         counts = {}
         for name in self.models:
             deployments = applications[name]["deployments"].values() if name in applications else ()
-            counts[name] = sum(r["state"] == "RUNNING" for d in deployments for r in d["replicas"])
+            counts[name] = sum(r["state"] in SERVING for d in deployments for r in d["replicas"])
             args = ((applications.get(name) or {}).get("deployed_app_config") or {}).get("args")
             if args:
                 self.digests[name] = digest_of(args)
+        self.counts = counts
         return counts

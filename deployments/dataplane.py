@@ -43,6 +43,7 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "ROUTER_HAPROXY": _binary(),
         "ROUTER_PYTHON": sys.executable,
         "ROUTER_GATEWAY": gateway,
+        "ROUTER_LOOPBACK": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -57,6 +58,17 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three in a row, and it is started anew
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # nobody but this HAProxy has to notice
     }
+
+
+def on_loopback() -> None:
+    """For the constructor of every deployment: in throughput mode a replica takes calls, pickled ones, at a port that
+    Serve opens to every address and offers no setting for. On one machine nobody else has any business there.
+    """
+    if os.environ.get("ROUTER_LOOPBACK"):
+        from ray._common.tls_utils import add_port_to_grpc_server as add
+        from ray.serve._private import replica
+
+        replica.add_port_to_grpc_server = lambda server, at: add(server, at.replace("[::]", "127.0.0.1"))
 
 
 def prepare(state: Path) -> None:

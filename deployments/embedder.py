@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from deployments import dataplane
+
 
 class EmbeddingServer:
     """Has the `complete` of ModelServer for the task `embed`.
@@ -18,6 +20,7 @@ class EmbeddingServer:
     def __init__(self, model_id: str, source: str):
         from model2vec import StaticModel
 
+        dataplane.on_loopback()
         self._id, self._model = model_id, StaticModel.from_pretrained(source)
 
     async def complete(self, task: str, body: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:

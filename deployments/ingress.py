@@ -13,7 +13,7 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments import collector, errors, logs
+from deployments import collector, dataplane, errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
 from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
@@ -51,6 +51,7 @@ class Ingress:
         connect_router: Callable[[GatewaySettings], Any],
         connect_tracker: Callable[[GatewaySettings], Any],
     ) -> None:
+        dataplane.on_loopback()
         logs.configure("ingress")
         self._arms: dict[str, Arm] = {arm.name: arm for arm in settings.arms()}
         self._settings, self._started = settings, time.time()

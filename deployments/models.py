@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
 
-from deployments import orphans
+from deployments import dataplane, orphans
 from deployments.watchdog import ANSWER_S, Watchdog
 
 REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
@@ -31,6 +31,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     """
 
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
+        dataplane.on_loopback()
         orphans.guard()
         await super().__init__(llm_config, **options)
         self._watchdog = Watchdog(self.engine._engine_client.output_processor)

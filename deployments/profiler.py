@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments import logs
+from deployments import dataplane, logs
 from deployments.settings import GatewaySettings, ProfilerSettings
 from policies import features
 from policies.forecast import Forecaster
@@ -58,6 +58,7 @@ class Profiler:
     """
 
     def __init__(self, settings: GatewaySettings, connect: Callable[[GatewaySettings], Any]):
+        dataplane.on_loopback()
         logs.configure("profiler")
         self._settings, self._connect = settings, connect
         self._reader = Reader(settings.profiler)

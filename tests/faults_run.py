@@ -110,7 +110,7 @@ def t19(system: System) -> Finding:
     pages = [
         f"{system.url}/v1/router/state",
         cluster(system).url("HAProxy metrics") + "/metrics",
-        *metrics(system.state),
+        *metrics(session(system.state)),
     ]
     with httpx.Client(timeout=10, headers=headers()) as client:
         where += [page for page in pages if CANARY in client.get(page).text]
@@ -146,7 +146,8 @@ def t20(system: System) -> Finding:
         async with httpx.AsyncClient(base_url=system.url, timeout=60, headers=headers()) as client:
 
             async def learned() -> int:
-                found: int = (await client.get("/v1/router/state")).json()["decisions"]
+                await asyncio.sleep(2)  # outcomes travel together
+                found: int = (await client.get("/v1/router/state")).json()["counts"]["routed"]
                 return found
 
             async def change() -> None:

@@ -1,11 +1,14 @@
 """Serve's HAProxy and throughput mode: what listens where, and that requests behave behind them."""
 
+import inspect
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -56,6 +59,22 @@ def test_serves_template_still_binds_as_the_wrapper_expects() -> None:
     binds = [line.strip() for line in HAPROXY_CONFIG_TEMPLATE.splitlines() if line.strip().startswith("bind ")]
     assert binds[0] == "bind :{{ config.metrics_port }}" and binds[-1] == "bind *:{{ config.stats_port }}"
     assert all("frontend_host" in bind for bind in binds[1:-1])
+
+
+def test_replicas_take_calls_from_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve would have them listen on every address, for pickled calls; and it still goes by the name replaced here."""
+    from ray.serve._private import replica
+
+    assert 'add_port_to_grpc_server(self._server, "[::]:0")' in inspect.getsource(replica.Replica._on_initialized)
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", replica.add_port_to_grpc_server)
+    monkeypatch.setenv("ROUTER_LOOPBACK", "1")
+    dataplane.on_loopback()
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = replica.add_port_to_grpc_server(server, "[::]:0")
+    server.start()
+    found = {c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.laddr.port == port}
+    server.stop(None)
+    assert {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
 
 
 def test_two_instances_share_no_port_and_no_file(tmp_path: Path) -> None:

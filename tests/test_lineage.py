@@ -155,6 +155,23 @@ def test_digests_come_from_what_serve_has_deployed(monkeypatch: pytest.MonkeyPat
     assert watch() == {"small": 1, "large": 1, "gone": 0} and watch.digests == {"large": digest_of(CONFIG)}
 
 
+def test_replicas_serve_on_while_the_controller_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first it knows no application, then it finds its replicas again; one that starts does not count."""
+    found: list[dict[str, Any]] = []
+
+    class Client:
+        def get_serve_details(self) -> dict[str, Any]:
+            return {"applications": found.pop(0)}
+
+    def small(*states: str) -> dict[str, Any]:
+        return {"small": {"deployments": {"Model:small": {"replicas": [{"state": state} for state in states]}}}}
+
+    monkeypatch.setattr("deployments.app._get_global_client", lambda **_: Client())
+    found += [{}, small("RUNNING"), {}, small("RECOVERING"), small("STARTING")]
+    watch = ReplicaCounter(("small",))
+    assert [watch().get("small") for _ in range(5)] == [None, 1, 1, 1, 0]
+
+
 def test_a_request_is_decided_after_a_succession(url: str) -> None:
     """Propensities of the new belief: more doubt, more exploration of the successor."""
     memory = make(url)
