@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LOOK_S = 0.2
+HANDOVER_S = 2.0  # Serve's next one starts without a backend, and within a second once more with them
 ALONE_S = 30.0  # without a manager that could start another; a new one is there within seconds
 ADMIN = re.compile(r"^ *stats +socket +(\S+).*\n", re.MULTILINE)
 
@@ -63,6 +64,7 @@ def main(pid: int, config: Path, manager: int, binary: str) -> None:
     while proxy.poll() is None and not answers(admin[1]) and alone_s < ALONE_S:
         time.sleep(LOOK_S)
         alone_s = alone_s + LOOK_S if gone(manager) else 0.0
+    time.sleep(HANDOVER_S)
     with suppress(ProcessLookupError):
         proxy.send_signal(signal.SIGUSR1)  # no new connections; those it has may end
     proxy.wait()
