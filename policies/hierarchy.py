@@ -48,7 +48,6 @@ class HierarchicalPosterior(LinearPosterior):
         """Everything, as a function of the sums alone. The covariance is that of δ_k, θ being taken at its mean: it
         is the same for all arms, and what all share decides nothing between them.
         """
-        self._sum()
         self._due = self._interval()
         residual, count = float(self._residual().sum()), float(self.count.sum())
         noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + count)

@@ -21,15 +21,16 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from policies import base
+from policies import base, kernels
 from policies.drift import Drift
 from policies.features import D
 from policies.hierarchy import HierarchicalPosterior
-from policies.latency import Expected, LatencyModel
+from policies.latency import UNKNOWN, LatencyModel
 from policies.posterior import LinearPosterior
 from policies.propensity import probability_best
 from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
 
+UTILITY, SAMPLED, PROPENSITY = [ArmEstimate._fields.index(f) - 1 for f in ("utility", "sampled_utility", "propensity")]
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 
 
@@ -94,37 +95,24 @@ class Thompson:
         """See base.Policy."""
         self.advance(sequence)
         objectives = [effective(request.objective, request.profile) for request in requests]
-        features = np.array([request.profile.features for request in requests])  # [B, D]
+        features = np.array([request.profile.features for request in requests], np.float64)  # [B, D]
         quality, variance = self.quality.predict(features)
         expected = self.latency.expect(requests, features, states)
 
-        by_latency = np.array([[o.latency_weight] for o in objectives])
-        by_cost = np.array([[o.cost_weight] for o in objectives])
-        mean = quality - by_latency * expected.latency_s - by_cost * expected.cost_usd
-        variance = variance + by_latency * by_latency * expected.latency_variance
-        spread = self._exploration() * np.sqrt(variance)
+        weights = np.array([(o.latency_weight, o.cost_weight) for o in objectives], np.float64)
         removed = self._removed(requests, objectives, states, expected)
         eligible = np.array([[not why for why in row] for row in removed])
-        drawn = np.where(eligible, mean + spread * rng.standard_normal(mean.shape), -inf)
-        propensity = probability_best(mean, spread, eligible)
-        best = drawn.argmax(axis=1)
+        normal = rng.standard_normal(quality.shape)
+        table, spread = kernels.draw(quality, variance, expected, weights, self._exploration(), normal, eligible)
+        propensity = probability_best(table[:, UTILITY], spread, eligible)
+        best = table[:, SAMPLED].argmax(axis=1)
         if self.settings.least_propensity > 0:
             best, propensity = _at_least(self.settings.least_propensity, best, propensity, eligible, rng)
+        table[:, PROPENSITY] = propensity
 
-        columns = (
-            quality,
-            expected.latency_s,
-            expected.cost_usd,
-            mean,
-            drawn,
-            *expected[:3],
-            propensity,
-            *expected[3:5],
-        )
-        tables = zip(*[column.tolist() for column in columns])  # B of 11 rows [K], in the order of ArmEstimate's fields
         decisions = []
-        for i, (request, table, k) in enumerate(zip(requests, tables, best.tolist())):
-            estimates = tuple(map(ArmEstimate, self._names, *table, removed[i]))
+        for i, (request, rows, k) in enumerate(zip(requests, table.tolist(), best.tolist())):
+            estimates = tuple(map(ArmEstimate, self._names, *rows, removed[i]))
             arm = "" if removed[i][k] else self._names[k]
             given = (request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
             decisions.append(Decision(*given))
@@ -140,10 +128,10 @@ class Thompson:
         requests: Sequence[Request],
         objectives: Sequence[Objective],
         states: Mapping[str, ModelState],
-        expected: Expected,
+        expected: Vector,
     ) -> list[list[str]]:
         """[B][K] the limit that takes an arm out of a request's choice, in words; "" if none does."""
-        live = [states.get(name, _UNKNOWN) for name in self._names]
+        live = [states.get(name, UNKNOWN) for name in self._names]
         shortest = min([arm.context_tokens for arm in self.arms])
         known: dict[tuple[object, ...], list[str]] = {}
         rows = []
@@ -155,7 +143,7 @@ class Thompson:
                 if profile.prompt_tokens < shortest:
                     known[key] = row  # it holds for all that ask alike
             if objective.max_latency_s < inf or objective.max_cost_usd < inf:
-                latency, cost = expected.latency_s[i].tolist(), expected.cost_usd[i].tolist()
+                latency, cost = expected[i, kernels.LATENCY].tolist(), expected[i, kernels.COST].tolist()
                 row = [why or _over(objective, *spent) for why, *spent in zip(row, latency, cost)]
             rows.append(row)
         return rows
@@ -200,9 +188,6 @@ class Thompson:
                 part.restore({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
             except ValueError as error:
                 raise ValueError(f"policy state, {name}: {error}") from error
-
-
-_UNKNOWN = ModelState()
 
 
 def _at_least(
