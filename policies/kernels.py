@@ -8,7 +8,7 @@ for that; and kept in numba's cache on disk, or only in memory where no folder c
 """
 
 from collections.abc import Callable
-from math import exp, inf, log1p, sqrt
+from math import exp, inf, log, log1p, sqrt
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,12 @@ from policies.types import Vector
 DOUBT = 0.25  # most variance of a logarithm: beyond it a normal draw would promise negative latencies
 LATENCY, VARIANCE, COST = 0, 1, 2  # rows of what `expect` returns
 
+Belief = tuple[Vector, Vector, Vector]  # mean [K, D], covariance [K, D, D], variance of the noise [K]
+Sums = tuple[Vector, Vector, Vector, Vector, Vector]  # A [K, D, D], b [K, D], s, n, heard [K]
+Quadrature = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int]  # see probability_best
+BELIEF = "Tuple((f8[:, ::1], f8[:, :, ::1], f8[::1]))"
+QUADRATURE = "Tuple((f4[::1], f4[::1], f4[::1], i8))"
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -28,12 +34,47 @@ def compiled(signature: str) -> Callable[[F], F]:
 
     def compile_(function: F) -> F:
         try:
-            made: F = njit(signature, cache=True)(function)
+            made: F = njit(signature, cache=True, error_model="numpy")(function)
         except (RuntimeError, OSError):  # no folder for the cache that can be written to, or the disk is full
-            made = njit(signature)(function)
+            made = njit(signature, error_model="numpy")(function)
         return made
 
     return compile_
+
+
+@compiled("Tuple((f8[:, :, ::1], f8[::1]))(f8[:, :, ::1])")
+def _sweep(matrices: Vector) -> tuple[Vector, Vector]:
+    inverses, half_log_det, row = matrices.copy(), np.zeros(len(matrices)), np.empty(matrices.shape[1])
+    for n in range(len(inverses)):
+        a = inverses[n]
+        for p in range(len(a)):
+            pivot = a[p, p]
+            if not pivot > 0:
+                raise np.linalg.LinAlgError("a matrix is not positive definite")
+            half_log_det[n] += 0.5 * log(pivot)
+            for j in range(len(a)):
+                row[j] = a[p, j] / pivot
+            for i in range(len(a)):
+                factor = a[i, p]
+                for j in range(len(a)):  # all of them: whole rows are quicker than the half that is needed
+                    a[i, j] -= factor * row[j]
+                a[i, p] = -factor / pivot
+            for j in range(len(a)):
+                a[p, j] = row[j]
+            a[p, p] = 1.0 / pivot
+    return inverses, half_log_det
+
+
+def inverse(matrices: Vector) -> tuple[Vector, Vector]:
+    """Inverses [..., D, D] and ½ log det [...] of symmetric positive definite matrices [..., D, D].
+
+    By sweeping out one row after the other (Goodnight, The American Statistician 1979); det is the product of pivots.
+
+    Raises:
+        LinAlgError: one is not positive definite.
+    """
+    inverses, half_log_det = _sweep(np.ascontiguousarray(matrices.reshape(-1, *matrices.shape[-2:])))
+    return inverses.reshape(matrices.shape), half_log_det.reshape(matrices.shape[:-2])
 
 
 @compiled("UniTuple(f8, 2)(f8[::1], f8[::1], f8[:, ::1], f8[::1])")
@@ -62,24 +103,10 @@ def predict(x: Vector, mean: Vector, covariance: Vector) -> tuple[Vector, Vector
 
 
 @compiled(
-    "void(i8, f8[::1], f8, f8, f8, f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1], f8[:, :, ::1],"
-    "f8[:, ::1], f8[:, :, ::1], f8[::1])"
+    f"void(i8, f8[::1], f8, f8, f8, Tuple((f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1])), f8[:, :, ::1], {BELIEF})"
 )
 def fold(
-    arm: int,
-    x: Vector,
-    y: float,
-    sequence: float,
-    weight: float,
-    precision: Vector,
-    moment: Vector,
-    squares: Vector,
-    count: Vector,
-    heard: Vector,
-    cuts: Vector,
-    mean: Vector,
-    covariance: Vector,
-    noise: Vector,
+    arm: int, x: Vector, y: float, sequence: float, weight: float, sums: Sums, cuts: Vector, belief: Belief
 ) -> None:
     """One event into the sums Σ c x xᵀ, Σ c y x, Σ c y², Σ c of posterior.py, and into mean and covariance P^-1:
 
@@ -87,6 +114,8 @@ def fold(
 
     (Sherman and Morrison; Golub and Van Loan, Matrix Computations, 2013, section 2.1.4), all in place.
     """
+    precision, moment, squares, count, heard = sums
+    mean, covariance, noise = belief
     heard += weight
     for n in range(cuts.shape[1]):
         if cuts[arm, n, 0] > sequence:
@@ -119,24 +148,16 @@ def pace_features(prompt_tokens: float, load: float, total_load: float) -> Vecto
     return np.array([1.0, log1p(prompt_tokens) / 5, log1p(load), log1p(total_load)])
 
 
-@compiled(
-    "f8[:, :, ::1](f8[:, ::1], f8[:, ::1], f8[:, ::1], f8, f8[:, ::1], f8[:, ::1], f8[::1],"
-    "f8[:, ::1], f8[:, :, ::1], f8[::1], f8[:, ::1], f8[:, :, ::1], f8[::1])"
-)
+@compiled(f"f8[:, :, ::1](f8[:, ::1], f8[:, ::1], f8[:, ::1], f8, f8[:, ::1], {BELIEF}, {BELIEF}, {BELIEF})")
 def expect(
     x: Vector,
     asked: Vector,
     load: Vector,
     total: float,
     terms: Vector,
-    tokens_mean: Vector,
-    tokens_noise: Vector,
-    ttft_mean: Vector,
-    ttft_covariance: Vector,
-    ttft_noise: Vector,
-    tpot_mean: Vector,
-    tpot_covariance: Vector,
-    tpot_noise: Vector,
+    of_tokens: Belief,
+    of_ttft: Belief,
+    of_tpot: Belief,
 ) -> Vector:
     """What to expect of B requests on K arms, see latency.py.
 
@@ -146,14 +167,16 @@ def expect(
         load: [2, K] requests in flight and replicas of each arm.
         total: requests in flight over all arms.
         terms: [3, K] context tokens, price of a prompt token, of an output token.
-        tokens_mean, tokens_noise: [K, D], [K] of log output tokens beyond the usual.
-        ttft_mean, ttft_covariance, ttft_noise: [K, 4], [K, 4, 4], [K] of log TTFT.
-        tpot_mean, tpot_covariance, tpot_noise: of log TPOT.
+        of_tokens: about the logarithm of output tokens beyond the usual.
+        of_ttft, of_tpot: about the logarithms of TTFT and TPOT, by `pace_features`.
 
     Returns:
         [B, 8, K] latency_s, its variance, cost_usd, ttft_s, tpot_s, output_tokens, and the load per replica and over
         all arms that the request will meet: those of the same batch that name their arm are as good as in flight.
     """
+    tokens_mean, _, tokens_noise = of_tokens
+    ttft_mean, ttft_covariance, ttft_noise = of_ttft
+    tpot_mean, tpot_covariance, tpot_noise = of_tpot
     requests, arms, spread = len(x), load.shape[1], np.empty(4)
     found, named, naming = np.empty((requests, 8, arms)), np.zeros(arms), 0.0
     for b in range(requests):
@@ -183,65 +206,16 @@ def expect(
     return found
 
 
-@compiled("Tuple((f8[:, :, ::1], f8[:, ::1]))(f8[:, ::1], f8[:, ::1], f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1], b1[:, ::1])")
-def draw(
-    quality: Vector,
-    variance: Vector,
-    expected: Vector,
-    weights: Vector,
-    exploration: Vector,
-    normal: Vector,
-    eligible: NDArray[np.bool_],
-) -> tuple[Vector, Vector]:
-    """Each arm's utility μ = quality - λ_latency latency - λ_cost cost, and a draw of it, see thompson.py.
-
-    Args:
-        quality, variance: [B, K] of the score.
-        expected: what `expect` says.
-        weights: [B, 2] λ_latency and λ_cost.
-        exploration: [K] α.
-        normal: [B, K] standard normal draws.
-        eligible: [B, K]; the draws of the others are -inf.
-
-    Returns:
-        [B, 11, K] the numbers of ArmEstimate in their order there, of which the propensity is left 0; and [B, K] the
-        deviation α σ of the draws, σ² being variance + λ_latency² · that of latency.
-    """
-    requests, arms = quality.shape
-    table, spread = np.zeros((requests, 11, arms)), np.empty((requests, arms))
-    for b in range(requests):
-        by_latency, by_cost = weights[b, 0], weights[b, 1]
-        for k in range(arms):
-            latency, cost = expected[b, LATENCY, k], expected[b, COST, k]
-            mean = quality[b, k] - by_latency * latency - by_cost * cost
-            doubt = variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k]
-            spread[b, k] = exploration[k] * sqrt(doubt)
-            table[b, 0, k], table[b, 1, k], table[b, 2, k], table[b, 3, k] = quality[b, k], latency, cost, mean
-            table[b, 4, k] = mean + spread[b, k] * normal[b, k] if eligible[b, k] else -inf
-            for n in range(3):
-                table[b, 5 + n, k] = expected[b, 3 + n, k]
-            for n in range(2):
-                table[b, 9 + n, k] = expected[b, 6 + n, k]
-    return table, spread
-
-
-@compiled("f8[:, ::1](f8[:, :], f8[:, :], b1[:, :], f4[::1], f4[::1], f4[::1], i8)")
-def probability_best(
-    mean: Vector,
-    deviation: Vector,
-    eligible: NDArray[np.bool_],
-    nodes: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    cdf: NDArray[np.float32],
-    steps: int,
-) -> Vector:
+@compiled(f"f8[:, ::1](f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})")
+def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_], quadrature: Quadrature) -> Vector:
     """[B, K] P(k) = ∫ φ(z) Π_{j≠k} Φ((μ_k + σ_k z - μ_j) / σ_j) dz, see propensity.py.
 
     Args:
         mean, deviation, eligible: [B, K] μ, σ and whether the arm can be chosen.
-        nodes, weights: of the quadrature; the weights already divided by Φ(z), as the product has j = k, too.
-        cdf: Φ in so many `steps` per unit, 0 in the middle.
+        quadrature: nodes z; their weights, divided by Φ(z) as the product has j = k, too; Φ, 0 in the middle; and in
+            how many steps per unit.
     """
+    nodes, weights, cdf, steps = quadrature
     requests, arms = mean.shape
     probability = np.zeros((requests, arms))
     ahead, wide, fine = np.empty(arms, np.float32), np.empty(arms, np.float32), np.empty(arms, np.float32)
@@ -272,3 +246,51 @@ def probability_best(
             if total > 0:
                 probability[b, k] /= total
     return probability
+
+
+@compiled(
+    "Tuple((f8[:, :, ::1], i8[::1]))(f8[:, ::1], f8[:, ::1], f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1],"
+    f"b1[:, ::1], {QUADRATURE})"
+)
+def draw(
+    quality: Vector,
+    variance: Vector,
+    expected: Vector,
+    weights: Vector,
+    exploration: Vector,
+    normal: Vector,
+    eligible: NDArray[np.bool_],
+    quadrature: Quadrature,
+) -> tuple[Vector, NDArray[np.int64]]:
+    """Each arm's utility μ = quality - λ_latency latency - λ_cost cost, and a draw from N(μ, (α σ)²), see thompson.py.
+
+    Args:
+        quality, variance: [B, K] of the score.
+        expected: what `expect` says.
+        weights: [B, 2] λ_latency and λ_cost.
+        exploration: [K] α.
+        normal: [B, K] standard normal draws.
+        eligible: [B, K]; the draws of the others are -inf.
+        quadrature: see `probability_best`.
+
+    Returns:
+        [B, 11, K] the numbers of ArmEstimate in their order there; and [B] the arm with the largest draw. Of the
+        deviation, σ² is `variance` and λ_latency² times that of the latency.
+    """
+    requests, arms = quality.shape
+    table, best = np.empty((requests, 11, arms)), np.zeros(requests, np.int64)
+    mean, spread = np.empty((requests, arms)), np.empty((requests, arms))
+    for b in range(requests):
+        by_latency, by_cost = weights[b, 0], weights[b, 1]
+        for k in range(arms):
+            latency, cost = expected[b, LATENCY, k], expected[b, COST, k]
+            mean[b, k] = quality[b, k] - by_latency * latency - by_cost * cost
+            spread[b, k] = exploration[k] * sqrt(variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k])
+            table[b, 0, k], table[b, 1, k], table[b, 2, k], table[b, 3, k] = quality[b, k], latency, cost, mean[b, k]
+            table[b, 4, k] = mean[b, k] + spread[b, k] * normal[b, k] if eligible[b, k] else -inf
+            table[b, 5, k], table[b, 6, k], table[b, 7, k] = expected[b, 3, k], expected[b, 4, k], expected[b, 5, k]
+            table[b, 9, k], table[b, 10, k] = expected[b, 6, k], expected[b, 7, k]
+            if table[b, 4, k] > table[b, 4, best[b]]:
+                best[b] = k
+    table[:, 8] = probability_best(mean, spread, eligible, quadrature)
+    return table, best

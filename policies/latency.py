@@ -48,23 +48,15 @@ class LatencyModel:
             for request in requests
             for profile in (request.profile,)
         ]
-        parts = (self.tokens, self.ttft, self.tpot)
-        for part in parts:
-            part.settle()
         return kernels.expect(
             features,
             np.array(asked),
             np.array([[float(state.in_flight) for state in live], [max(1.0, state.replicas) for state in live]]),
             float(sum([state.in_flight for state in states.values()])),
             self._terms,
-            self.tokens.mean,
-            self.tokens.noise,
-            self.ttft.mean,
-            self.ttft.covariance,
-            self.ttft.noise,
-            self.tpot.mean,
-            self.tpot.covariance,
-            self.tpot.noise,
+            self.tokens.belief(),
+            self.ttft.belief(),
+            self.tpot.belief(),
         )
 
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:

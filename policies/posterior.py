@@ -61,9 +61,9 @@ class LinearPosterior:
         """Let the clock run on to this decision; older events fade."""
         if self.forgetting == 1.0 or sequence - self.reference < RESCALE_EVERY:
             return
-        self.settle()
+        self.belief()
         fade = self.forgetting ** (sequence - self.reference)
-        for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
+        for sums in self._sums():
             sums *= fade
         self.reference = float(sequence)
 
@@ -81,16 +81,18 @@ class LinearPosterior:
         if abs(c) <= FORGOTTEN:
             return
         self.latest, self._due = max(self.latest, sequence), self._due - 1
-        sums = self.precision, self.moment, self.squares, self.count, self.heard
         x = np.array(x, np.float64)  # what came over the network cannot be written to, which is another type
-        kernels.fold(arm, x, y, sequence, c, *sums, self.cuts, self.mean, self.covariance, self.noise)
+        kernels.fold(arm, x, y, sequence, c, self._sums(), self.cuts, (self.mean, self.covariance, self.noise))
+
+    def _sums(self) -> kernels.Sums:
+        return self.precision, self.moment, self.squares, self.count, self.heard
 
     def cut(self, arm: int, keep: float) -> None:
         """Let all that this arm has shown so far count for no more than `keep` events."""
         self._due = 0
         now = float(self.count[arm]) * self.forgetting ** (self.latest - self.reference)  # wherever the clock stands
         factor = keep / max(keep, now)
-        for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
+        for sums in self._sums():
             sums[arm] *= factor
         self.cuts[arm] = np.roll(self.cuts[arm], 1, axis=0)
         self.cuts[arm, 0] = self.latest + 1.0, factor
@@ -101,13 +103,14 @@ class LinearPosterior:
         Args:
             x: [B, D].
         """
-        self.settle()
-        return kernels.predict(np.ascontiguousarray(x), self.mean, self.covariance)
+        mean, covariance, _ = self.belief()
+        return kernels.predict(np.ascontiguousarray(x), mean, covariance)
 
-    def settle(self) -> None:
-        """Fit everything anew, if it is time for that."""
+    def belief(self) -> kernels.Belief:
+        """Mean [K, D], covariance [K, D, D] and noise [K], fitted anew if it is time for that."""
         if self._due <= 0:
             self._refit()
+        return self.mean, self.covariance, self.noise
 
     def _refit(self) -> None:
         """Mean, covariance and noise from the sums alone."""
@@ -128,8 +131,7 @@ class LinearPosterior:
 
     def _solve(self, noise: Vector) -> tuple[Vector, Vector]:
         """Covariance P^-1 [K, D, D] and mean [K, D] at these noise variances [K]."""
-        precision = self.precision / noise[:, None, None] + np.diag(self.prior_precision)
-        covariance = np.asarray(np.linalg.inv(precision), np.float64)
+        covariance, _ = kernels.inverse(self.precision / noise[:, None, None] + np.diag(self.prior_precision))
         moment = self.prior_precision * self.prior_mean + self.moment / noise[:, None]
         return covariance, (covariance @ moment[:, :, None])[:, :, 0]
 

@@ -29,6 +29,7 @@ _WITHOUT_SELF = (_WEIGHTS / normal_cdf(_Z)).astype(
     np.float32
 )  # the product below has the factor Φ(z) of the arm itself
 _Z = _Z.astype(np.float32)
+QUADRATURE = (_Z, _WITHOUT_SELF, _TABLE, _STEPS)  # as the kernels take it
 
 
 def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_]) -> Vector:
@@ -39,4 +40,4 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
         deviation: [B, K] of the draws, positive.
         eligible: [B, K]; the others get 0. A row without any is all 0.
     """
-    return kernels.probability_best(mean, deviation, eligible, _Z, _WITHOUT_SELF, _TABLE, _STEPS)
+    return kernels.probability_best(mean, deviation, eligible, QUADRATURE)

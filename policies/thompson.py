@@ -16,7 +16,8 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from functools import partial
+from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,11 @@ from policies.features import D
 from policies.hierarchy import HierarchicalPosterior
 from policies.latency import UNKNOWN, LatencyModel
 from policies.posterior import LinearPosterior
-from policies.propensity import probability_best
+from policies.propensity import QUADRATURE
 from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
 
-UTILITY, SAMPLED, PROPENSITY = [ArmEstimate._fields.index(f) - 1 for f in ("utility", "sampled_utility", "propensity")]
+PROPENSITY = ArmEstimate._fields.index("propensity") - 1  # its row in the table of estimates, which has no names
+_ESTIMATE = partial(tuple.__new__, ArmEstimate)  # from its values in their order; a third of its price
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 
 
@@ -103,16 +105,14 @@ class Thompson:
         removed = self._removed(requests, objectives, states, expected)
         eligible = np.array([[not why for why in row] for row in removed])
         normal = rng.standard_normal(quality.shape)
-        table, spread = kernels.draw(quality, variance, expected, weights, self._exploration(), normal, eligible)
-        propensity = probability_best(table[:, UTILITY], spread, eligible)
-        best = table[:, SAMPLED].argmax(axis=1)
+        exploration = self._exploration()
+        table, best = kernels.draw(quality, variance, expected, weights, exploration, normal, eligible, QUADRATURE)
         if self.settings.least_propensity > 0:
-            best, propensity = _at_least(self.settings.least_propensity, best, propensity, eligible, rng)
-        table[:, PROPENSITY] = propensity
+            _at_least(self.settings.least_propensity, best, table[:, PROPENSITY], eligible, rng)
 
         decisions = []
         for i, (request, rows, k) in enumerate(zip(requests, table.tolist(), best.tolist())):
-            estimates = tuple(map(ArmEstimate, self._names, *rows, removed[i]))
+            estimates = tuple(map(_ESTIMATE, zip(self._names, *rows, removed[i])))
             arm = "" if removed[i][k] else self._names[k]
             given = (request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
             decisions.append(Decision(*given))
@@ -120,8 +120,8 @@ class Thompson:
 
     def _exploration(self) -> Vector:
         """[K] factor on the standard deviation of the draws; never nothing, or propensities would have no density."""
-        faded = self.settings.exploration / np.sqrt(1 + np.maximum(self.quality.heard, 0.0) / self.settings.fade)
-        return np.maximum(faded, 1e-6)
+        most, fade = self.settings.exploration, self.settings.fade
+        return np.array([max(most / sqrt(1 + max(n, 0.0) / fade), 1e-6) for n in self.quality.heard.tolist()])
 
     def _removed(
         self,
@@ -191,15 +191,15 @@ class Thompson:
 
 
 def _at_least(
-    least: float, best: NDArray[np.intp], propensity: Vector, eligible: NDArray[np.bool_], rng: np.random.Generator
-) -> tuple[NDArray[np.intp], Vector]:
-    """The choice [B] and propensities [B, K] when now and then any eligible arm is taken, each as often."""
+    least: float, best: NDArray[np.int64], propensity: Vector, eligible: NDArray[np.bool_], rng: np.random.Generator
+) -> None:
+    """Change choice [B] and propensities [B, K]: now and then any eligible arm is taken, each as often."""
     count = eligible.sum(axis=1)
     share = np.minimum(least * count, 1.0)  # of the requests
     anyone = np.where(eligible, rng.random(eligible.shape), -1.0).argmax(axis=1)
-    best = np.where(rng.random(len(best)) < share, anyone, best)
+    best[:] = np.where(rng.random(len(best)) < share, anyone, best)
     each = np.divide(share, count, out=np.zeros(len(best)), where=count > 0)
-    return best, (1.0 - share)[:, None] * propensity + each[:, None] * eligible
+    propensity[:] = (1.0 - share)[:, None] * propensity + each[:, None] * eligible
 
 
 def _over(objective: Objective, latency_s: float, cost_usd: float) -> str:
