@@ -24,6 +24,7 @@ Belief = tuple[Vector, Vector, Vector]  # mean [K, D], covariance [K, D, D], var
 Sums = tuple[Vector, Vector, Vector, Vector, Vector]  # A [K, D, D], b [K, D], s, n, heard [K]
 Quadrature = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int]  # see probability_best
 BELIEF = "Tuple((f8[:, ::1], f8[:, :, ::1], f8[::1]))"
+SUMS = "Tuple((f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1]))"
 QUADRATURE = "Tuple((f4[::1], f4[::1], f4[::1], i8))"
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,36 +103,43 @@ def predict(x: Vector, mean: Vector, covariance: Vector) -> tuple[Vector, Vector
     return middle, variance
 
 
-@compiled(
-    f"void(i8, f8[::1], f8, f8, f8, Tuple((f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1])), f8[:, :, ::1], {BELIEF})"
-)
-def fold(
-    arm: int, x: Vector, y: float, sequence: float, weight: float, sums: Sums, cuts: Vector, belief: Belief
-) -> None:
-    """One event into the sums Σ c x xᵀ, Σ c y x, Σ c y², Σ c of posterior.py, and into mean and covariance P^-1:
+@compiled(f"void(f8[:, ::1], f8[:, ::1], i8, {SUMS}, f8[:, :, ::1], {BELIEF})")
+def fold(x: Vector, told: Vector, count: int, sums: Sums, cuts: Vector, belief: Belief) -> None:
+    """The first `count` events into the sums Σ c x xᵀ, Σ c y x, Σ c y², Σ c of posterior.py, and into the posterior:
 
         P^-1 ← P^-1 - P^-1 x xᵀ P^-1 / (σ²/c + xᵀ P^-1 x)
 
     (Sherman and Morrison; Golub and Van Loan, Matrix Computations, 2013, section 2.1.4), all in place.
+
+    Args:
+        x: [N, D] features.
+        told: [N, 4] arm, y, the decision's sequence, and c without the factors of `cuts`.
+        count: of the events that are there.
+        sums: A, b, s, n, and what was heard.
+        cuts: [K, C, 2] decisions before which factors hold.
+        belief: the posterior.
     """
-    precision, moment, squares, count, heard = sums
+    precision, moment, squares, events, heard = sums
     mean, covariance, noise = belief
-    heard += weight
-    for n in range(cuts.shape[1]):
-        if cuts[arm, n, 0] > sequence:
-            weight *= cuts[arm, n, 1]
-    spread = np.empty(len(x))
-    expected, variance = _one(x, mean[arm], covariance[arm], spread)
-    scale = weight / (noise[arm] + weight * variance)
-    for i in range(len(x)):
-        seen, told = weight * x[i], scale * spread[i]
-        moment[arm, i] += seen * y
-        mean[arm, i] += told * (y - expected)
-        for j in range(len(x)):
-            precision[arm, i, j] += seen * x[j]
-            covariance[arm, i, j] -= told * spread[j]
-    squares[arm] += weight * y * y
-    count[arm] += weight
+    dims, spread = x.shape[1], np.empty(x.shape[1])
+    for n in range(count):
+        arm, y, weight = int(told[n, 0]), told[n, 1], told[n, 3]
+        for k in range(len(heard)):
+            heard[k] += weight
+        for cut in range(cuts.shape[1]):
+            if cuts[arm, cut, 0] > told[n, 2]:
+                weight *= cuts[arm, cut, 1]
+        expected, variance = _one(x[n], mean[arm], covariance[arm], spread)
+        scale = weight / (noise[arm] + weight * variance)
+        for i in range(dims):
+            seen, gain = weight * x[n, i], scale * spread[i]
+            moment[arm, i] += seen * y
+            mean[arm, i] += gain * (y - expected)
+            for j in range(dims):
+                precision[arm, i, j] += seen * x[n, j]
+                covariance[arm, i, j] -= gain * spread[j]
+        squares[arm] += weight * y * y
+        events[arm] += weight
 
 
 @compiled("f8[::1](f8, f8, f8)")
@@ -163,7 +171,8 @@ def expect(
 
     Args:
         x: [B, D] their features.
-        asked: [B, 4] prompt tokens, usual output tokens, most output tokens, and the arm that it names or -1.
+        asked: [B, 6] prompt tokens, usual output tokens, most output tokens, the arm that it names or -1, and its
+            weights λ_latency and λ_cost.
         load: [2, K] requests in flight and replicas of each arm.
         total: requests in flight over all arms.
         terms: [3, K] context tokens, price of a prompt token, of an output token.
@@ -248,6 +257,12 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
     return probability
 
 
+@compiled("f8[::1](f8, f8, f8[::1])")
+def faded(most: float, fade: float, heard: Vector) -> Vector:
+    """[K] α = most / √(1 + n / fade) after n = `heard` scores, and never nothing, see thompson.py."""
+    return np.maximum(most / np.sqrt(1.0 + np.maximum(heard, 0.0) / fade), 1e-6)
+
+
 @compiled(
     "Tuple((f8[:, :, ::1], i8[::1]))(f8[:, ::1], f8[:, ::1], f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1],"
     f"b1[:, ::1], {QUADRATURE})"
@@ -256,7 +271,7 @@ def draw(
     quality: Vector,
     variance: Vector,
     expected: Vector,
-    weights: Vector,
+    asked: Vector,
     exploration: Vector,
     normal: Vector,
     eligible: NDArray[np.bool_],
@@ -267,7 +282,7 @@ def draw(
     Args:
         quality, variance: [B, K] of the score.
         expected: what `expect` says.
-        weights: [B, 2] λ_latency and λ_cost.
+        asked: see `expect`.
         exploration: [K] α.
         normal: [B, K] standard normal draws.
         eligible: [B, K]; the draws of the others are -inf.
@@ -281,7 +296,7 @@ def draw(
     table, best = np.empty((requests, 11, arms)), np.zeros(requests, np.int64)
     mean, spread = np.empty((requests, arms)), np.empty((requests, arms))
     for b in range(requests):
-        by_latency, by_cost = weights[b, 0], weights[b, 1]
+        by_latency, by_cost = asked[b, 4], asked[b, 5]
         for k in range(arms):
             latency, cost = expected[b, LATENCY, k], expected[b, COST, k]
             mean[b, k] = quality[b, k] - by_latency * latency - by_cost * cost

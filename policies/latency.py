@@ -14,7 +14,7 @@ import numpy as np
 from policies import kernels
 from policies.features import D
 from policies.posterior import LinearPosterior
-from policies.types import Arm, ArmEstimate, Decision, ModelState, Outcome, Request, Vector
+from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, Vector
 
 PRIOR_TTFT_S, PRIOR_TPOT_S = 0.1, 0.01
 UNKNOWN = ModelState()
@@ -35,29 +35,28 @@ class LatencyModel:
         prior = np.array([log(PRIOR_TPOT_S), 0.0, 0.3, 0.2])
         self.tpot = LinearPosterior(np.tile(prior, (len(arms), 1)), precision, 0.2, forgetting)
 
-    def expect(self, requests: Sequence[Request], features: Vector, states: Mapping[str, ModelState]) -> Vector:
+    def asked(self, requests: Sequence[Request], objectives: Sequence[Objective]) -> Vector:
+        """[B, 6] what the requests say of themselves, as kernels.expect takes it."""
+        rows = [
+            (
+                request.profile.prompt_tokens,
+                request.profile.output_tokens,
+                request.profile.max_output_tokens or inf,
+                self._index.get(objective.models[0], -1) if request.forced else -1,
+                objective.latency_weight,
+                objective.cost_weight,
+            )
+            for request, objective in zip(requests, objectives)
+        ]
+        return np.array(rows, np.float64)
+
+    def expect(self, asked: Vector, features: Vector, states: Mapping[str, ModelState]) -> Vector:
         """What each arm's answer would be like, given the load that the requests will meet: see kernels.expect."""
         live = [states.get(arm.name, UNKNOWN) for arm in self._arms]
-        asked = [
-            (
-                float(profile.prompt_tokens),
-                profile.output_tokens,
-                profile.max_output_tokens or inf,
-                self._index.get(request.objective.models[0], -1) if request.forced else -1,
-            )
-            for request in requests
-            for profile in (request.profile,)
-        ]
-        return kernels.expect(
-            features,
-            np.array(asked),
-            np.array([[float(state.in_flight) for state in live], [max(1.0, state.replicas) for state in live]]),
-            float(sum([state.in_flight for state in states.values()])),
-            self._terms,
-            self.tokens.belief(),
-            self.ttft.belief(),
-            self.tpot.belief(),
-        )
+        load = np.array([[s.in_flight for s in live], [max(1, s.replicas) for s in live]], np.float64)
+        total = float(sum([state.in_flight for state in states.values()]))
+        beliefs = self.tokens.belief(), self.ttft.belief(), self.tpot.belief()
+        return kernels.expect(features, asked, load, total, self._terms, *beliefs)
 
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Fold in how long an answer took and was, as far as it tells."""

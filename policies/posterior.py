@@ -9,8 +9,9 @@ arrived. So events commute, a correction takes its first version back exactly, a
 Where an arm has changed (drift.py), what was decided before that weighs less by a factor of its own.
 The noise variance σ² is estimated from the same sums, with the prior guess counted as `NOISE_PRIOR` events.
 
-An event is cheap: it goes into the sums and the posterior at once, by the rank-one update of kernels.py. Now and then,
-before a prediction, everything is fitted anew from the sums, of which mean, covariance and noise are pure functions.
+An event is cheap: it waits for the next prediction, and then goes into the sums and, by a rank-one update, into the
+posterior (kernels.py). Now and then everything is fitted anew from the sums, of which mean, covariance and noise are
+pure functions.
 """
 
 import numpy as np
@@ -22,6 +23,7 @@ NOISE_PRIOR = 10.0  # events
 RESCALE_EVERY = 64  # decisions; between rescalings newer events just weigh more than one
 REFIT_EVERY = 1 / 8  # of the events that count
 REFIT_AT_MOST = 256  # events
+WAITING = 64  # events that are worked in at once
 FORGOTTEN = 1e-12  # events
 CUTS = 4  # changes of an arm that are remembered, for what comes late
 
@@ -56,6 +58,11 @@ class LinearPosterior:
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))  # P^-1 [K, D, D]
         self.noise = np.full(arms, noise_variance)  # σ² [K]
         self._due = 1  # events until the next refit
+        self._x, self._told = (
+            np.empty((WAITING, dims)),
+            np.empty((WAITING, 4)),
+        )  # events that wait, as `fold` takes them
+        self._waiting = 0
 
     def advance(self, sequence: float) -> None:
         """Let the clock run on to this decision; older events fade."""
@@ -80,15 +87,27 @@ class LinearPosterior:
         c = weight * self.forgetting ** (self.reference - sequence)
         if abs(c) <= FORGOTTEN:
             return
-        self.latest, self._due = max(self.latest, sequence), self._due - 1
-        x = np.array(x, np.float64)  # what came over the network cannot be written to, which is another type
-        kernels.fold(arm, x, y, sequence, c, self._sums(), self.cuts, (self.mean, self.covariance, self.noise))
+        if self._waiting == WAITING:
+            self._fold()
+        n, told = self._waiting, self._told
+        self._x[n], told[n, 0], told[n, 1], told[n, 2], told[n, 3] = x, arm, y, sequence, c
+        self._waiting, self._due = n + 1, self._due - 1
+        if sequence > self.latest:
+            self.latest = sequence
+
+    def _fold(self) -> None:
+        """Work what waits into sums and posterior."""
+        if self._waiting:
+            belief = self.mean, self.covariance, self.noise
+            kernels.fold(self._x, self._told, self._waiting, self._sums(), self.cuts, belief)
+            self._waiting = 0
 
     def _sums(self) -> kernels.Sums:
         return self.precision, self.moment, self.squares, self.count, self.heard
 
     def cut(self, arm: int, keep: float) -> None:
         """Let all that this arm has shown so far count for no more than `keep` events."""
+        self._fold()
         self._due = 0
         now = float(self.count[arm]) * self.forgetting ** (self.latest - self.reference)  # wherever the clock stands
         factor = keep / max(keep, now)
@@ -108,6 +127,7 @@ class LinearPosterior:
 
     def belief(self) -> kernels.Belief:
         """Mean [K, D], covariance [K, D, D] and noise [K], fitted anew if it is time for that."""
+        self._fold()
         if self._due <= 0:
             self._refit()
         return self.mean, self.covariance, self.noise
@@ -137,6 +157,7 @@ class LinearPosterior:
 
     def state(self) -> dict[str, Vector]:
         """The sums, as arrays; all else follows from them. The next prediction refits, as in whoever restores them."""
+        self._fold()
         self._due = 0
         return {
             "precision": self.precision.copy(),

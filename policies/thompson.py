@@ -17,7 +17,7 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, sqrt
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Ou
 
 PROPENSITY = ArmEstimate._fields.index("propensity") - 1  # its row in the table of estimates, which has no names
 _ESTIMATE = partial(tuple.__new__, ArmEstimate)  # from its values in their order; a third of its price
+KNOWN = 1000  # kinds of limits that are remembered
+_NOTHING: tuple[list[str], list[bool]] = [], []
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 
 
@@ -80,6 +82,8 @@ class Thompson:
         self.settings = settings or Settings()
         self._names = [arm.name for arm in arms]
         self._index = {name: k for k, name in enumerate(self._names)}
+        self._shortest = min([arm.context_tokens for arm in arms])
+        self._known: dict[tuple[object, ...], tuple[list[str], list[bool]]] = {}  # what limits of this kind take out
         prior, forgetting = np.array([arm.prior_quality for arm in arms]), self.settings.forgetting
         self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
         self.latency, self.drift = LatencyModel(arms, forgetting), Drift(len(arms))
@@ -98,15 +102,13 @@ class Thompson:
         self.advance(sequence)
         objectives = [effective(request.objective, request.profile) for request in requests]
         features = np.array([request.profile.features for request in requests], np.float64)  # [B, D]
+        asked = self.latency.asked(requests, objectives)
         quality, variance = self.quality.predict(features)
-        expected = self.latency.expect(requests, features, states)
-
-        weights = np.array([(o.latency_weight, o.cost_weight) for o in objectives], np.float64)
-        removed = self._removed(requests, objectives, states, expected)
-        eligible = np.array([[not why for why in row] for row in removed])
+        expected = self.latency.expect(asked, features, states)
+        removed, eligible = self._removed(requests, objectives, states, expected)
         normal = rng.standard_normal(quality.shape)
         exploration = self._exploration()
-        table, best = kernels.draw(quality, variance, expected, weights, exploration, normal, eligible, QUADRATURE)
+        table, best = kernels.draw(quality, variance, expected, asked, exploration, normal, eligible, QUADRATURE)
         if self.settings.least_propensity > 0:
             _at_least(self.settings.least_propensity, best, table[:, PROPENSITY], eligible, rng)
 
@@ -120,8 +122,7 @@ class Thompson:
 
     def _exploration(self) -> Vector:
         """[K] factor on the standard deviation of the draws; never nothing, or propensities would have no density."""
-        most, fade = self.settings.exploration, self.settings.fade
-        return np.array([max(most / sqrt(1 + max(n, 0.0) / fade), 1e-6) for n in self.quality.heard.tolist()])
+        return kernels.faded(self.settings.exploration, self.settings.fade, self.quality.heard)
 
     def _removed(
         self,
@@ -129,24 +130,29 @@ class Thompson:
         objectives: Sequence[Objective],
         states: Mapping[str, ModelState],
         expected: Vector,
-    ) -> list[list[str]]:
-        """[B][K] the limit that takes an arm out of a request's choice, in words; "" if none does."""
+    ) -> tuple[list[list[str]], NDArray[np.bool_]]:
+        """[B][K] the limit that takes an arm out of a request's choice, in words, or ""; and [B, K] where none does."""
         live = [states.get(name, UNKNOWN) for name in self._names]
-        shortest = min([arm.context_tokens for arm in self.arms])
-        known: dict[tuple[object, ...], list[str]] = {}
-        rows = []
+        healthy = tuple([state.healthy for state in live])
+        rows, masks = [], []
         for i, (request, objective) in enumerate(zip(requests, objectives)):
-            profile, key = request.profile, (request.profile.task, objective.models, objective.unavailable)
-            row = known.get(key) if profile.prompt_tokens < shortest else None
-            if row is None:
+            profile = request.profile
+            key = (profile.task, objective.models, objective.unavailable, healthy)
+            row, mask = self._known.get(key, _NOTHING) if profile.prompt_tokens < self._shortest else _NOTHING
+            if not row:
                 row = [base.removed_by(arm, profile, objective, s) for arm, s in zip(self.arms, live)]
-                if profile.prompt_tokens < shortest:
-                    known[key] = row  # it holds for all that ask alike
+                mask = [not why for why in row]
+                if profile.prompt_tokens < self._shortest:  # it holds for all that ask alike
+                    if len(self._known) >= KNOWN:
+                        self._known.clear()
+                    self._known[key] = row, mask
             if objective.max_latency_s < inf or objective.max_cost_usd < inf:
                 latency, cost = expected[i, kernels.LATENCY].tolist(), expected[i, kernels.COST].tolist()
                 row = [why or _over(objective, *spent) for why, *spent in zip(row, latency, cost)]
+                mask = [not why for why in row]
             rows.append(row)
-        return rows
+            masks.append(mask)
+        return rows, np.array(masks)
 
     def advance(self, sequence: int) -> None:
         """See base.Policy."""
