@@ -30,14 +30,14 @@ QUADRATURE = "Tuple((f4[::1], f4[::1], f4[::1], i8))"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(signature: str) -> Callable[[F], F]:
+def compiled(signature: str, **options: Any) -> Callable[[F], F]:
     """Compile a function for these types of arguments, here and now; numba knows no types that mypy could read."""
 
     def compile_(function: F) -> F:
         try:
-            made: F = njit(signature, cache=True, error_model="numpy")(function)
+            made: F = njit(signature, cache=True, error_model="numpy", **options)(function)
         except (RuntimeError, OSError):  # no folder for the cache that can be written to, or the disk is full
-            made = njit(signature, error_model="numpy")(function)
+            made = njit(signature, error_model="numpy", **options)(function)
         return made
 
     return compile_
@@ -78,17 +78,17 @@ def inverse(matrices: Vector) -> tuple[Vector, Vector]:
     return inverses.reshape(matrices.shape), half_log_det.reshape(matrices.shape[:-2])
 
 
-@compiled("UniTuple(f8, 2)(f8[::1], f8[::1], f8[:, ::1], f8[::1])")
+@compiled("UniTuple(f8, 2)(f8[::1], f8[::1], f8[:, ::1], f8[::1])", fastmath={"reassoc", "contract"})
 def _one(x: Vector, mean: Vector, covariance: Vector, spread: Vector) -> tuple[float, float]:
     """Mean and variance of x·w for w ~ N(mean, covariance); `spread` [D] is room to work, and then covariance·x."""
-    spread[:] = 0.0
-    for i in range(len(x)):
-        for j in range(len(x)):
-            spread[j] += x[i] * covariance[i, j]
     middle = variance = 0.0
     for i in range(len(x)):
+        total = 0.0
+        for j in range(len(x)):
+            total += covariance[i, j] * x[j]
+        spread[i] = total
         middle += x[i] * mean[i]
-        variance += x[i] * spread[i]
+        variance += x[i] * total
     return middle, variance
 
 
@@ -97,8 +97,8 @@ def predict(x: Vector, mean: Vector, covariance: Vector) -> tuple[Vector, Vector
     """Mean and variance [B, K] of x·w_k for w_k ~ N(mean_k, covariance_k) and x [B, D]."""
     requests, arms, spread = len(x), len(mean), np.empty(x.shape[1])
     middle, variance = np.empty((requests, arms)), np.empty((requests, arms))
-    for b in range(requests):
-        for k in range(arms):
+    for k in range(arms):  # one covariance after the other, as only one fits into the fastest cache
+        for b in range(requests):
             middle[b, k], variance[b, k] = _one(x[b], mean[k], covariance[k], spread)
     return middle, variance
 
@@ -228,7 +228,7 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
     requests, arms = mean.shape
     probability = np.zeros((requests, arms))
     ahead, wide, fine = np.empty(arms, np.float32), np.empty(arms, np.float32), np.empty(arms, np.float32)
-    product = np.empty(len(nodes), np.float32)
+    product, place = np.empty(len(nodes), np.float32), np.empty(len(nodes), np.int64)
     last = np.float32(len(cdf) - 1)
     middle = np.float32(len(cdf) // 2 + 0.5)
     for b in range(requests):
@@ -245,9 +245,11 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
             product[:] = 1.0
             for j in range(arms):
                 if eligible[b, j]:
-                    for n in range(len(nodes)):
+                    for n in range(len(nodes)):  # a loop of its own, which the compiler can do eight at a time
                         at = (ahead[k] + wide[k] * nodes[n] - ahead[j]) * fine[j] + middle
-                        product[n] *= cdf[int(min(max(at, np.float32(0.0)), last))]
+                        place[n] = int(min(max(at, np.float32(0.0)), last))
+                    for n in range(len(nodes)):
+                        product[n] *= cdf[place[n]]
             for n in range(len(nodes)):
                 probability[b, k] += product[n] * weights[n]
             total += probability[b, k]

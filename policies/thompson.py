@@ -116,8 +116,8 @@ class Thompson:
         for i, (request, rows, k) in enumerate(zip(requests, table.tolist(), best.tolist())):
             estimates = tuple(map(_ESTIMATE, zip(self._names, *rows, removed[i])))
             arm = "" if removed[i][k] else self._names[k]
-            given = (request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
-            decisions.append(Decision(*given))
+            decision = Decision(request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
+            decisions.append(decision)
         return decisions
 
     def _exploration(self) -> Vector:
