@@ -22,6 +22,8 @@ LATENCY, VARIANCE, COST = 0, 1, 2  # rows of what `expect` returns
 
 Belief = tuple[Vector, Vector, Vector]  # mean [K, D], covariance [K, D, D], variance of the noise [K]
 Sums = tuple[Vector, Vector, Vector, Vector, Vector]  # A [K, D, D], b [K, D], s, n, heard [K]
+Pair = tuple[Vector, Vector]  # mean and variance [B, K]
+Mask = NDArray[np.bool_]
 Quadrature = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int]  # see probability_best
 BELIEF = "Tuple((f8[:, ::1], f8[:, :, ::1], f8[::1]))"
 SUMS = "Tuple((f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1]))"
@@ -93,7 +95,7 @@ def _one(x: Vector, mean: Vector, covariance: Vector, spread: Vector) -> tuple[f
 
 
 @compiled("UniTuple(f8[:, ::1], 2)(f8[:, ::1], f8[:, ::1], f8[:, :, ::1])")
-def predict(x: Vector, mean: Vector, covariance: Vector) -> tuple[Vector, Vector]:
+def predict(x: Vector, mean: Vector, covariance: Vector) -> Pair:
     """Mean and variance [B, K] of x·w_k for w_k ~ N(mean_k, covariance_k) and x [B, D]."""
     requests, arms, spread = len(x), len(mean), np.empty(x.shape[1])
     middle, variance = np.empty((requests, arms)), np.empty((requests, arms))
@@ -158,14 +160,7 @@ def pace_features(prompt_tokens: float, load: float, total_load: float) -> Vecto
 
 @compiled(f"f8[:, :, ::1](f8[:, ::1], f8[:, ::1], f8[:, ::1], f8, f8[:, ::1], {BELIEF}, {BELIEF}, {BELIEF})")
 def expect(
-    x: Vector,
-    asked: Vector,
-    load: Vector,
-    total: float,
-    terms: Vector,
-    of_tokens: Belief,
-    of_ttft: Belief,
-    of_tpot: Belief,
+    x: Vector, asked: Vector, load: Vector, total: float, terms: Vector, length: Belief, first: Belief, further: Belief
 ) -> Vector:
     """What to expect of B requests on K arms, see latency.py.
 
@@ -176,16 +171,16 @@ def expect(
         load: [2, K] requests in flight and replicas of each arm.
         total: requests in flight over all arms.
         terms: [3, K] context tokens, price of a prompt token, of an output token.
-        of_tokens: about the logarithm of output tokens beyond the usual.
-        of_ttft, of_tpot: about the logarithms of TTFT and TPOT, by `pace_features`.
+        length: of the logarithm of output tokens beyond the usual.
+        first: of the logarithm of TTFT, by `pace_features`.
+        further: of the logarithm of TPOT, likewise.
 
     Returns:
         [B, 8, K] latency_s, its variance, cost_usd, ttft_s, tpot_s, output_tokens, and the load per replica and over
         all arms that the request will meet: those of the same batch that name their arm are as good as in flight.
     """
-    tokens_mean, _, tokens_noise = of_tokens
-    ttft_mean, ttft_covariance, ttft_noise = of_ttft
-    tpot_mean, tpot_covariance, tpot_noise = of_tpot
+    (tokens_mean, _, tokens_noise), (ttft_mean, ttft_covariance, ttft_noise) = length, first
+    tpot_mean, tpot_covariance, tpot_noise = further
     requests, arms, spread = len(x), load.shape[1], np.empty(4)
     found, named, naming = np.empty((requests, 8, arms)), np.zeros(arms), 0.0
     for b in range(requests):
@@ -216,26 +211,25 @@ def expect(
 
 
 @compiled(f"f8[:, ::1](f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})")
-def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_], quadrature: Quadrature) -> Vector:
+def probability_best(mean: Vector, deviation: Vector, eligible: Mask, quadrature: Quadrature) -> Vector:
     """[B, K] P(k) = ∫ φ(z) Π_{j≠k} Φ((μ_k + σ_k z - μ_j) / σ_j) dz, see propensity.py.
 
     Args:
-        mean, deviation, eligible: [B, K] μ, σ and whether the arm can be chosen.
+        mean: [B, K] μ.
+        deviation: [B, K] σ.
+        eligible: [B, K] whether the arm can be chosen; the others get 0.
         quadrature: nodes z; their weights, divided by Φ(z) as the product has j = k, too; Φ, 0 in the middle; and in
             how many steps per unit.
     """
     nodes, weights, cdf, steps = quadrature
-    requests, arms = mean.shape
-    probability = np.zeros((requests, arms))
+    (requests, arms), probability = mean.shape, np.zeros(mean.shape)
     ahead, wide, fine = np.empty(arms, np.float32), np.empty(arms, np.float32), np.empty(arms, np.float32)
     product, place = np.empty(len(nodes), np.float32), np.empty(len(nodes), np.int64)
-    last = np.float32(len(cdf) - 1)
-    middle = np.float32(len(cdf) // 2 + 0.5)
+    last, middle = np.float32(len(cdf) - 1), np.float32(len(cdf) // 2 + 0.5)
     for b in range(requests):
         top, total = -inf, 0.0
         for k in range(arms):
-            if eligible[b, k]:
-                top = max(top, mean[b, k])
+            top = max(top, mean[b, k] if eligible[b, k] else -inf)
         for k in range(arms):  # single precision, so from the best on
             ahead[k], wide[k] = mean[b, k] - top, deviation[b, k]
             fine[k] = steps / deviation[b, k]
@@ -253,9 +247,8 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
             for n in range(len(nodes)):
                 probability[b, k] += product[n] * weights[n]
             total += probability[b, k]
-        for k in range(arms):
-            if total > 0:
-                probability[b, k] /= total
+        if total > 0:
+            probability[b] /= total
     return probability
 
 
@@ -266,27 +259,20 @@ def faded(most: float, fade: float, heard: Vector) -> Vector:
 
 
 @compiled(
-    "Tuple((f8[:, :, ::1], i8[::1]))(f8[:, ::1], f8[:, ::1], f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1],"
+    "Tuple((f8[:, :, ::1], i8[::1]))(UniTuple(f8[:, ::1], 2), f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1],"
     f"b1[:, ::1], {QUADRATURE})"
 )
 def draw(
-    quality: Vector,
-    variance: Vector,
-    expected: Vector,
-    asked: Vector,
-    exploration: Vector,
-    normal: Vector,
-    eligible: NDArray[np.bool_],
-    quadrature: Quadrature,
+    score: Pair, expected: Vector, asked: Vector, alpha: Vector, z: Vector, eligible: Mask, quadrature: Quadrature
 ) -> tuple[Vector, NDArray[np.int64]]:
     """Each arm's utility μ = quality - λ_latency latency - λ_cost cost, and a draw from N(μ, (α σ)²), see thompson.py.
 
     Args:
-        quality, variance: [B, K] of the score.
+        score: its mean and variance, as `predict` says.
         expected: what `expect` says.
         asked: see `expect`.
-        exploration: [K] α.
-        normal: [B, K] standard normal draws.
+        alpha: [K] how much to explore.
+        z: [B, K] standard normal draws.
         eligible: [B, K]; the draws of the others are -inf.
         quadrature: see `probability_best`.
 
@@ -294,6 +280,7 @@ def draw(
         [B, 11, K] the numbers of ArmEstimate in their order there; and [B] the arm with the largest draw. Of the
         deviation, σ² is `variance` and λ_latency² times that of the latency.
     """
+    quality, variance = score
     requests, arms = quality.shape
     table, best = np.empty((requests, 11, arms)), np.zeros(requests, np.int64)
     mean, spread = np.empty((requests, arms)), np.empty((requests, arms))
@@ -302,9 +289,9 @@ def draw(
         for k in range(arms):
             latency, cost = expected[b, LATENCY, k], expected[b, COST, k]
             mean[b, k] = quality[b, k] - by_latency * latency - by_cost * cost
-            spread[b, k] = exploration[k] * sqrt(variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k])
+            spread[b, k] = alpha[k] * sqrt(variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k])
             table[b, 0, k], table[b, 1, k], table[b, 2, k], table[b, 3, k] = quality[b, k], latency, cost, mean[b, k]
-            table[b, 4, k] = mean[b, k] + spread[b, k] * normal[b, k] if eligible[b, k] else -inf
+            table[b, 4, k] = mean[b, k] + spread[b, k] * z[b, k] if eligible[b, k] else -inf
             table[b, 5, k], table[b, 6, k], table[b, 7, k] = expected[b, 3, k], expected[b, 4, k], expected[b, 5, k]
             table[b, 9, k], table[b, 10, k] = expected[b, 6, k], expected[b, 7, k]
             if table[b, 4, k] > table[b, 4, best[b]]:

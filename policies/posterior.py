@@ -52,7 +52,7 @@ class LinearPosterior:
         self.count = np.zeros(arms)  # n [K]
         self.reference = 0.0  # sequence at which an event weighs one
         self.latest = -1.0  # sequence of the last decision of which an event came
-        self.heard = np.zeros(arms)  # [K] events of all arms since this one appeared
+        self._heard = np.zeros(arms)  # [K] see `heard`
         self.cuts = np.tile([-1.0, 1.0], (arms, CUTS, 1))  # [K, CUTS, 2] decisions before which factors hold
         self.mean = prior_mean.copy()  # m [K, D]
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))  # P^-1 [K, D, D]
@@ -102,8 +102,14 @@ class LinearPosterior:
             kernels.fold(self._x, self._told, self._waiting, self._sums(), self.cuts, belief)
             self._waiting = 0
 
+    @property
+    def heard(self) -> Vector:
+        """[K] events of all arms since this one appeared."""
+        self._fold()
+        return self._heard
+
     def _sums(self) -> kernels.Sums:
-        return self.precision, self.moment, self.squares, self.count, self.heard
+        return self.precision, self.moment, self.squares, self.count, self._heard
 
     def cut(self, arm: int, keep: float) -> None:
         """Let all that this arm has shown so far count for no more than `keep` events."""
@@ -121,9 +127,14 @@ class LinearPosterior:
 
         Args:
             x: [B, D].
+
+        Raises:
+            ValueError: it has another D; the kernels would read on beyond the end.
         """
+        if x.shape[1] != len(self.prior_precision):
+            raise ValueError(f"x has {x.shape[1]} features, the model {len(self.prior_precision)}")
         mean, covariance, _ = self.belief()
-        return kernels.predict(np.ascontiguousarray(x), mean, covariance)
+        return kernels.predict(_own(x), mean, covariance)
 
     def belief(self) -> kernels.Belief:
         """Mean [K, D], covariance [K, D, D] and noise [K], fitted anew if it is time for that."""
@@ -184,7 +195,12 @@ class LinearPosterior:
                 raise ValueError(f"'{name}' holds numbers that are not finite")
         if not np.allclose(state["precision"], state["precision"].transpose(0, 2, 1)):
             raise ValueError("'precision' is not symmetric")
-        self.precision, self.moment = state["precision"].copy(), state["moment"].copy()
-        self.squares, self.count = state["squares"].copy(), state["count"].copy()
-        self.heard, self.cuts = state["heard"].copy(), state["cuts"].copy()
+        self.precision, self.moment = _own(state["precision"]), _own(state["moment"])
+        self.squares, self.count = _own(state["squares"]), _own(state["count"])
+        self._heard, self.cuts = _own(state["heard"]), _own(state["cuts"])
         self.reference, self.latest = float(state["reference"][0]), float(state["latest"][0])
+
+
+def _own(given: Vector) -> Vector:
+    """A copy of an array as the kernels take it: what came over the network, for one, cannot be written to."""
+    return np.array(given, np.float64, order="C")

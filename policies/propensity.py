@@ -25,11 +25,8 @@ def normal_cdf(x: Vector) -> Vector:
 
 _Z = np.linspace(-_EDGE, _EDGE, NODES)
 _WEIGHTS = np.exp(-0.5 * _Z**2) / np.exp(-0.5 * _Z**2).sum()
-_WITHOUT_SELF = (_WEIGHTS / normal_cdf(_Z)).astype(
-    np.float32
-)  # the product below has the factor Φ(z) of the arm itself
-_Z = _Z.astype(np.float32)
-QUADRATURE = (_Z, _WITHOUT_SELF, _TABLE, _STEPS)  # as the kernels take it
+# as the kernels take it; their product has the factor Φ(z) of the arm itself
+QUADRATURE = (_Z.astype(np.float32), (_WEIGHTS / normal_cdf(_Z)).astype(np.float32), _TABLE, _STEPS)
 
 
 def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_]) -> Vector:
@@ -40,4 +37,5 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
         deviation: [B, K] of the draws, positive.
         eligible: [B, K]; the others get 0. A row without any is all 0.
     """
-    return kernels.probability_best(mean, deviation, eligible, QUADRATURE)
+    given = np.array(mean, np.float64, order="C"), np.array(deviation, np.float64, order="C")
+    return kernels.probability_best(*given, np.array(eligible, np.bool_, order="C"), QUADRATURE)

@@ -103,12 +103,11 @@ class Thompson:
         objectives = [effective(request.objective, request.profile) for request in requests]
         features = np.array([request.profile.features for request in requests], np.float64)  # [B, D]
         asked = self.latency.asked(requests, objectives)
-        quality, variance = self.quality.predict(features)
+        score = self.quality.predict(features)
         expected = self.latency.expect(asked, features, states)
         removed, eligible = self._removed(requests, objectives, states, expected)
-        normal = rng.standard_normal(quality.shape)
-        exploration = self._exploration()
-        table, best = kernels.draw(quality, variance, expected, asked, exploration, normal, eligible, QUADRATURE)
+        normal = rng.standard_normal(eligible.shape)
+        table, best = kernels.draw(score, expected, asked, self._exploration(), normal, eligible, QUADRATURE)
         if self.settings.least_propensity > 0:
             _at_least(self.settings.least_propensity, best, table[:, PROPENSITY], eligible, rng)
 
