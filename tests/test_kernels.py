@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from math import exp, inf, log1p
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 
 from policies import kernels
 from policies.features import D
+from policies.latency import LatencyModel
 from policies.posterior import LinearPosterior
 from policies.registry import make_policy
-from policies.types import Arm, Outcome
+from policies.types import Arm, ModelState, Objective, Outcome
 from tests.helpers import make_request
 
 KERNELS = [getattr(kernels, name) for name in vars(kernels) if hasattr(getattr(kernels, name), "nopython_signatures")]
@@ -56,6 +59,34 @@ def test_inverse_and_determinant(rng: np.random.Generator) -> None:
     assert np.allclose(2 * half_log_det, np.linalg.slogdet(matrices)[1])
     with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
         kernels.inverse(-matrices)
+
+
+def test_latency_and_cost_by_the_formulas_of_latency_py(rng: np.random.Generator) -> None:
+    """Each arm at its own load, to which those of the same batch count that name it; nothing over the limits."""
+    arms = [Arm("a", context_tokens=100, output_price_usd=2e-6), Arm("b", prompt_price_usd=1e-6)]
+    model = LatencyModel(arms, 1.0)
+    for i in range(40):
+        for part, dims in ((model.tokens, D), (model.ttft, 4), (model.tpot, 4)):
+            part.add(i % 2, rng.uniform(0, 1, dims), rng.normal(), i)
+    requests = [make_request("Why?"), replace(make_request("How?", Objective(models=("b",))), forced=True)]
+    features = np.array([request.profile.features for request in requests])
+    states = {"a": ModelState(in_flight=3, replicas=2), "b": ModelState(in_flight=5), "gone": ModelState(in_flight=7)}
+    found = model.expect(model.asked(requests, [r.objective for r in requests]), features, states)
+    for b, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        profile, others = requests[b].profile, b == 0  # the other one of the two names b
+        load, total = ((3 / 2, 5 + others)[k], 15 + others)
+        x = np.array([1.0, log1p(profile.prompt_tokens) / 5, log1p(load), log1p(total)])
+        log_tokens = features[b] @ model.tokens.mean[k] + 0.5 * model.tokens.noise[k]
+        limit = min(arms[k].context_tokens - profile.prompt_tokens, profile.max_output_tokens or inf)
+        tokens = max(min((1 + profile.output_tokens) * exp(log_tokens) - 1, limit), 1.0)
+        (ttft, doubt), (tpot, doubts) = (
+            (exp(min(x @ part.mean[k] + 0.5 * part.noise[k], 8.0)), min(x @ part.covariance[k] @ x, kernels.DOUBT))
+            for part in (model.ttft, model.tpot)
+        )
+        decoding = (tokens - 1) * tpot
+        cost = profile.prompt_tokens * arms[k].prompt_price_usd + tokens * arms[k].output_price_usd
+        variance = ttft**2 * doubt + decoding**2 * doubts
+        assert found[b, :, k] == pytest.approx([ttft + decoding, variance, cost, ttft, tpot, tokens, load, total])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError("no space left on device")])
