@@ -33,11 +33,12 @@ class Drift:
             expected: score in [0, 1] that the decision expected.
             score: what was given.
         """
-        p = min(max(expected, 0.0), 1.0)
+        p = expected if 0.0 < expected < 1.0 else float(expected > 0.0)
         # the ratios q / p and (1 - q) / (1 - p) differ by the factor of the odds
-        better = max(0.0, self.better[arm] + score - log(1.0 + p * (e - 1.0)))
-        worse = max(0.0, self.worse[arm] - score - log(1.0 + p * (1.0 / e - 1.0)))
-        changed = max(better, worse) > THRESHOLD
+        better = self.better[arm] + score - log(1.0 + p * (e - 1.0))
+        worse = self.worse[arm] - score - log(1.0 + p * (1.0 / e - 1.0))
+        better, worse = better if better > 0.0 else 0.0, worse if worse > 0.0 else 0.0
+        changed = better > THRESHOLD or worse > THRESHOLD
         self.better[arm], self.worse[arm] = (0.0, 0.0) if changed else (better, worse)
         return changed
 

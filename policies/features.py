@@ -122,21 +122,3 @@ def _complexity(columns: Sequence[float], kind: str, numbers: int, steps: int) -
         score += min(0.3, 0.1 * steps)
         reasons.append(f"{steps} words of several steps")
     return min(1.0, round(score, 3)), reasons
-
-
-def latency_features(prompt_tokens: Vector, load: Vector, total_load: Vector) -> Vector:
-    """[B, K, 4] what the time to a token depends on: bias, prompt length, the arm's load, and all arms' load.
-
-    The last matters where arms share a machine; where they don't, its weight is learned to be nothing.
-
-    Args:
-        prompt_tokens: [B, 1].
-        load: [B, K] requests in flight per replica.
-        total_load: [B, 1] over all arms.
-    """
-    features = np.empty((*load.shape, 4))
-    features[:, :, 0] = 1.0
-    features[:, :, 1] = np.log1p(prompt_tokens) / 5
-    features[:, :, 2] = np.log1p(load)
-    features[:, :, 3] = np.log1p(total_load)
-    return features

@@ -14,6 +14,7 @@ tell nothing thus cost little exploration, and an arm that was hardly tried is n
 
 import numpy as np
 
+from policies.kernels import inverse
 from policies.posterior import NOISE_PRIOR, LinearPosterior
 from policies.types import Vector
 
@@ -48,7 +49,6 @@ class HierarchicalPosterior(LinearPosterior):
         """Everything, as a function of the sums alone. The covariance is that of δ_k, θ being taken at its mean: it
         is the same for all arms, and what all share decides nothing between them.
         """
-        self._sum()
         self._due = self._interval()
         residual, count = float(self._residual().sum()), float(self.count.sum())
         noise = (NOISE_PRIOR * self.prior_noise + residual) / (NOISE_PRIOR + count)
@@ -61,16 +61,17 @@ class HierarchicalPosterior(LinearPosterior):
         own, eye = self._own, np.eye(dims)
         moment = (self.moment - (self.precision @ self.prior_mean[:, :, None])[:, :, 0]) / noise
         precision = self.precision / noise + own[:, None, :, None] * eye  # [G, K, D, D] M_k
-        covariance = np.linalg.inv(precision)
+        covariance, half_log_det = inverse(precision)
         alone = (covariance @ moment[:, :, None])[..., 0]  # [G, K, D] δ_k if θ were nothing
         said = own * alone.sum(1)  # [G, D] h
         theta_precision = arms * own[:, :, None] * eye - own[:, :, None] * covariance.sum(1) * own[:, None]
         theta_precision = theta_precision[:, None] + self._common[:, :, None] * eye  # [G, G, D, D] Λ
-        theta = np.linalg.solve(theta_precision, said[:, None, :, None])[..., 0]  # [G, G, D]
+        theta_covariance, theta_half_log_det = inverse(theta_precision)
+        theta = (theta_covariance @ said[:, None, :, None])[..., 0]  # [G, G, D]
 
-        evidence = 0.5 * ((moment * alone).sum((1, 2)) + arms * np.log(own).sum(1)) - _half_log_det(precision).sum(1)
+        evidence = 0.5 * ((moment * alone).sum((1, 2)) + arms * np.log(own).sum(1)) - half_log_det.sum(1)
         explained = (said[:, None] * theta).sum(2) + np.log(self._common).sum(1)
-        evidence = evidence[:, None] + 0.5 * explained - _half_log_det(theta_precision)
+        evidence = evidence[:, None] + 0.5 * explained - theta_half_log_det
         weights = np.exp(evidence - evidence.max())
         self.weights = weights / weights.sum()
 
@@ -80,9 +81,3 @@ class HierarchicalPosterior(LinearPosterior):
         between = (means - mean).reshape(-1, arms, dims).transpose(1, 2, 0)  # [K, D, G·G]
         within = np.tensordot(self.weights.sum(1), covariance, 1)
         return self.prior_mean + mean, within + (between * self.weights.ravel()) @ between.transpose(0, 2, 1)
-
-
-def _half_log_det(matrices: Vector) -> Vector:
-    """[...] ½ log det of symmetric positive definite matrices [..., D, D]."""
-    diagonal = np.diagonal(np.linalg.cholesky(matrices), axis1=-2, axis2=-1)
-    return np.asarray(np.log(diagonal).sum(-1))

@@ -9,30 +9,23 @@ arrived. So events commute, a correction takes its first version back exactly, a
 Where an arm has changed (drift.py), what was decided before that weighs less by a factor of its own.
 The noise variance σ² is estimated from the same sums, with the prior guess counted as `NOISE_PRIOR` events.
 
-An event is cheap: it waits for the next prediction, which works all that came in between into the posterior at once,
-one by one by Sherman-Morrison or many by Woodbury (Golub and Van Loan, Matrix Computations, 2013, section 2.1.4).
-Now and then everything is fitted anew from the sums, of which mean, covariance and noise are pure functions.
+An event is cheap: it waits for the next prediction, and then goes into the sums and, by a rank-one update, into the
+posterior (kernels.py). Now and then everything is fitted anew from the sums, of which mean, covariance and noise are
+pure functions.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
+from policies import kernels
 from policies.types import Vector
 
 NOISE_PRIOR = 10.0  # events
 RESCALE_EVERY = 64  # decisions; between rescalings newer events just weigh more than one
 REFIT_EVERY = 1 / 8  # of the events that count
 REFIT_AT_MOST = 256  # events
+WAITING = 64  # events that are worked in at once
 FORGOTTEN = 1e-12  # events
 CUTS = 4  # changes of an arm that are remembered, for what comes late
-
-
-class _Event(NamedTuple):
-    arm: int
-    x: Vector  # [D]
-    y: float
-    weight: float  # c, at the reference
 
 
 class LinearPosterior:
@@ -59,24 +52,25 @@ class LinearPosterior:
         self.count = np.zeros(arms)  # n [K]
         self.reference = 0.0  # sequence at which an event weighs one
         self.latest = -1.0  # sequence of the last decision of which an event came
-        self.heard = np.zeros(arms)  # [K] events of all arms since this one appeared, with those still waiting
+        self._heard = np.zeros(arms)  # [K] see `heard`
         self.cuts = np.tile([-1.0, 1.0], (arms, CUTS, 1))  # [K, CUTS, 2] decisions before which factors hold
-        self._cut = False  # whether there is any
         self.mean = prior_mean.copy()  # m [K, D]
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))  # P^-1 [K, D, D]
         self.noise = np.full(arms, noise_variance)  # σ² [K]
-        self._events: list[_Event] = []  # not yet in the sums
-        self._seen = 0  # of them, that are in the posterior
         self._due = 1  # events until the next refit
+        self._x, self._told = (
+            np.empty((WAITING, dims)),
+            np.empty((WAITING, 4)),
+        )  # events that wait, as `fold` takes them
+        self._waiting = 0
 
     def advance(self, sequence: float) -> None:
         """Let the clock run on to this decision; older events fade."""
         if self.forgetting == 1.0 or sequence - self.reference < RESCALE_EVERY:
             return
-        self._absorb()
-        self._sum()
+        self.belief()
         fade = self.forgetting ** (sequence - self.reference)
-        for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
+        for sums in self._sums():
             sums *= fade
         self.reference = float(sequence)
 
@@ -91,89 +85,66 @@ class LinearPosterior:
             weight: how many events it counts for.
         """
         c = weight * self.forgetting ** (self.reference - sequence)
-        if abs(c) > FORGOTTEN:
-            self.latest = max(self.latest, sequence)
-            self.heard += c
-            if self._cut:
-                c *= float(self.cuts[arm, self.cuts[arm, :, 0] > sequence, 1].prod())
-            self._events.append(_Event(arm, x, y, c))
+        if abs(c) <= FORGOTTEN:
+            return
+        if self._waiting == WAITING:
+            self._fold()
+        n, told = self._waiting, self._told
+        self._x[n], told[n, 0], told[n, 1], told[n, 2], told[n, 3] = x, arm, y, sequence, c
+        self._waiting, self._due = n + 1, self._due - 1
+        if sequence > self.latest:
+            self.latest = sequence
+
+    def _fold(self) -> None:
+        """Work what waits into sums and posterior."""
+        if self._waiting:
+            belief = self.mean, self.covariance, self.noise
+            kernels.fold(self._x, self._told, self._waiting, self._sums(), self.cuts, belief)
+            self._waiting = 0
+
+    @property
+    def heard(self) -> Vector:
+        """[K] events of all arms since this one appeared."""
+        self._fold()
+        return self._heard
+
+    def _sums(self) -> kernels.Sums:
+        return self.precision, self.moment, self.squares, self.count, self._heard
 
     def cut(self, arm: int, keep: float) -> None:
         """Let all that this arm has shown so far count for no more than `keep` events."""
-        self._sum()
+        self._fold()
         self._due = 0
         now = float(self.count[arm]) * self.forgetting ** (self.latest - self.reference)  # wherever the clock stands
         factor = keep / max(keep, now)
-        for sums in (self.precision, self.moment, self.squares, self.count, self.heard):
+        for sums in self._sums():
             sums[arm] *= factor
         self.cuts[arm] = np.roll(self.cuts[arm], 1, axis=0)
         self.cuts[arm, 0] = self.latest + 1.0, factor
-        self._cut = True
 
     def predict(self, x: Vector) -> tuple[Vector, Vector]:
         """Mean and variance [B, K] of x·w: what is known, without the noise.
 
         Args:
-            x: [B, D], or [B, K, D] where each arm has features of its own.
+            x: [B, D].
+
+        Raises:
+            ValueError: it has another D; the kernels would read on beyond the end.
         """
-        self._absorb()
-        if x.ndim == 3:
-            return (x * self.mean).sum(2), ((x[:, :, None] @ self.covariance)[:, :, 0] * x).sum(2)
-        arms, dims = self.mean.shape
-        spread = (x @ self.covariance.reshape(arms * dims, dims).T).reshape(-1, arms, dims)
-        return x @ self.mean.T, (spread @ x[:, :, None])[:, :, 0]
+        if x.shape[1] != len(self.prior_precision):
+            raise ValueError(f"x has {x.shape[1]} features, the model {len(self.prior_precision)}")
+        mean, covariance, _ = self.belief()
+        return kernels.predict(_own(x), mean, covariance)
 
-    def expect(self, x: Vector) -> Vector:
-        """Mean [B, K] of x·w for x [B, D]."""
-        self._absorb()
-        return np.asarray(x @ self.mean.T)
-
-    def _absorb(self) -> None:
-        """Work what came in since the last prediction into mean and covariance."""
-        if self._due > 0 and self._seen == len(self._events):
-            return
-        new = self._events[self._seen :]
-        self._due -= len(new)
+    def belief(self) -> kernels.Belief:
+        """Mean [K, D], covariance [K, D, D] and noise [K], fitted anew if it is time for that."""
+        self._fold()
         if self._due <= 0:
             self._refit()
-            return
-        self._seen = len(self._events)
-        if len(new) == 1:
-            self._update(*new[0])
-            return
-        for arm in {event.arm for event in new}:
-            mine = [event for event in new if event.arm == arm]
-            self._update_many(arm, np.array([e.x for e in mine]), np.array([e[2:] for e in mine]))
-
-    def _update(self, arm: int, x: Vector, y: float, weight: float) -> None:
-        mean, covariance = self.mean[arm], self.covariance[arm]
-        spread = covariance @ x
-        scale = weight / (float(self.noise[arm]) + weight * float(spread @ x))
-        mean += (scale * (y - float(x @ mean))) * spread
-        covariance -= (scale * spread)[:, None] * spread
-
-    def _update_many(self, arm: int, x: Vector, seen: Vector) -> None:
-        mean, covariance = self.mean[arm], self.covariance[arm]
-        spread = x @ covariance  # [m, D]
-        gain = np.linalg.solve(spread @ x.T + np.diag(self.noise[arm] / seen[:, 1]), spread)
-        mean += (seen[:, 0] - x @ mean) @ gain
-        covariance -= spread.T @ gain
-
-    def _sum(self) -> None:
-        """Bring the sums up to date."""
-        for arm in {event.arm for event in self._events}:
-            x = np.array([e.x for e in self._events if e.arm == arm])
-            y, c = np.array([e[2:] for e in self._events if e.arm == arm]).T
-            weighted = c[:, None] * x
-            self.precision[arm] += weighted.T @ x
-            self.moment[arm] += y @ weighted
-            self.squares[arm] += c @ (y * y)
-            self.count[arm] += c.sum()
-        self._events, self._seen = [], 0
+        return self.mean, self.covariance, self.noise
 
     def _refit(self) -> None:
         """Mean, covariance and noise from the sums alone."""
-        self._sum()
         self._due = self._interval()
         self.noise = (NOISE_PRIOR * self.prior_noise + self._residual()) / (NOISE_PRIOR + self.count)
         self.covariance, self.mean = self._solve(self.noise)
@@ -191,14 +162,13 @@ class LinearPosterior:
 
     def _solve(self, noise: Vector) -> tuple[Vector, Vector]:
         """Covariance P^-1 [K, D, D] and mean [K, D] at these noise variances [K]."""
-        precision = self.precision / noise[:, None, None] + np.diag(self.prior_precision)
-        covariance = np.asarray(np.linalg.inv(precision), np.float64)
+        covariance, _ = kernels.inverse(self.precision / noise[:, None, None] + np.diag(self.prior_precision))
         moment = self.prior_precision * self.prior_mean + self.moment / noise[:, None]
         return covariance, (covariance @ moment[:, :, None])[:, :, 0]
 
     def state(self) -> dict[str, Vector]:
         """The sums, as arrays; all else follows from them. The next prediction refits, as in whoever restores them."""
-        self._sum()
+        self._fold()
         self._due = 0
         return {
             "precision": self.precision.copy(),
@@ -225,8 +195,12 @@ class LinearPosterior:
                 raise ValueError(f"'{name}' holds numbers that are not finite")
         if not np.allclose(state["precision"], state["precision"].transpose(0, 2, 1)):
             raise ValueError("'precision' is not symmetric")
-        self.precision, self.moment = state["precision"].copy(), state["moment"].copy()
-        self.squares, self.count = state["squares"].copy(), state["count"].copy()
-        self.heard, self.cuts = state["heard"].copy(), state["cuts"].copy()
-        self._cut = bool((self.cuts[..., 1] != 1.0).any())
+        self.precision, self.moment = _own(state["precision"]), _own(state["moment"])
+        self.squares, self.count = _own(state["squares"]), _own(state["count"])
+        self._heard, self.cuts = _own(state["heard"]), _own(state["cuts"])
         self.reference, self.latest = float(state["reference"][0]), float(state["latest"][0])
+
+
+def _own(given: Vector) -> Vector:
+    """A copy of an array as the kernels take it: what came over the network, for one, cannot be written to."""
+    return np.array(given, np.float64, order="C")

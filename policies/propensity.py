@@ -8,6 +8,7 @@ from math import erf, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from policies import kernels
 from policies.types import Vector
 
 NODES = 32
@@ -15,7 +16,6 @@ _EDGE = 4.25  # standard deviations; what lies beyond has a probability of 2e-5
 _STEPS, _REACH = 1024, 6  # of the table: entries per standard deviation, and how far it goes
 _MIDDLE = _STEPS * _REACH
 _TABLE = np.array([0.5 + 0.5 * erf(i / _STEPS / sqrt(2)) for i in range(-_MIDDLE, _MIDDLE + 1)], np.float32)
-_NEVER = -1e6  # the mean of an arm that is not eligible
 
 
 def normal_cdf(x: Vector) -> Vector:
@@ -25,10 +25,8 @@ def normal_cdf(x: Vector) -> Vector:
 
 _Z = np.linspace(-_EDGE, _EDGE, NODES)
 _WEIGHTS = np.exp(-0.5 * _Z**2) / np.exp(-0.5 * _Z**2).sum()
-_WITHOUT_SELF = (_WEIGHTS / normal_cdf(_Z)).astype(
-    np.float32
-)  # the product below has the factor Φ(z) of the arm itself
-_Z = _Z.astype(np.float32)
+# as the kernels take it; their product has the factor Φ(z) of the arm itself
+QUADRATURE = (_Z.astype(np.float32), (_WEIGHTS / normal_cdf(_Z)).astype(np.float32), _TABLE, _STEPS)
 
 
 def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_]) -> Vector:
@@ -39,15 +37,5 @@ def probability_best(mean: Vector, deviation: Vector, eligible: NDArray[np.bool_
         deviation: [B, K] of the draws, positive.
         eligible: [B, K]; the others get 0. A row without any is all 0.
     """
-    mean = np.where(eligible, mean, _NEVER)
-    mean = (mean - mean.max(axis=1, keepdims=True)).astype(np.float32)  # single precision, so from the best on
-    steps = (_STEPS / deviation).astype(np.float32)
-    draws = mean[:, :, None] + deviation.astype(np.float32)[:, :, None] * _Z  # [B, k, NODES]
-    # [B, k, j, NODES]: by how much a draw of arm k is above the mean of arm j, in steps of the table
-    above = draws[:, :, None, :] - mean[:, None, :, None]
-    above *= steps[:, None, :, None]
-    above += _MIDDLE + 0.5
-    below = _TABLE.take(above.astype(np.intp), mode="clip")
-    probability = (np.multiply.reduce(below, axis=2) @ _WITHOUT_SELF).astype(np.float64) * eligible
-    total = probability.sum(axis=1, keepdims=True)
-    return np.asarray(probability / np.where(total > 0, total, 1.0))
+    given = np.array(mean, np.float64, order="C"), np.array(deviation, np.float64, order="C")
+    return kernels.probability_best(*given, np.array(eligible, np.bool_, order="C"), QUADRATURE)

@@ -16,20 +16,25 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policies import base
+from policies import base, kernels
 from policies.drift import Drift
 from policies.features import D
 from policies.hierarchy import HierarchicalPosterior
-from policies.latency import Expected, LatencyModel
+from policies.latency import UNKNOWN, LatencyModel
 from policies.posterior import LinearPosterior
-from policies.propensity import probability_best
+from policies.propensity import QUADRATURE
 from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
 
+PROPENSITY = ArmEstimate._fields.index("propensity") - 1  # its row in the table of estimates, which has no names
+_ESTIMATE = partial(tuple.__new__, ArmEstimate)  # from its values in their order; a third of its price
+KNOWN = 1000  # kinds of limits that are remembered
+_NOTHING: tuple[list[str], list[bool]] = [], []
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 
 
@@ -77,6 +82,8 @@ class Thompson:
         self.settings = settings or Settings()
         self._names = [arm.name for arm in arms]
         self._index = {name: k for k, name in enumerate(self._names)}
+        self._shortest = min([arm.context_tokens for arm in arms])
+        self._known: dict[tuple[object, ...], tuple[list[str], list[bool]]] = {}  # what limits of this kind take out
         prior, forgetting = np.array([arm.prior_quality for arm in arms]), self.settings.forgetting
         self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
         self.latency, self.drift = LatencyModel(arms, forgetting), Drift(len(arms))
@@ -94,71 +101,57 @@ class Thompson:
         """See base.Policy."""
         self.advance(sequence)
         objectives = [effective(request.objective, request.profile) for request in requests]
-        features = np.array([request.profile.features for request in requests])  # [B, D]
-        quality, variance = self.quality.predict(features)
-        expected = self.latency.expect(requests, features, states)
-
-        by_latency = np.array([[o.latency_weight] for o in objectives])
-        by_cost = np.array([[o.cost_weight] for o in objectives])
-        mean = quality - by_latency * expected.latency_s - by_cost * expected.cost_usd
-        variance = variance + by_latency * by_latency * expected.latency_variance
-        spread = self._exploration() * np.sqrt(variance)
-        removed = self._removed(requests, objectives, states, expected)
-        eligible = np.array([[not why for why in row] for row in removed])
-        drawn = np.where(eligible, mean + spread * rng.standard_normal(mean.shape), -inf)
-        propensity = probability_best(mean, spread, eligible)
-        best = drawn.argmax(axis=1)
+        features = np.array([request.profile.features for request in requests], np.float64)  # [B, D]
+        asked = self.latency.asked(requests, objectives)
+        score = self.quality.predict(features)
+        expected = self.latency.expect(asked, features, states)
+        removed, eligible = self._removed(requests, objectives, states, expected)
+        normal = rng.standard_normal(eligible.shape)
+        table, best = kernels.draw(score, expected, asked, self._exploration(), normal, eligible, QUADRATURE)
         if self.settings.least_propensity > 0:
-            best, propensity = _at_least(self.settings.least_propensity, best, propensity, eligible, rng)
+            _at_least(self.settings.least_propensity, best, table[:, PROPENSITY], eligible, rng)
 
-        columns = (
-            quality,
-            expected.latency_s,
-            expected.cost_usd,
-            mean,
-            drawn,
-            *expected[:3],
-            propensity,
-            *expected[3:5],
-        )
-        tables = zip(*[column.tolist() for column in columns])  # B of 11 rows [K], in the order of ArmEstimate's fields
         decisions = []
-        for i, (request, table, k) in enumerate(zip(requests, tables, best.tolist())):
-            estimates = tuple(map(ArmEstimate, self._names, *table, removed[i]))
+        for i, (request, rows, k) in enumerate(zip(requests, table.tolist(), best.tolist())):
+            estimates = tuple(map(_ESTIMATE, zip(self._names, *rows, removed[i])))
             arm = "" if removed[i][k] else self._names[k]
-            given = (request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
-            decisions.append(Decision(*given))
+            decision = Decision(request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
+            decisions.append(decision)
         return decisions
 
     def _exploration(self) -> Vector:
         """[K] factor on the standard deviation of the draws; never nothing, or propensities would have no density."""
-        faded = self.settings.exploration / np.sqrt(1 + np.maximum(self.quality.heard, 0.0) / self.settings.fade)
-        return np.maximum(faded, 1e-6)
+        return kernels.faded(self.settings.exploration, self.settings.fade, self.quality.heard)
 
     def _removed(
         self,
         requests: Sequence[Request],
         objectives: Sequence[Objective],
         states: Mapping[str, ModelState],
-        expected: Expected,
-    ) -> list[list[str]]:
-        """[B][K] the limit that takes an arm out of a request's choice, in words; "" if none does."""
-        live = [states.get(name, _UNKNOWN) for name in self._names]
-        shortest = min([arm.context_tokens for arm in self.arms])
-        known: dict[tuple[object, ...], list[str]] = {}
-        rows = []
+        expected: Vector,
+    ) -> tuple[list[list[str]], NDArray[np.bool_]]:
+        """[B][K] the limit that takes an arm out of a request's choice, in words, or ""; and [B, K] where none does."""
+        live = [states.get(name, UNKNOWN) for name in self._names]
+        healthy = tuple([state.healthy for state in live])
+        rows, masks = [], []
         for i, (request, objective) in enumerate(zip(requests, objectives)):
-            profile, key = request.profile, (request.profile.task, objective.models, objective.unavailable)
-            row = known.get(key) if profile.prompt_tokens < shortest else None
-            if row is None:
+            profile = request.profile
+            key = (profile.task, objective.models, objective.unavailable, healthy)
+            row, mask = self._known.get(key, _NOTHING) if profile.prompt_tokens < self._shortest else _NOTHING
+            if not row:
                 row = [base.removed_by(arm, profile, objective, s) for arm, s in zip(self.arms, live)]
-                if profile.prompt_tokens < shortest:
-                    known[key] = row  # it holds for all that ask alike
+                mask = [not why for why in row]
+                if profile.prompt_tokens < self._shortest:  # it holds for all that ask alike
+                    if len(self._known) >= KNOWN:
+                        self._known.clear()
+                    self._known[key] = row, mask
             if objective.max_latency_s < inf or objective.max_cost_usd < inf:
-                latency, cost = expected.latency_s[i].tolist(), expected.cost_usd[i].tolist()
+                latency, cost = expected[i, kernels.LATENCY].tolist(), expected[i, kernels.COST].tolist()
                 row = [why or _over(objective, *spent) for why, *spent in zip(row, latency, cost)]
+                mask = [not why for why in row]
             rows.append(row)
-        return rows
+            masks.append(mask)
+        return rows, np.array(masks)
 
     def advance(self, sequence: int) -> None:
         """See base.Policy."""
@@ -202,19 +195,16 @@ class Thompson:
                 raise ValueError(f"policy state, {name}: {error}") from error
 
 
-_UNKNOWN = ModelState()
-
-
 def _at_least(
-    least: float, best: NDArray[np.intp], propensity: Vector, eligible: NDArray[np.bool_], rng: np.random.Generator
-) -> tuple[NDArray[np.intp], Vector]:
-    """The choice [B] and propensities [B, K] when now and then any eligible arm is taken, each as often."""
+    least: float, best: NDArray[np.int64], propensity: Vector, eligible: NDArray[np.bool_], rng: np.random.Generator
+) -> None:
+    """Change choice [B] and propensities [B, K]: now and then any eligible arm is taken, each as often."""
     count = eligible.sum(axis=1)
     share = np.minimum(least * count, 1.0)  # of the requests
     anyone = np.where(eligible, rng.random(eligible.shape), -1.0).argmax(axis=1)
-    best = np.where(rng.random(len(best)) < share, anyone, best)
+    best[:] = np.where(rng.random(len(best)) < share, anyone, best)
     each = np.divide(share, count, out=np.zeros(len(best)), where=count > 0)
-    return best, (1.0 - share)[:, None] * propensity + each[:, None] * eligible
+    propensity[:] = (1.0 - share)[:, None] * propensity + each[:, None] * eligible
 
 
 def _over(objective: Objective, latency_s: float, cost_usd: float) -> str:

@@ -69,18 +69,6 @@ def test_an_old_event_weighs_less() -> None:
     assert posterior.state()["count"][0] == pytest.approx(0.99**100)
 
 
-def test_features_of_their_own_for_each_arm(rng: np.random.Generator) -> None:
-    """[B, K, D] features give what [B, D] features give arm by arm."""
-    posterior = make(dims=3)
-    for _ in range(20):
-        posterior.add(int(rng.integers(2)), rng.standard_normal(3), float(rng.random()), 0)
-    x = rng.standard_normal((5, 2, 3))
-    mean, variance = posterior.predict(x)
-    for arm in range(2):
-        mine, spread = posterior.predict(x[:, arm])
-        assert np.allclose(mean[:, arm], mine[:, arm]) and np.allclose(variance[:, arm], spread[:, arm])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
