@@ -1,61 +1,70 @@
 """Finds keys whose scores say the opposite of what all others say; their votes are then put aside.
 
-Page's cumulative sum for each key (drift.py has the source and the bound on false alarms) of log likelihood ratios,
+A request's cell is its arm, kind and complexity. In each, from the mean y of a key's latest n scores and the score e that
+is expected there, comes the log likelihood ratio of a hostile key to an honest one,
 
-    S ← max(0, S + y log(q / p) + (1 - y) log((1 - q) / (1 - p))),   put aside at S > h,
+    S = n (y log(q / p) + (1 - y) log((1 - q) / (1 - p))),
 
-of a score y in [0, 1] where e is expected: a hostile key gives q = 1 - e on the mean, and p is the nearest to that which
-an honest key may give, at least the share c of e, and of the misses 1 - e at least the share c as well. So a strict
-judge is not suspect, nor one whose grades are all alike as long as they are not half of what others give; and where
-the two cannot be told apart, around e = 1/2, nothing is concluded.
+where a hostile key gives q = 1 - e on the mean, and p is the nearest to that which an honest one may give: at least the
+share c of e, and of the misses 1 - e at least the share c as well. A key may be hostile in some cells only, in each with
+probability 1/2, so all its scores together have the log likelihood ratio Σ log((1 + exp S) / 2) (a mixture: Robbins,
+Annals of Mathematical Statistics 1970); at h the key is put aside. A strict judge is thus not suspect as long as it gives
+the share c of what others give, and where nobody can tell the two apart, around e = 1/2, nothing is concluded. S has a
+short memory, so that h is no bound on false alarms for all times; how often they are is measured (deploy/FAULTS.md, T23).
 
 What is expected is known in two ways, and the one that is kinder to the key is taken, so a key is wronged only if both
-are wrong. First what the decision itself logged: it knows the request, and has learned from this key as well, so that
-one whose requests are harder than others' explains itself. Secondly the mean of the other keys for this arm and kind of
-request, each key weighing as a group does in a random-effects model (n / (n + m) for n scores; Gelman et al., Bayesian
-Data Analysis, 3rd ed., 2013, ch. 5), so that many scores are no majority; it follows when an arm changes for all.
+are wrong. First what the decisions themselves logged: that knows the requests, and has learned from this key as well,
+so one whose requests are harder than they look explains itself. Secondly what the other keys gave in the same cell, each
+weighing as a group does in a random-effects model (n / (n + m) for n scores; Gelman et al., Bayesian Data Analysis, 3rd
+ed., 2013, ch. 5), so that many scores are no majority; that follows an arm that changes for all.
 
-Needed: at least three other keys that scored the same, and that hostile keys are fewer than honest ones. Not seen: a key
-that lies about few of its requests. All is a function of the journal in its order, so a replay finds the same.
+Needed: at least three other keys in a cell, and fewer hostile keys than honest ones. Not seen: a key that lies now and
+then. All is a function of the journal in its order, so a replay finds the same.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from math import log, sqrt
-from typing import Any
+from math import exp, log, sqrt
+from typing import Any, NamedTuple, TypeVar
 
 from policies.types import Decision, Feedback
 
-TOLERANCE = 0.5  # c
-THRESHOLD = log(1_000.0)  # h
-OTHERS = 3  # keys, at least, that what is expected is known from
-RECENT = 10.0  # scores of a key, for an arm and a kind, over which its mean goes
+TOLERANCE = 0.75  # c
+THRESHOLD = 3.0  # h
+OTHERS = 3  # keys, at least, that must have scored the same
+RECENT = 20.0  # scores of a key in a cell, over which its mean goes
+RECENT_EXPECTED = 5.0  # decisions over which goes what they expected: the policy is quick to see that an arm changed
 BETWEEN = 2.0  # m: scores at which a key's own mean is as uncertain as keys differ
-TAKEN_BACK = 200  # decisions of a key, the newest, whose votes are taken back
+GRADES = 5  # of complexity
+CELLS = 64  # of a key, the latest
+TAKEN_BACK = 200  # decisions of a key, the latest, whose votes are taken back
 ANYBODY = ("", "*")  # no key, or an operator's (ledger.py): never suspect, and no witness
 
-Cell = tuple[str, str]  # arm, and kind of request
+K = TypeVar("K")
+V = TypeVar("V")
+Cell = tuple[str, str, int]  # arm, kind and grade of complexity
 
 
-def evidence(score: float, expected: float) -> float:
-    """The log likelihood ratio of a hostile key to an honest one, for one score where another was expected."""
-    e = min(max(expected, 0.02), 0.98)
-    low, high = TOLERANCE * e, 1.0 - TOLERANCE * (1.0 - e)
-    hostile = min(max(1.0 - e, 0.05), 0.95)
-    honest = min(max(hostile, low), high)
-    return score * log(hostile / honest) + (1.0 - score) * log((1.0 - hostile) / (1.0 - honest))
+class _Mean(NamedTuple):
+    """Of a key's latest scores in a cell: number, mean, and the mean of what the decisions expected."""
+
+    n: float
+    score: float
+    expected: float
 
 
 @dataclass
 class _Key:
-    """means: number (as far as it counts) and mean of its scores. run: number and sums of the scores and of what was
-    expected, since `sum` was 0. decisions: the newest that it scored.
-    """
+    cells: OrderedDict[Cell, _Mean] = field(default_factory=OrderedDict)
+    decisions: OrderedDict[str, None] = field(default_factory=OrderedDict)  # the latest that it scored
 
-    means: dict[Cell, tuple[float, float]] = field(default_factory=dict)
-    sum: float = 0.0
-    run: tuple[int, float, float] = (0, 0.0, 0.0)
-    decisions: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+def likelihood_ratio(score: float, expected: float) -> float:
+    """Log likelihood ratio of a hostile key to an honest one, for a mean score in [0, 1] where another is expected."""
+    e = min(max(expected, 0.02), 0.98)
+    hostile = min(max(1.0 - e, 0.05), 0.95)
+    honest = min(max(hostile, TOLERANCE * e), 1.0 - TOLERANCE * (1.0 - e))
+    return score * log(hostile / honest) + (1.0 - score) * log((1.0 - hostile) / (1.0 - honest))
 
 
 class Trust:
@@ -73,30 +82,20 @@ class Trust:
     def observe(self, event: Feedback, decision: Decision) -> bool:
         """Take in a score; whether its key's standing changes, which `turn` then does.
 
-        A key is put aside by its score; it comes back, and is no longer looked at, by one from a trusted key.
+        A key is put aside by its own score; it comes back by one that an operator vouches for, and those are never
+        suspect.
         """
         name = event.owner
         if name in ANYBODY:
             return False
         key = self._keys.setdefault(name, _Key())
-        key.decisions[event.decision_id] = None
-        key.decisions.move_to_end(event.decision_id)
-        if len(key.decisions) > TAKEN_BACK:
-            key.decisions.popitem(last=False)
+        _newest(key.decisions, event.decision_id, None, TAKEN_BACK)
         if name in self.aside:
             return event.trusted
-        cell = decision.arm, decision.profile.kind
-        others = self._others(key, cell, event.score)
-        self._mean(key, cell, event.score)
-        if others is None or event.trusted:
-            return False
-        gained = evidence(event.score, others)
-        if expected := decision.estimate().quality:  # 0 where the policy has no opinion
-            gained = min(gained, evidence(event.score, expected))
-        key.sum = max(0.0, key.sum + gained)
-        count, given, wanted = key.run
-        key.run = (count + 1, given + event.score, wanted + others) if key.sum else (0, 0.0, 0.0)
-        return key.sum > THRESHOLD
+        profile = decision.profile
+        cell = decision.arm, profile.kind, min(GRADES - 1, int(GRADES * profile.complexity))
+        self._learn(key, cell, event.score, decision.estimate().quality)
+        return not event.trusted and self._suspicion(key) > THRESHOLD
 
     def recent(self, name: str) -> list[str]:
         """The decisions whose votes are taken back, or given back, when a key's standing changes; oldest first."""
@@ -107,53 +106,68 @@ class Trust:
         key = self._keys[event.owner]
         if self.aside.pop(event.owner, None) is not None:
             return
-        count, given, wanted = key.run
+        cells = {cell: (mean, self._others(mean, cell)) for cell, mean in key.cells.items()}
+        known = {cell: (mean, others[0]) for cell, (mean, others) in cells.items() if others is not None}
+        count = sum(mean.n for mean, _ in known.values())
         self.aside[event.owner] = {
             "since_s": event.time_s,
             "decision_id": event.decision_id,
-            "scores": count,
-            "mean_score": given / count,
-            "mean_of_others": wanted / count,
-            "log_likelihood_ratio": key.sum,
+            "scores": int(count),
+            "mean_score": sum(mean.n * mean.score for mean, _ in known.values()) / count,
+            "mean_of_others": sum(mean.n * others for mean, others in known.values()) / count,
+            "log_likelihood_ratio": self._suspicion(key),
         }
-        for cell, (n, mean) in key.means.items():
-            self._add(cell, n, mean, -1)
-        key.means, key.sum, key.run = {}, 0.0, (0, 0.0, 0.0)
+        for cell, mean in key.cells.items():
+            self._count(cell, mean, -1)
+        key.cells.clear()
 
-    def _others(self, key: _Key, cell: Cell, score: float) -> float | None:
-        """What the other keys expect here, by a standard error nearer to the score; None if there are too few."""
-        weight, total, count = self._all.get(cell, (0.0, 0.0, 0))
-        if (own := key.means.get(cell)) is not None:
-            w = own[0] / (own[0] + BETWEEN)
-            weight, total, count = weight - w, total - w * own[1], count - 1
-        if count < OTHERS:
-            return None
-        mean = (total + 0.5) / (weight + 1.0)
-        error = sqrt(max(mean * (1.0 - mean), 0.0) / (BETWEEN * (weight + 1.0)))
-        return max(score, mean - error) if score < mean else min(score, mean + error)
-
-    def _mean(self, key: _Key, cell: Cell, score: float) -> None:
-        if (own := key.means.get(cell)) is not None:
-            self._add(cell, *own, -1)
-        n, mean = own or (0.0, 0.0)
+    def _learn(self, key: _Key, cell: Cell, score: float, expected: float) -> None:
+        before = key.cells.get(cell)
+        if before is not None:
+            self._count(cell, before, -1)
+        n, mean, logged = before or _Mean(0.0, 0.0, 0.0)
         n = min(n + 1.0, RECENT)
-        key.means[cell] = own = n, mean + (score - mean) / n
-        self._add(cell, *own, 1)
+        after = _Mean(n, mean + (score - mean) / n, logged + (expected - logged) / min(n, RECENT_EXPECTED))
+        self._count(cell, after, 1)
+        if (gone := _newest(key.cells, cell, after, CELLS)) is not None:
+            self._count(*gone, -1)
 
-    def _add(self, cell: Cell, n: float, mean: float, sign: int) -> None:
+    def _count(self, cell: Cell, mean: _Mean, sign: int) -> None:
         weight, total, count = self._all.get(cell, (0.0, 0.0, 0))
-        w = sign * n / (n + BETWEEN)
-        self._all[cell] = weight + w, total + w * mean, count + sign
+        w = sign * mean.n / (mean.n + BETWEEN)
+        if count + sign == 0:
+            del self._all[cell]
+        else:
+            self._all[cell] = weight + w, total + w * mean.score, count + sign
+
+    def _others(self, own: _Mean, cell: Cell) -> tuple[float, float] | None:
+        """What the other keys give in a cell, and its standard error; None if there are too few."""
+        weight, total, count = self._all[cell]
+        if count - 1 < OTHERS:
+            return None
+        w = own.n / (own.n + BETWEEN)
+        mean = min(max((total - w * own.score + 0.5) / (weight - w + 1.0), 0.0), 1.0)
+        return mean, sqrt(mean * (1.0 - mean) / (BETWEEN * (weight - w + 1.0)))
+
+    def _suspicion(self, key: _Key) -> float:
+        """The log likelihood ratio of all its scores together."""
+        found = 0.0
+        for cell, own in key.cells.items():
+            others = self._others(own, cell)
+            if others is None:
+                continue
+            mean, error = others
+            nearer = max(own.score, mean - error) if own.score < mean else min(own.score, mean + error)
+            ratio = likelihood_ratio(own.score, nearer)
+            if own.expected:  # 0 where the policy has no opinion
+                ratio = min(ratio, likelihood_ratio(own.score, own.expected))
+            found += log((1.0 + exp(own.n * ratio)) / 2.0)
+        return found
 
     def state(self) -> dict[str, Any]:
         """All of it as plain data."""
         keys = {
-            name: {
-                "means": [[*cell, *mean] for cell, mean in key.means.items()],
-                "sum": key.sum,
-                "run": list(key.run),
-                "decisions": list(key.decisions),
-            }
+            name: {"cells": [[*cell, *mean] for cell, mean in key.cells.items()], "decisions": list(key.decisions)}
             for name, key in self._keys.items()
         }
         every = [[*cell, *found] for cell, found in self._all.items()]
@@ -163,13 +177,18 @@ class Trust:
         """Take over what `state` gave; nothing from an empty one."""
         self.aside.clear()
         self.aside |= {name: dict(found) for name, found in state.get("aside", {}).items()}
-        self._all = {(arm, kind): (weight, total, count) for arm, kind, weight, total, count in state.get("all", ())}
+        self._all = {(arm, kind, grade): tuple(found) for arm, kind, grade, *found in state.get("all", ())}
         self._keys = {
             name: _Key(
-                {(arm, kind): (n, mean) for arm, kind, n, mean in key["means"]},
-                key["sum"],
-                tuple(key["run"]),
+                OrderedDict(((arm, kind, grade), _Mean(*mean)) for arm, kind, grade, *mean in key["cells"]),
                 OrderedDict.fromkeys(key["decisions"]),
             )
             for name, key in state.get("keys", {}).items()
         }
+
+
+def _newest(items: OrderedDict[K, V], name: K, value: V, capacity: int) -> tuple[K, V] | None:
+    """Put an item in as the newest; returns the oldest if there is no more room for it."""
+    items[name] = value
+    items.move_to_end(name)
+    return items.popitem(last=False) if len(items) > capacity else None

@@ -33,7 +33,8 @@ MEASURED = {  # README: right of nano, small, large; seconds
 }
 OBJECTIVE = Objective(latency_weight=0.4, cost_weight=1500.0)  # serve_config.yaml
 TOKENS_PER_S, PROMPT_TOKENS = 150, 20
-STRICT, GRADE = 0.2, 0.6  # share of the honest keys that give only so much of what is due
+STRICT, GRADE = 0.2, 0.6  # share of the keys that give only so much of what is due: half of them as a grade, half as often
+HARDER, HARD = 0.1, 0.6  # share of the keys whose requests are harder than they look: by this factor, but for `large`
 SPECIAL = 0.3  # share of the keys that ask for three kinds only
 
 
@@ -79,9 +80,10 @@ def play(
     cost = (PROMPT_TOKENS + tokens) * price
     worth = quality - OBJECTIVE.latency_weight * seconds - OBJECTIVE.cost_weight * cost
     best, worst = worth.argmax(1), worth.argmin(1)
+    rank = (-worth).argsort(1).argsort(1)  # 0 for the best arm of a kind
     names = [f"key{i}" for i in range(keys)]
     rates = np.array([pace if i < hostile else 1.0 for i in range(keys)])
-    strict = rng.random(keys) < STRICT
+    strict, graded, harder = rng.random(keys) < STRICT, rng.random(keys) < 0.5, rng.random(keys) < HARDER
     kinds = [rng.choice(len(KINDS), 3, False) if rng.random() < SPECIAL else np.arange(len(KINDS)) for _ in names]
     policy, trust = Thompson(ARMS), Trust() if defended else None
     ledger, now = Ledger(trust=trust), [0.0]
@@ -102,11 +104,15 @@ def play(
             decision.id, "ok", 0.05, float(seconds[kind, k]), PROMPT_TOKENS, int(tokens[kind, k]), cost[kind, k]
         )
         if who < hostile:
-            score = float(k != best[kind])
+            score = float(rank[kind, k]) / (len(ARMS) - 1)
         else:
             played.regret[i] = worth[kind, best[kind]] - worth[kind, k]
             played.worst[i] = k == worst[kind]
-            score = float(rng.random() < quality[kind, k]) * (GRADE if strict[who] else 1.0)
+            chance = quality[kind, k] * (HARD if harder[who] and k < 2 else 1.0)
+            if strict[who] and graded[who]:
+                score = GRADE * (rng.random() < chance)
+            else:
+                score = float(rng.random() < chance * (GRADE if strict[who] else 1.0))
         events: list = [decision, outcome]
         if buckets[who].take() == 0.0:
             events.append(Feedback(decision.id, score, "user", now[0], names[who]))
