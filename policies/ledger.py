@@ -31,7 +31,7 @@ Event = Decision | Outcome | Feedback
 class Record:
     """One decision with all that came of it so far; scores by source, one vote each, when they were given and by whom.
 
-    aside: whose scores do not count (trust.py).
+    quarantined: whose scores do not count (trust.py).
     """
 
     decision: Decision
@@ -39,7 +39,7 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
-    aside: Container[str] = ()
+    quarantined: Container[str] = ()
 
     def votes(self) -> dict[str, float]:
         """The scores that count, by source: what somebody said takes the place of what was merely read out."""
@@ -50,9 +50,10 @@ class Record:
         return {source: score for source, score in self._counting().items() if source != IMPLICIT}
 
     def _counting(self) -> dict[str, float]:
-        if not self.aside:
+        if not self.quarantined:
             return self.scores
-        return {source: score for source, score in self.scores.items() if self.owners.get(source) not in self.aside}
+        out = self.quarantined
+        return {source: score for source, score in self.scores.items() if self.owners.get(source) not in out}
 
 
 class Ledger:
@@ -99,7 +100,7 @@ class Ledger:
         """Have a record at hand as the newest."""
         self._records[record.decision.id] = record
         if self.trust is not None:
-            record.aside = self.trust.aside
+            record.quarantined = self.trust.quarantined
         while len(self._records) > self._capacity:
             self._records.popitem(last=False)
 

@@ -1,22 +1,24 @@
-"""Finds keys whose scores say the opposite of what all others say; their votes are then put aside.
+"""Finds keys whose scores say the opposite of what all others say; their votes are then in quarantine.
 
-A request's cell is its arm, kind and complexity. In each, from the mean y of a key's latest n scores and the score e that
-is expected there, comes the log likelihood ratio of a hostile key to an honest one,
+A request's cell is its arm, kind and complexity. In each, from the mean y of a key's latest n scores and the score e
+that is expected there, comes the log likelihood ratio of a hostile key to an honest one,
 
     S = n (y log(q / p) + (1 - y) log((1 - q) / (1 - p))),
 
-where a hostile key gives q = 1 - e on the mean, and p is the nearest to that which an honest one may give: at least the
-share c of e, and of the misses 1 - e at least the share c as well. A key may be hostile in some cells only, in each with
-probability 1/2, so all its scores together have the log likelihood ratio Σ log((1 + exp S) / 2) (a mixture: Robbins,
-Annals of Mathematical Statistics 1970); at h the key is put aside. A strict judge is thus not suspect as long as it gives
-the share c of what others give, and where nobody can tell the two apart, around e = 1/2, nothing is concluded. S has a
-short memory, so that h is no bound on false alarms for all times; how often they are is measured (deploy/FAULTS.md, T23).
+where a hostile key gives q = 1 - e on the mean, and p is the nearest to that which an honest one may give: at least
+the share c of e, and of the misses 1 - e at least the share c as well. A key may be hostile in some cells only, in each
+with probability 1/2, so all its scores together have the log likelihood ratio Σ log((1 + exp S) / 2) (a mixture:
+Robbins, Annals of Mathematical Statistics 1970); at h the key is quarantined. Where bad scores are expected a key that
+gives good ones may just be easily pleased, so these cells count no more than those where it gave bad scores for good
+answers. A strict judge is not suspect as long as it gives the share c of what others give, and where nobody can tell
+the two apart, around e = 1/2, nothing is concluded.
+S has a short memory, so h is no bound on false alarms for all times; they are measured (tests/poisoning.py).
 
 What is expected is known in two ways, and the one that is kinder to the key is taken, so a key is wronged only if both
 are wrong. First what the decisions themselves logged: that knows the requests, and has learned from this key as well,
-so one whose requests are harder than they look explains itself. Secondly what the other keys gave in the same cell, each
-weighing as a group does in a random-effects model (n / (n + m) for n scores; Gelman et al., Bayesian Data Analysis, 3rd
-ed., 2013, ch. 5), so that many scores are no majority; that follows an arm that changes for all.
+so one whose requests are harder than they look explains itself. Secondly what the other keys gave in the same cell,
+each weighing as a group does in a random-effects model (n / (n + m) for n scores; Gelman et al., Bayesian Data
+Analysis, 3rd ed., 2013, ch. 5), so that many scores are no majority; that follows an arm that changes for all.
 
 Needed: at least three other keys in a cell, and fewer hostile keys than honest ones. Not seen: a key that lies now and
 then. All is a function of the journal in its order, so a replay finds the same.
@@ -30,11 +32,12 @@ from typing import Any, NamedTuple, TypeVar
 from policies.types import Decision, Feedback
 
 TOLERANCE = 0.75  # c
-THRESHOLD = 3.0  # h
+THRESHOLD = 2.0  # h
 OTHERS = 3  # keys, at least, that must have scored the same
 RECENT = 20.0  # scores of a key in a cell, over which its mean goes
 RECENT_EXPECTED = 5.0  # decisions over which goes what they expected: the policy is quick to see that an arm changed
 BETWEEN = 2.0  # m: scores at which a key's own mean is as uncertain as keys differ
+ERRORS = 0.5  # standard errors by which what others give is moved towards the key's own
 GRADES = 5  # of complexity
 CELLS = 64  # of a key, the latest
 TAKEN_BACK = 200  # decisions of a key, the latest, whose votes are taken back
@@ -68,21 +71,21 @@ def likelihood_ratio(score: float, expected: float) -> float:
 
 
 class Trust:
-    """Who is put aside, by the scores of all keys.
+    """Who is quarantined, by the scores of all keys.
 
     Attributes:
-        aside: the keys that are, by name, with the evidence.
+        quarantined: the keys that are, by name, with the evidence.
     """
 
     def __init__(self) -> None:
-        self.aside: dict[str, dict[str, Any]] = {}
+        self.quarantined: dict[str, dict[str, Any]] = {}
         self._keys: dict[str, _Key] = {}
         self._all: dict[Cell, tuple[float, float, int]] = {}  # of all keys: weight, weighted sum of means, how many
 
     def observe(self, event: Feedback, decision: Decision) -> bool:
         """Take in a score; whether its key's standing changes, which `turn` then does.
 
-        A key is put aside by its own score; it comes back by one that an operator vouches for, and those are never
+        A key is quarantined by its own score; it comes back by one that an operator vouches for, and those are never
         suspect.
         """
         name = event.owner
@@ -90,7 +93,7 @@ class Trust:
             return False
         key = self._keys.setdefault(name, _Key())
         _newest(key.decisions, event.decision_id, None, TAKEN_BACK)
-        if name in self.aside:
+        if name in self.quarantined:
             return event.trusted
         profile = decision.profile
         cell = decision.arm, profile.kind, min(GRADES - 1, int(GRADES * profile.complexity))
@@ -102,14 +105,14 @@ class Trust:
         return list(self._keys[name].decisions)
 
     def turn(self, event: Feedback) -> None:
-        """Put the key that gave this score aside, or take it back."""
+        """Quarantine the key that gave this score, or end its quarantine."""
         key = self._keys[event.owner]
-        if self.aside.pop(event.owner, None) is not None:
+        if self.quarantined.pop(event.owner, None) is not None:
             return
         cells = {cell: (mean, self._others(mean, cell)) for cell, mean in key.cells.items()}
         known = {cell: (mean, others[0]) for cell, (mean, others) in cells.items() if others is not None}
         count = sum(mean.n for mean, _ in known.values())
-        self.aside[event.owner] = {
+        self.quarantined[event.owner] = {
             "since_s": event.time_s,
             "decision_id": event.decision_id,
             "scores": int(count),
@@ -147,11 +150,11 @@ class Trust:
             return None
         w = own.n / (own.n + BETWEEN)
         mean = min(max((total - w * own.score + 0.5) / (weight - w + 1.0), 0.0), 1.0)
-        return mean, sqrt(mean * (1.0 - mean) / (BETWEEN * (weight - w + 1.0)))
+        return mean, ERRORS * sqrt(mean * (1.0 - mean) / (BETWEEN * (weight - w + 1.0)))
 
     def _suspicion(self, key: _Key) -> float:
         """The log likelihood ratio of all its scores together."""
-        found = 0.0
+        high, low = 0.0, 0.0  # of cells where good scores are expected, and bad ones
         for cell, own in key.cells.items():
             others = self._others(own, cell)
             if others is None:
@@ -161,8 +164,9 @@ class Trust:
             ratio = likelihood_ratio(own.score, nearer)
             if own.expected:  # 0 where the policy has no opinion
                 ratio = min(ratio, likelihood_ratio(own.score, own.expected))
-            found += log((1.0 + exp(own.n * ratio)) / 2.0)
-        return found
+            found = log((1.0 + exp(own.n * ratio)) / 2.0)
+            high, low = (high + found, low) if mean > 0.5 else (high, low + found)
+        return high + min(high, low)
 
     def state(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -171,12 +175,13 @@ class Trust:
             for name, key in self._keys.items()
         }
         every = [[*cell, *found] for cell, found in self._all.items()]
-        return {"keys": keys, "all": every, "aside": {name: dict(found) for name, found in self.aside.items()}}
+        found = {name: dict(evidence) for name, evidence in self.quarantined.items()}
+        return {"keys": keys, "all": every, "quarantined": found}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave; nothing from an empty one."""
-        self.aside.clear()
-        self.aside |= {name: dict(found) for name, found in state.get("aside", {}).items()}
+        self.quarantined.clear()
+        self.quarantined |= {name: dict(found) for name, found in state.get("quarantined", {}).items()}
         self._all = {(arm, kind, grade): tuple(found) for arm, kind, grade, *found in state.get("all", ())}
         self._keys = {
             name: _Key(

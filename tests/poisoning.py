@@ -33,7 +33,8 @@ MEASURED = {  # README: right of nano, small, large; seconds
 }
 OBJECTIVE = Objective(latency_weight=0.4, cost_weight=1500.0)  # serve_config.yaml
 TOKENS_PER_S, PROMPT_TOKENS = 150, 20
-STRICT, GRADE = 0.2, 0.6  # share of the keys that give only so much of what is due: half of them as a grade, half as often
+STRICT = 0.2  # share of the keys that give less than is due:
+GRADE, OFTEN = 0.6, 0.75  # half of them a lower grade, half a 1 less often
 HARDER, HARD = 0.1, 0.6  # share of the keys whose requests are harder than they look: by this factor, but for `large`
 SPECIAL = 0.3  # share of the keys that ask for three kinds only
 
@@ -44,7 +45,7 @@ class Played:
 
     regret: [n] expected utility given up at each decision, against the best arm for its kind; NaN where a hostile key
         asked. worst: [n] whether the worst arm was chosen, likewise.
-    found: decision at which each hostile key was put aside. wronged: honest keys that were.
+    found: decision at which each hostile key was quarantined. wronged: honest keys that were.
     hostile: share of the scores that hostile keys gave.
     """
 
@@ -112,7 +113,7 @@ def play(
             if strict[who] and graded[who]:
                 score = GRADE * (rng.random() < chance)
             else:
-                score = float(rng.random() < chance * (GRADE if strict[who] else 1.0))
+                score = float(rng.random() < chance * (OFTEN if strict[who] else 1.0))
         events: list = [decision, outcome]
         if buckets[who].take() == 0.0:
             events.append(Feedback(decision.id, score, "user", now[0], names[who]))
@@ -121,7 +122,7 @@ def play(
             ledger.apply(event, policy, fresh=True)
         if keep:
             played.events += events
-        if trust is not None and names[who] in trust.aside and names[who] not in played.found:
+        if trust is not None and names[who] in trust.quarantined and names[who] not in played.found:
             if who < hostile:
                 played.found[names[who]] = i
             elif names[who] not in played.wronged:
