@@ -24,7 +24,7 @@ from tests.test_propensity import asked, p_value, taught
 
 KILLS = 200
 LOGS, LENGTH = 1_000, 400  # of T22
-DECISIONS, SEEDS, KEYS, MANY = 3_000, 20, 20, 100  # of T23
+DECISIONS, SEEDS, KEYS = 3_000, 20, 20  # of T23
 
 
 def t7(folder: Path) -> Finding:
@@ -139,32 +139,29 @@ def t23(_: Path) -> Finding:
     Regret is the mean over the honest keys' requests of the expected utility given up against the best arm.
     """
 
-    def mean(hostile: int, keys: int, defended: bool = True) -> tuple[float, list[Played]]:
-        runs = [play(seed, DECISIONS, keys, hostile, defended) for seed in range(SEEDS)]
+    def mean(hostile: int, pace: float = 1.0, defended: bool = True) -> tuple[float, list[Played]]:
+        runs = [play(seed, DECISIONS, KEYS, hostile, defended, pace) for seed in range(SEEDS)]
         return float(np.mean([np.nanmean(run.regret) for run in runs])), runs
 
-    parts, held, wronged, honest = [], True, 0, 0
-    clean = {keys: mean(0, keys) for keys in (MANY, KEYS)}
-    for hostile, keys in ((1, MANY), (1, KEYS), (2, KEYS), (4, KEYS)):
-        (regret, runs), (undefended, open_) = (mean(hostile, keys, defended) for defended in (True, False))
-        ratio, without = regret / clean[keys][0], undefended / clean[keys][0]
+    parts, held, (clean, honestly) = [], True, mean(0)
+    wronged, honest = sum(len(run.wronged) for run in honestly), SEEDS * KEYS
+    for hostile, pace in ((1, 0.2), (1, 1.0), (2, 1.0), (4, 1.0)):
+        (regret, runs), (undefended, open_) = (mean(hostile, pace, defended) for defended in (True, False))
+        ratio, without = regret / clean, undefended / clean
         found = sorted(i for run in runs for i in run.found.values())
         worst = [100 * float(np.mean([np.nanmean(run.worst) for run in some])) for some in (runs, open_)]
-        wronged, honest = wronged + sum(len(run.wronged) for run in runs), honest + SEEDS * (keys - hostile)
+        wronged, honest = wronged + sum(len(run.wronged) for run in runs), honest + SEEDS * (KEYS - hostile)
         if hostile == 2:
             held = ratio <= 1.25
         middle = f"{found[len(found) // 2]}" if found else "never"
         parts.append(
-            f"{100 * hostile / keys:.0f} % of keys with {100 * float(np.mean([run.hostile for run in runs])):.0f} % of "
-            f"the scores: {ratio:.2f} × (undefended {without:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
+            f"{100 * float(np.mean([run.hostile for run in runs])):.0f} % of the scores, from {hostile} of {KEYS} keys: "
+            f"{ratio:.2f} × (undefended {without:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
             f"{len(found)} of {SEEDS * hostile} found, median after {middle} decisions"
         )
-    wronged += sum(len(run.wronged) for _, runs in clean.values() for run in runs)
-    honest += SEEDS * (MANY + KEYS)
-    regret, runs = clean[KEYS]
     figure = f"regret beside clean at {'; '.join(parts)}; honest keys quarantined: {wronged} of {honest}; "
-    worst_clean = 100 * float(np.mean([np.nanmean(run.worst) for run in runs]))
-    figure += f"clean {regret:.4f} a request, worst arm {worst_clean:.1f} %; "
+    worst_clean = 100 * float(np.mean([np.nanmean(run.worst) for run in honestly]))
+    figure += f"clean {clean:.4f} a request, worst arm {worst_clean:.1f} %; "
     events, began = play(0, DECISIONS, KEYS, 2, keep=True).events, time.process_time()
     ledger, policy = Ledger(trust=Trust()), Thompson(ARMS)
     for event in events:

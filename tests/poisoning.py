@@ -97,7 +97,9 @@ def play(
         now[0] += rng.exponential(pause)
         who = int(rng.choice(keys, p=rates / rates.sum()))
         kind = int(rng.choice(kinds[who]))
-        request = Request(f"{i}", make_profile(make_task(texts, KINDS[kind]).question), OBJECTIVE, owner=names[who])
+        request = Request(
+            f"{i}", make_profile(make_task(texts, KINDS[kind], wishes=False).question), OBJECTIVE, owner=names[who]
+        )
         (decided,) = policy.decide([request], {}, rng, i)
         decision = decided.made(request, "thompson-v0", now[0])
         k = [arm.name for arm in ARMS].index(decision.arm)
