@@ -15,7 +15,7 @@ from benchmarks.offpolicy import coverage
 from policies.ledger import Ledger
 from policies.thompson import Thompson
 from policies.trust import Trust
-from policies.types import Arm
+from policies.types import Arm, Vector
 from tests.faults import Fault, Finding
 from tests.gateway import Gateway
 from tests.poisoning import ARMS, Played, play
@@ -139,29 +139,30 @@ def t23(_: Path) -> Finding:
     Regret is the mean over the honest keys' requests of the expected utility given up against the best arm.
     """
 
-    def mean(hostile: int, pace: float = 1.0, defended: bool = True) -> tuple[float, list[Played]]:
+    def runs_of(hostile: int, pace: float = 1.0, defended: bool = True) -> tuple[Vector, list[Played]]:
         runs = [play(seed, DECISIONS, KEYS, hostile, defended, pace) for seed in range(SEEDS)]
-        return float(np.mean([np.nanmean(run.regret) for run in runs])), runs
+        regret = np.array([np.nanmean(run.regret) for run in runs])
+        return np.array([regret.mean(), np.median(regret)]), runs
 
-    parts, held, (clean, honestly) = [], True, mean(0)
+    parts, held, (clean, honestly) = [], True, runs_of(0)
     wronged, honest = sum(len(run.wronged) for run in honestly), SEEDS * KEYS
     for hostile, pace in ((1, 0.2), (1, 1.0), (2, 1.0), (4, 1.0)):
-        (regret, runs), (undefended, open_) = (mean(hostile, pace, defended) for defended in (True, False))
+        (regret, runs), (undefended, open_) = (runs_of(hostile, pace, defended) for defended in (True, False))
         ratio, without = regret / clean, undefended / clean
         found = sorted(i for run in runs for i in run.found.values())
         worst = [100 * float(np.mean([np.nanmean(run.worst) for run in some])) for some in (runs, open_)]
         wronged, honest = wronged + sum(len(run.wronged) for run in runs), honest + SEEDS * (KEYS - hostile)
         if hostile == 2:
-            held = ratio <= 1.25
+            held = bool((ratio <= 1.25).all())
         middle = f"{found[len(found) // 2]}" if found else "never"
         parts.append(
-            f"{100 * float(np.mean([run.hostile for run in runs])):.0f} % of the scores, from {hostile} of {KEYS} keys: "
-            f"{ratio:.2f} × (undefended {without:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
+            f"{100 * float(np.mean([run.hostile for run in runs])):.0f} % of the scores, {hostile} of {KEYS} keys: mean "
+            f"{ratio[0]:.2f} × (undefended {without[0]:.2f} ×), median {ratio[1]:.2f} × ({without[1]:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
             f"{len(found)} of {SEEDS * hostile} found, median after {middle} decisions"
         )
     figure = f"regret beside clean at {'; '.join(parts)}; honest keys quarantined: {wronged} of {honest}; "
     worst_clean = 100 * float(np.mean([np.nanmean(run.worst) for run in honestly]))
-    figure += f"clean {clean:.4f} a request, worst arm {worst_clean:.1f} %; "
+    figure += f"clean {clean[0]:.4f} a request, worst arm {worst_clean:.1f} %; "
     events, began = play(0, DECISIONS, KEYS, 2, keep=True).events, time.process_time()
     ledger, policy = Ledger(trust=Trust()), Thompson(ARMS)
     for event in events:
