@@ -157,8 +157,8 @@ def t23(_: Path) -> Finding:
         middle = f"{found[len(found) // 2]}" if found else "never"
         share = 100 * float(np.mean([run.hostile for run in runs]))
         parts.append(
-            f"{share:.0f} % of the scores, {hostile} of {KEYS} keys: mean {ratio[0]:.2f} × (undefended {without[0]:.2f} "
-            f"×), median {ratio[1]:.2f} × ({without[1]:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
+            f"{share:.0f} % of the scores, {hostile} of {KEYS} keys: mean {ratio[0]:.2f} × (undefended {without[0]:.2f}"
+            f" ×), median {ratio[1]:.2f} × ({without[1]:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
             f"{len(found)} of {SEEDS * hostile} found, median after {middle} decisions"
         )
     figure = f"regret beside clean at {'; '.join(parts)}; honest keys quarantined: {wronged} of {honest}; "
