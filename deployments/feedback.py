@@ -49,7 +49,8 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
         """A score; `held` means that the decision is still on its way here, and the score counts when it arrives."""
         who = caller(http)
         who.count_score()
-        item = Feedback(request.decision_id, request.score, request.source, time.time(), who.scorer)
+        given = request.decision_id, request.score, request.source
+        item = Feedback(*given, time.time(), who.scorer, who.trusted)
         once = f"{who.name}/{idempotency_key}" if idempotency_key else ""
         (status,) = await _ask("the router", decider.router.feedback.remote([item], once))
         if status in REFUSALS:

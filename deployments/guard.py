@@ -41,11 +41,13 @@ class Caller:
 
     name: of the key's owner; "" where no keys are asked for.
     count_score: counts a score of this key, or raises a 429.
+    trusted: its scores are not cross-checked.
     """
 
     name: str = ""
     scopes: tuple[str, ...] = SCOPES
     count_score: Callable[[], None] = lambda: None
+    trusted: bool = False
 
     @property
     def scorer(self) -> str:
@@ -105,7 +107,7 @@ class Guard:
         key = self._authenticate(self._keyring, headers.get(b"authorization", b""))
         _authorize(key, scope["path"])
         limits = self._limits
-        scope["caller"] = Caller(key.name, key.scopes, lambda: limits.score(key))
+        scope["caller"] = Caller(key.name, key.scopes, lambda: limits.score(key), limits.trusts(key))
 
         async def say(message: Message) -> None:
             if message["type"] == "http.response.start":

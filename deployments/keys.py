@@ -16,7 +16,7 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Key:
     id: the public part of the key. sha256: of the secret part, hexadecimal.
     scopes: some of SCOPES.
     requests_per_minute, concurrency, scores_per_minute: in place of the settings' where given.
+    trusted: its scores count whatever others say; its next one ends its quarantine (policies/trust.py).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Key:
     requests_per_minute: int | None = None
     concurrency: int | None = None
     scores_per_minute: int | None = None
+    trusted: bool = False
 
 
 class Keyring:
@@ -151,8 +153,8 @@ def how(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("add", "list", "remove"))
-    parser.add_argument("name", nargs="?", help="of the key's owner; `remove` takes all keys of that name")
+    parser.add_argument("verb", choices=("add", "list", "remove", "trust", "distrust"))
+    parser.add_argument("name", nargs="?", help="of the key's owner; other verbs are for all keys of that name")
     parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=["infer", "feedback"])
     parser.add_argument("--file", type=Path, default=FILE)
     for limit in ("requests-per-minute", "concurrency", "scores-per-minute"):
@@ -161,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.verb == "list":
             for key in read(given.file).values():
-                print(f"rk-{key.id}-…  {key.name}: {', '.join(key.scopes)}")
+                print(f"rk-{key.id}-…  {key.name}: {', '.join(key.scopes)}{' (trusted)' if key.trusted else ''}")
             return
         if not given.name:
             parser.error("say whose key")
@@ -173,6 +175,12 @@ def main(arguments: list[str] | None = None) -> None:
             print("this is the only time that it is shown", file=sys.stderr)
             return
         keys = read(given.file)
+        if given.verb != "remove":
+            trusted = given.verb == "trust"
+            named = {i: replace(key, trusted=trusted) for i, key in keys.items() if key.name == given.name}
+            write(given.file, {**keys, **named})
+            print(f"changed {len(named)}")
+            return
         left = {key_id: key for key_id, key in keys.items() if key.name != given.name}
         write(given.file, left)
         print(f"removed {len(keys) - len(left)}")

@@ -102,6 +102,10 @@ class Limits:
         if wait_s := account.scores.take():
             raise _refused(f"this key may give {account.limits[1]} scores a minute; send this one later", wait_s)
 
+    def trusts(self, key: Key) -> bool:
+        """Whether its scores count even if they contradict all others' (policies/trust.py)."""
+        return key.trusted or not self._settings.cross_check
+
     def headers(self, key: Key) -> dict[str, str]:
         """As OpenAI names them: the limit, what is left of it, and when it is whole again."""
         bucket = self._account(key).requests

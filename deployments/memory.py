@@ -20,6 +20,7 @@ from policies.base import Policy
 from policies.ledger import ACCEPTED, HELD, NOTED, UNKNOWN, Event, Ledger, Record
 from policies.signals import implied
 from policies.succession import inherit, take_over
+from policies.trust import Trust
 from policies.types import Decision, Feedback, Outcome
 
 EXPIRED = "expired"  # what it belongs to is too old, or no longer kept
@@ -65,12 +66,16 @@ class Memory:
         if snapshot is not None and (whole or not self.take(snapshot)):
             log.warning("learning from the whole journal: its snapshot is of the policy '%s'", snapshot.policy)
             row, snapshot = 0, None
-        horizon, successions = row, self.lineage.after(row)
+        horizon, successions, trust = row, self.lineage.after(row), Trust()
+        trust.restore(snapshot.trust if snapshot is not None else {})
+        self.quarantined = trust.quarantined  # by key's name, with the evidence
         self.ledger = Ledger(
             find=lambda decision_id: self._look_up([decision_id], horizon).get(decision_id),
             absent=lambda _: HELD,  # or it would not have been written down
             applied=self._note,
+            trust=trust,
         )
+        self._trust = trust
         for events in self.journal.find_all(snapshot.held if snapshot else (), up_to=row).values():
             for event in events:
                 self.ledger.apply(event, None)
@@ -130,6 +135,7 @@ class Memory:
         state, held = self.policy.state(), self.ledger.held
         now = Snapshot(self.policy.name, names, self.sequence, self.version, state, held=held)
         now = replace(now, row=self.journal.last_row, journal=self.journal.id, lineage=self.lineage.state())
+        now = replace(now, trust=self._trust.state())
         return self._complete(now)
 
     async def save(self) -> None:
@@ -161,7 +167,10 @@ class Memory:
         self._applied(event, record)
 
     def _write_down(self, event: Event, fresh: bool = False) -> str:
+        before = len(self.quarantined)
         status = self.ledger.apply(event, self.policy, fresh)
+        if len(self.quarantined) != before:
+            log.warning("the scores of these keys count no more: %s", ", ".join(self.quarantined) or "none")
         if status in NOTED:
             self.journal.put(event)
         return status

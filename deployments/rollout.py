@@ -34,7 +34,7 @@ Seat = dict[str, Any]  # version, policy, options: who has a role; plain data, b
 def champion_of(snapshot: Snapshot) -> Snapshot:
     """Only what concerns the champion: enough to decide like it, and to publish it."""
     return (
-        replace(snapshot, state=state_of(snapshot.state, CHAMPION), rollout={}, pacer={})
+        replace(snapshot, state=state_of(snapshot.state, CHAMPION), rollout={}, pacer={}, trust={})
         if snapshot.rollout
         else snapshot
     )

@@ -279,6 +279,7 @@ class Router:
             "policy_version": self._version_name,
             "decisions": self._sequence,
             "counts": dict(self._counts),
+            "quarantined": dict(self._memory.quarantined),
             "rollout": self._rollout.summary(),
             "served_by": self._memory.lineage.digests,
             "budget": self._pacer.summary(),

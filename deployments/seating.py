@@ -85,8 +85,10 @@ def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], u
         ValueError: see row_of.
     """
     row = row_of(snapshot, journal)
-    held = snapshot.held if row else ()
-    return fold(Branch(journal, row, replace(snapshot, held=held), up_to), make).policy
+    held, newest = snapshot.held if row else (), journal.snapshot()[1]
+    # who is known to lie by now is not listened to on the way
+    start = replace(snapshot, held=held, trust=newest.trust if newest else {})
+    return fold(Branch(journal, row, start, up_to), make).policy
 
 
 async def operate(memory: Memory, rollout: Rollout, verb: str, reason: str, **options: Any) -> None:

@@ -70,12 +70,14 @@ class KeySettings(Strict):
     file: where their hashes are; the same on every node that runs an ingress.
     requests_per_minute, concurrency: of one key, at one ingress replica.
     scores_per_minute: of one key that are taken as feedback; its influence on what is learned.
+    cross_check: quarantine keys whose scores contradict all others' (policies/trust.py), but for trusted ones.
     """
 
     file: str = "var/keys.json"
     requests_per_minute: int = Field(600, ge=1)
     concurrency: int = Field(64, ge=1)
     scores_per_minute: int = Field(60, ge=1)
+    cross_check: bool = True
 
 
 class RolloutSettings(Strict):

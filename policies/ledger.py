@@ -5,11 +5,12 @@ order they come in and however often, the same votes count in the end.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 from policies.base import Policy
 from policies.features import D
+from policies.trust import Trust
 from policies.types import Decision, Feedback, Outcome
 
 ACCEPTED, DUPLICATE, UNKNOWN = "accepted", "duplicate", "unknown"
@@ -24,27 +25,35 @@ MAX_SOURCES = 8  # of one decision: each is a vote, and their names are the clie
 HELD_CAPACITY = 10_000  # decisions that are waited for
 
 Event = Decision | Outcome | Feedback
-CROWDED = "crowded"  # the decision has votes from as many sources as it may have
-ANYBODY = "*"  # owner of feedback that may be for anybody's decision
-MAX_SOURCES = 8  # of one decision: each is a vote, and their names are the client's choice
 
 
 @dataclass
 class Record:
-    """One decision with all that came of it so far; scores by source, one vote each, and when they were given."""
+    """One decision with all that came of it so far; scores by source, one vote each, when they were given and by whom.
+
+    quarantined: whose scores do not count (trust.py).
+    """
 
     decision: Decision
     outcome: Outcome | None = None
     scores: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    quarantined: Container[str] = ()
 
     def votes(self) -> dict[str, float]:
         """The scores that count, by source: what somebody said takes the place of what was merely read out."""
-        return self.said() or self.scores
+        return self.said() or self._counting()
 
     def said(self) -> dict[str, float]:
-        """The scores that somebody gave, by source."""
-        return {source: score for source, score in self.scores.items() if source != IMPLICIT}
+        """The scores that somebody gave and that count, by source."""
+        return {source: score for source, score in self._counting().items() if source != IMPLICIT}
+
+    def _counting(self) -> dict[str, float]:
+        if not self.quarantined:
+            return self.scores
+        out = self.quarantined
+        return {source: score for source, score in self.scores.items() if self.owners.get(source) not in out}
 
 
 class Ledger:
@@ -55,6 +64,7 @@ class Ledger:
         find: gives the record of an older decision from the durable log, or None.
         absent: what to say of an event whose decision nobody knows: HELD waits for it, any other status refuses it.
         applied: is told of every event that changed a record, with that record.
+        trust: says whose scores count; without, everybody's do.
     """
 
     def __init__(
@@ -63,10 +73,12 @@ class Ledger:
         find: Callable[[str], Record | None] = lambda _: None,
         absent: Callable[[str], str] = lambda _: UNKNOWN,
         applied: Callable[[Event, Record], None] = lambda _, __: None,
+        trust: Trust | None = None,
     ):
         self._records: OrderedDict[str, Record] = OrderedDict()
         self._held: OrderedDict[str, dict[str, Outcome | Feedback]] = OrderedDict()  # by decision, then by source
         self._capacity, self._find, self._absent, self._applied = capacity, find, absent, applied
+        self.trust = trust
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -87,6 +99,8 @@ class Ledger:
     def keep(self, record: Record) -> None:
         """Have a record at hand as the newest."""
         self._records[record.decision.id] = record
+        if self.trust is not None:
+            record.quarantined = self.trust.quarantined
         while len(self._records) > self._capacity:
             self._records.popitem(last=False)
 
@@ -164,11 +178,22 @@ class Ledger:
         if earlier == event.score:
             return REPEATED
         before = dict(record.votes())
-        record.scores[event.source] = event.score
+        record.scores[event.source], record.owners[event.source] = event.score, event.owner
         self._applied(event, record)
         if policy is not None:
             _replace(policy, record.decision, before, record.votes())
+            if self.trust is not None and self.trust.observe(event, record.decision):
+                self._turn(self.trust, event, policy)
         return ACCEPTED
+
+    def _turn(self, trust: Trust, event: Feedback, policy: Policy) -> None:
+        """A key's standing changes: its latest votes are taken back, or given back."""
+        found = [record for decision_id in trust.recent(event.owner) if (record := self.get(decision_id)) is not None]
+        records = [record for record in found if record.decision.profile.features.shape == (D,)]
+        before = [dict(record.votes()) for record in records]
+        trust.turn(event)
+        for record, votes in zip(records, before, strict=True):
+            _replace(policy, record.decision, votes, record.votes())
 
 
 def _replace(policy: Policy, decision: Decision, before: dict[str, float], after: dict[str, float]) -> None:

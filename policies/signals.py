@@ -6,7 +6,7 @@ enough. An empty answer, or one that is no JSON where JSON was asked for, is wro
 "implicit", which weighs little and gives way to any other score (ledger.py).
 """
 
-from policies.ledger import IMPLICIT
+from policies.ledger import ANYBODY, IMPLICIT
 from policies.types import FLAWS, Decision, Feedback, Outcome
 
 CHECK = "check"
@@ -23,7 +23,7 @@ def implied(decision: Decision, outcome: Outcome, time_s: float) -> Feedback | N
     if outcome.status != "ok" or decision.profile.task == "embed":
         return None
     if outcome.flaw in FLAWS:
-        return Feedback(decision.id, 0.0, CHECK, time_s, decision.owner)
+        return Feedback(decision.id, 0.0, CHECK, time_s, ANYBODY)
     if outcome.finish_reason == "length" and not decision.profile.max_output_tokens:
-        return Feedback(decision.id, 0.0, IMPLICIT, time_s, decision.owner)
+        return Feedback(decision.id, 0.0, IMPLICIT, time_s, ANYBODY)
     return None

@@ -251,6 +251,7 @@ class Feedback:
     counts.
 
     owner: who gives it; must be the decision's.
+    trusted: an operator vouches for it (trust.py).
     """
 
     decision_id: str
@@ -258,3 +259,4 @@ class Feedback:
     source: str = "user"
     time_s: float = field(default=0.0, compare=False)
     owner: str = field(default="", compare=False)
+    trusted: bool = field(default=False, compare=False)

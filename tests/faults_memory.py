@@ -12,19 +12,19 @@ import numpy as np
 import sqlalchemy as sa
 
 from benchmarks.offpolicy import coverage
-from deployments.limits import Bucket
-from deployments.settings import KeySettings
+from policies.ledger import Ledger
 from policies.thompson import Thompson
-from policies.types import Arm, Objective, Outcome, Request
+from policies.trust import Trust
+from policies.types import Arm, Vector
 from tests.faults import Fault, Finding
 from tests.gateway import Gateway
-from tests.helpers import make_profile
+from tests.poisoning import ARMS, Played, play
 from tests.test_durability import Kills, kill_often
 from tests.test_propensity import asked, p_value, taught
 
 KILLS = 200
 LOGS, LENGTH = 1_000, 400  # of T22
-DECISIONS, SEEDS, KEYS = 1_200, 12, 20  # of T23
+DECISIONS, SEEDS, KEYS = 3_000, 20, 20  # of T23
 
 
 def t7(folder: Path) -> Finding:
@@ -133,53 +133,48 @@ def t22(_: Path) -> Finding:
     return Finding(figure, honest and p > 0.001 and sums < 1e-6)
 
 
-def poisoned(seed: int, malicious: int = 0, pace: float = 1.0, capped: bool = True) -> float:
-    """Mean regret of honest requests, when so many of the keys vote for the worst arm and against the best.
-
-    Each asks and scores `pace` times as often as an honest one. Capped: a key's scores are taken as the gateway does.
-    """
-    arms = (Arm("small"), Arm("large", output_price_usd=1e-5))
-    texts, quality = ("Copy this word: pear", "Prove that 347 * 586 is even."), np.array([[0.9, 0.92], [0.3, 0.85]])
-    worth = quality - np.array([0.0, 0.15])
-    rng, policy = np.random.default_rng(seed), Thompson(arms)
-    rates = np.array([pace if key < malicious else 1.0 for key in range(KEYS)])
-    cap, now = KeySettings().scores_per_minute, [0.0]
-    buckets, regret, honest = [Bucket(cap, lambda: now[0]) for _ in range(KEYS)], 0.0, 0
-    honest_rate = cap / 60 / 2  # requests a second of an honest key: half of what it may score
-    requests = [Request("t", make_profile(text), Objective(cost_weight=1500.0)) for text in texts]
-    for i in range(DECISIONS):
-        now[0] += rng.exponential(1 / (honest_rate * rates.sum()))
-        key, kind = int(rng.choice(KEYS, p=rates / rates.sum())), int(rng.integers(2))
-        (decision,) = policy.decide([requests[kind]], {}, rng, i)
-        arm = 0 if decision.arm == "small" else 1
-        policy.learn(decision, Outcome(decision.id, "ok", 0.1, 0.3, 20, 10))
-        best = int(worth[kind].argmax())
-        if key >= malicious:
-            regret, honest = regret + worth[kind, best] - worth[kind, arm], honest + 1
-        score = float(arm != best) if key < malicious else float(rng.random() < quality[kind, arm])
-        if not capped or buckets[key].take() == 0.0:
-            policy.score(decision, score)
-    return regret / max(1, honest)
-
-
 def t23(_: Path) -> Finding:
-    """Keys that vote for the worst arm; as often as others, and four times as often."""
-    clean = float(np.mean([poisoned(seed) for seed in range(SEEDS)]))
+    """Keys that score 0 the best arm and 1 the worst: with and without a defence.
 
-    def times(*attack: float | bool) -> float:
-        return float(np.mean([poisoned(seed, *attack) for seed in range(SEEDS)])) / clean  # type: ignore[arg-type]
+    Regret is the mean over the honest keys' requests of the expected utility given up against the best arm.
+    """
 
-    ratio = {count: times(count) for count in (1, 2, 4)}
-    figure = ", ".join(f"{value:.1f} × at {100 * count / KEYS:.0f} % of keys" for count, value in ratio.items())
-    figure += (
-        f"; 10 % that score four times as often {times(2, 4.0):.1f} × (without a cap {times(2, 4.0, False):.1f} ×)"
-    )
-    return Finding(f"regret {figure}; clean {clean:.4f} a request; there is no quarantine", ratio[2] <= 1.25)
+    def runs_of(hostile: int, pace: float = 1.0, defended: bool = True) -> tuple[Vector, list[Played]]:
+        runs = [play(seed, DECISIONS, KEYS, hostile, defended, pace) for seed in range(SEEDS)]
+        regret = np.array([np.nanmean(run.regret) for run in runs])
+        return np.array([regret.mean(), np.median(regret)]), runs
+
+    parts, held, (clean, honestly) = [], True, runs_of(0)
+    wronged, honest = sum(len(run.wronged) for run in honestly), SEEDS * KEYS
+    for hostile, pace in ((1, 0.2), (1, 1.0), (2, 1.0), (4, 1.0)):
+        (regret, runs), (undefended, open_) = (runs_of(hostile, pace, defended) for defended in (True, False))
+        ratio, without = regret / clean, undefended / clean
+        found = sorted(i for run in runs for i in run.found.values())
+        worst = [100 * float(np.mean([np.nanmean(run.worst) for run in some])) for some in (runs, open_)]
+        wronged, honest = wronged + sum(len(run.wronged) for run in runs), honest + SEEDS * (KEYS - hostile)
+        if hostile == 2:
+            held = bool((ratio <= 1.25).all())
+        middle = f"{found[len(found) // 2]}" if found else "never"
+        share = 100 * float(np.mean([run.hostile for run in runs]))
+        parts.append(
+            f"{share:.0f} % of the scores, {hostile} of {KEYS} keys: mean {ratio[0]:.2f} × (undefended {without[0]:.2f}"
+            f" ×), median {ratio[1]:.2f} × ({without[1]:.2f} ×), worst arm {worst[0]:.1f} % ({worst[1]:.1f} %), "
+            f"{len(found)} of {SEEDS * hostile} found, median after {middle} decisions"
+        )
+    figure = f"regret beside clean at {'; '.join(parts)}; honest keys quarantined: {wronged} of {honest}; "
+    worst_clean = 100 * float(np.mean([np.nanmean(run.worst) for run in honestly]))
+    figure += f"clean {clean[0]:.4f} a request, worst arm {worst_clean:.1f} %; "
+    events, began = play(0, DECISIONS, KEYS, 2, keep=True).events, time.process_time()
+    ledger, policy = Ledger(trust=Trust()), Thompson(ARMS)
+    for event in events:
+        ledger.apply(event, policy, fresh=True)
+    figure += f"rebuilt from {len(events)} events in {time.process_time() - began:.1f} s of processor"
+    return Finding(figure, held and wronged < 0.01 * honest)
 
 
 FAULTS = [
     Fault("T7", "200 kills in mid-work", "0 lost, 0 twice, ≤ 1e-9", t7),
     Fault("T8", "the journal's disk is locked, full, read-only", "100 % answered, 503 for feedback, 0 lost", t8),
     Fault("T22", "honest statistics", "≥ 93 %, sequence ≥ 95 %, p > 0.001", t22),
-    Fault("T23", "poisoned feedback", "≤ 1.25 × at 10 %", t23),
+    Fault("T23", "poisoned feedback", "≤ 1.25 × at 10 %, < 1 % wronged", t23),
 ]
