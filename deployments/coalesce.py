@@ -17,7 +17,6 @@ class Coalescer(Generic[Item, Answer]):
         call: takes a list of items and gives their answers in the same order.
         limit: the largest batch.
         calls: how many may be under way at once; `call` has to end in time by itself, or it holds up the others.
-        pause_s: how long the first item waits for others, where nobody waits for its answer.
     """
 
     def __init__(
@@ -25,9 +24,8 @@ class Coalescer(Generic[Item, Answer]):
         call: Callable[[list[Item]], Awaitable[Sequence[Answer]]],
         limit: int = 64,
         calls: int = 2,
-        pause_s: float = 0.0,
     ):
-        self._call, self._limit, self._calls, self._pause_s = call, limit, calls, pause_s
+        self._call, self._limit, self._calls = call, limit, calls
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -51,11 +49,7 @@ class Coalescer(Generic[Item, Answer]):
             task.add_done_callback(self._ended)
 
     def _schedule(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._pause_s:
-            loop.call_later(self._pause_s, self._start)
-        else:
-            loop.call_soon(self._start)
+        asyncio.get_running_loop().call_soon(self._start)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -33,6 +33,7 @@ from policies.types import Decision, ModelState, Outcome, Request, TaskProfile
 REFRESH_S = 1.0
 START_S = 60.0  # the router may have many rows to read first
 OBSERVE_EVERY_S = 0.1  # outcomes travel together: nobody waits for them
+OBSERVED = 1000  # at a time
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
 log = logging.getLogger(__name__)
@@ -62,10 +63,10 @@ class Decider:
         self._pacer, self._fresh_s = Pacer(settings.max_mean_cost_usd or inf), -inf
         self._rng = np.random.default_rng()
         self._profile = Coalescer(self._profile_batch)
-        self._here = Coalescer(self._decide_batch_here, calls=1)
         self._decide = Coalescer(self._decide_batch, calls=1)  # a second one at a time would be mostly its own cost
-        self._observe = Coalescer(self._observe_batch, limit=1000, calls=1, pause_s=OBSERVE_EVERY_S)
-        self._reporting: set[asyncio.Task[None]] = set()
+        self._reporting: list[tuple[Decision, Outcome]] = []  # what the router has not heard of yet
+        self._told = 0  # of how many it has
+        self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect, hand over the settings, and keep the snapshot fresh from now on."""
@@ -134,7 +135,7 @@ class Decider:
     async def decide(self, request: Request) -> Decision:
         """A decision on a fresh snapshot, or the router's, or in its silence one of our own."""
         if time.monotonic() - self._fresh_s < self.tuning.decide_here_s:
-            return await self._here(request)
+            return self._decide_on_snapshot([request])[0]
         forced = request.objective.models[:1] if request.forced else ()
         self._forced.update(forced)
         try:
@@ -151,9 +152,6 @@ class Decider:
         """A decision on the last snapshot, with this ingress's own load and what it last heard of the others'."""
         return self._decide_on_snapshot([replace(request, fallback=fallback)])[0]
 
-    async def _decide_batch_here(self, requests: list[Request]) -> list[Decision]:
-        return self._decide_on_snapshot(requests)
-
     def _decide_on_snapshot(self, requests: list[Request]) -> list[Decision]:
         states = {}
         for arm in self._spare.arms:
@@ -169,28 +167,38 @@ class Decider:
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Tell the router what came of a decision, without waiting; keeps trying while it is away."""
-        task = asyncio.get_running_loop().create_task(self._report(decision, outcome))
-        self._reporting.add(task)
-        task.add_done_callback(self._reporting.discard)
+        self._reporting.append((decision, outcome))
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
 
     async def reported(self) -> bool:
         """Wait a little until the router has heard of all answers by now; False if there was nothing to tell."""
         if not self._reporting:
             return False
-        await asyncio.wait(set(self._reporting), timeout=1.0)
+        wanted, ends = self._told + len(self._reporting), time.monotonic() + 1.0
+        while self._told < wanted and time.monotonic() < ends:
+            await asyncio.sleep(0.01)
         return True
 
-    async def _report(self, decision: Decision, outcome: Outcome) -> None:
-        waited, pause = 0.0, 0.5
-        while waited < PATIENCE_S:
-            try:
-                await self._observe((decision, outcome))
-                return
-            except Exception as error:
-                log.warning("the router did not take an outcome (%s); trying again", type(error).__name__)
-                await asyncio.sleep(pause)
-                waited, pause = waited + pause, min(10.0, 2 * pause)
-        log.error("an outcome was lost: the router was away for %g s", PATIENCE_S)
+    async def _tell(self) -> None:
+        while self._reporting:
+            await asyncio.sleep(OBSERVE_EVERY_S)
+            finished, waited, pause = self._reporting[:OBSERVED], 0.0, 0.5
+            while True:
+                try:
+                    async with asyncio.timeout(OBSERVE_S):
+                        await self.router.observe.remote(finished, self._name, dict(self.in_flight))
+                    break
+                except Exception as error:
+                    if waited >= PATIENCE_S:
+                        log.error("%d outcomes were lost: the router was away for %g s", len(finished), PATIENCE_S)
+                        break
+                    name = type(error).__name__
+                    log.warning("the router did not take %d outcomes (%s); trying again", len(finished), name)
+                    await asyncio.sleep(pause)
+                    waited, pause = waited + pause, min(10.0, 2 * pause)
+            del self._reporting[: len(finished)]
+            self._told += len(finished)
 
     async def _profile_batch(self, items: list[dict[str, Any]]) -> list[TaskProfile]:
         async with asyncio.timeout(self.tuning.profile_timeout_s):
@@ -204,8 +212,3 @@ class Decider:
             load = dict(self.in_flight + self._forced - itself)
             decisions: list[Decision] = await self.router.decide.remote(requests, self._name, load)
         return decisions
-
-    async def _observe_batch(self, finished: list[tuple[Decision, Outcome]]) -> list[None]:
-        async with asyncio.timeout(OBSERVE_S):
-            await self.router.observe.remote(finished, self._name, dict(self.in_flight))
-        return [None] * len(finished)
