@@ -39,6 +39,9 @@ def configuration() -> dict[str, Any]:
     gateway = next(a for a in product["applications"] if a["name"] == "gateway")
     gateway["args"]["models"] = {name: {"context_tokens": 512, **_prices(i)} for i, name in enumerate(MODELS)}
     del gateway["args"]["mlflow_uri"]
+    ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
+    ingress["num_replicas"] = 1  # as the others have
+    del ingress["user_config"]["admission"]  # meant for two
     names = zip(MODELS, models, strict=True)
     return {
         "proxy_location": "HeadOnly",

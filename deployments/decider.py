@@ -65,7 +65,6 @@ class Decider:
         self._profile = Coalescer(self._profile_batch)
         self._decide = Coalescer(self._decide_batch, calls=1)  # a second one at a time would be mostly its own cost
         self._reporting: list[tuple[Decision, Outcome]] = []  # what the router has not heard of yet
-        self._told = 0  # of how many it has
         self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -171,15 +170,6 @@ class Decider:
         if self._telling is None or self._telling.done():
             self._telling = asyncio.get_running_loop().create_task(self._tell())
 
-    async def reported(self) -> bool:
-        """Wait a little until the router has heard of all answers by now; False if there was nothing to tell."""
-        if not self._reporting:
-            return False
-        wanted, ends = self._told + len(self._reporting), time.monotonic() + 1.0
-        while self._told < wanted and time.monotonic() < ends:
-            await asyncio.sleep(0.01)
-        return True
-
     async def _tell(self) -> None:
         while self._reporting:
             await asyncio.sleep(OBSERVE_EVERY_S)
@@ -198,7 +188,6 @@ class Decider:
                     await asyncio.sleep(pause)
                     waited, pause = waited + pause, min(10.0, 2 * pause)
             del self._reporting[: len(finished)]
-            self._told += len(finished)
 
     async def _profile_batch(self, items: list[dict[str, Any]]) -> list[TaskProfile]:
         async with asyncio.timeout(self.tuning.profile_timeout_s):

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
 
 from deployments.api import FeedbackRequest
-from deployments.decider import Decider
+from deployments.decider import OBSERVE_EVERY_S, Decider
 from deployments.errors import ApiError
 from deployments.guard import caller
 from deployments.memory import BUSY, EXPIRED, REUSED
@@ -17,6 +17,7 @@ from policies.ledger import ANYBODY, CROWDED, HELD, MAX_SOURCES, UNKNOWN
 from policies.types import Feedback
 
 PATIENCE_S = 10.0
+LOOKS = 5  # at the router for a decision that must be on its way there
 Key = Annotated[str, Header(max_length=255, description="One effect and one reply for each key.")]
 REFUSALS = {  # status of the router: of HTTP, message, parameter, code
     EXPIRED: (410, "this decision is too old for feedback; nothing was changed", "decision_id", "feedback_expired"),
@@ -63,7 +64,9 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
     @app.get("/v1/router/decisions/{decision_id}")
     async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
         record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
-        if record is None and await decider.reported():  # it was on its way
+        tries = LOOKS if decider.identity.made_at(decision_id[:64]) is not None else 0
+        while record is None and (tries := tries - 1) >= 0:  # it may be on its way, from whichever ingress made it
+            await asyncio.sleep(OBSERVE_EVERY_S)
             record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
         if record is None or caller(http).scorer not in (record.decision.owner, ANYBODY):
             raise _no_such_decision(decision_id)
