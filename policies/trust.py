@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, TypeVar
 from policies.types import Decision, Feedback
 
 TOLERANCE = 0.75  # c
-THRESHOLD = 2.0  # h
+THRESHOLD = 3.0  # h
 OTHERS = 3  # keys, at least, that must have scored the same
 RECENT = 20.0  # scores of a key in a cell, over which its mean goes
 RECENT_EXPECTED = 5.0  # decisions over which goes what they expected: the policy is quick to see that an arm changed
