@@ -41,7 +41,6 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1"),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER),
         "ROUTER_HAPROXY": _binary(),
-        "ROUTER_PYTHON": sys.executable,
         "ROUTER_GATEWAY": gateway,
         "ROUTER_LOOPBACK": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -69,6 +68,11 @@ def on_loopback() -> None:
         from ray.serve._private import replica
 
         replica.add_port_to_grpc_server = lambda server, at: add(server, at.replace("[::]", "127.0.0.1"))
+
+
+def understudy(state: Path) -> list[str]:
+    """The command that stands in for a HAProxy that was killed."""
+    return [sys.executable, "-S", str(WRAPPER.with_name("understudy.py")), str(_folder(state))]
 
 
 def prepare(state: Path) -> None:

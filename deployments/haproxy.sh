@@ -2,7 +2,9 @@
 # Serve's HAProxy with its metrics and its statistics on loopback: Serve's template has them listen on every address,
 # and only their ports can be set. The gateway listens where serve_config.yaml says (ROUTER_GATEWAY, host:port): by
 # default Serve takes every address in HAProxy mode. Serve runs this in place of the binary (deployments/dataplane.py),
-# with `-f CONFIG`. Should the binary be killed, understudy.py takes its place until Serve has noticed.
+# with `-f CONFIG`.
+# Without any server, as Serve's first configuration is, the gateway would only say 404, beside an understudy that can
+# serve (understudy.py): so it is not opened yet.
 set -eu
 config=
 previous=
@@ -15,6 +17,12 @@ listen() { # host, port
 }
 listen 127.0.0.1 "$RAY_SERVE_HAPROXY_METRICS_PORT"
 listen 127.0.0.1 "$RAY_SERVE_HAPROXY_STATS_PORT"
-if [ -n "${ROUTER_GATEWAY:-}" ]; then listen "${ROUTER_GATEWAY%:*}" "${ROUTER_GATEWAY##*:}"; fi
-"$ROUTER_PYTHON" -S "${0%/*}/understudy.py" $$ "$config" "$PPID" <&- >/dev/null 2>&1 &
+if [ -n "${ROUTER_GATEWAY:-}" ]; then
+    port=${ROUTER_GATEWAY##*:}
+    if grep -q '^ *server ' "$config"; then
+        listen "${ROUTER_GATEWAY%:*}" "$port"
+    else
+        sed -i -E "s|^( *bind) +[^ ]*:$port( .*)?$|\1 unix@$config.closed|" "$config"
+    fi
+fi
 exec "$ROUTER_HAPROXY" "$@"

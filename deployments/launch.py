@@ -123,6 +123,7 @@ def up(cluster: Cluster) -> None:
     say("starting Ray", began)
     process = _spawn(cluster, "ray", _ray(cluster))
     _wait_for(cluster.url("Ray dashboard") + "/api/version", "Ray", cluster, began, process)
+    _spawn(cluster, "understudy", dataplane.understudy(cluster.state))
     say("deploying " + ", ".join(a["name"] for a in cluster.config["applications"]), began)
     config = {**cluster.config, "http_options": {**cluster.config["http_options"], "port": cluster.gateway_port}}
     answer = httpx.put(cluster.url("Ray dashboard") + "/api/serve/applications/", json=config, timeout=60)

@@ -1,24 +1,22 @@
-"""Stands in for Serve's HAProxy when that is killed: `python understudy.py PID CONFIG` waits for PID to end.
+"""Stands in for Serve's HAProxy when that is killed: `python understudy.py FOLDER`, where its files are.
 
-Serve takes up to half a minute to notice, and nobody reaches the gateway until then. The stand-in serves from the same
+Serve takes seconds to notice, and nobody reaches the gateway until then. The stand-in serves from the same
 configuration but for the admin socket, by which Serve asks whether its own is well: so Serve still notices, and starts
-another, which shares the port; then this one drains and ends. Standard library only: it starts in 20 ms.
+another, which shares the port; then this one drains and ends. It is no child of the actor that runs HAProxy, as Ray
+ends those with it. Standard library only.
 """
 
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-LOOK_S = 0.2
+LOOK_S = 0.1
 HANDOVER_S = 2.0  # Serve's next one starts without a backend, and within a second once more with them
-ALONE_S = 30.0  # without a manager that could start another; a new one is there within seconds
 ADMIN = re.compile(r"^ *stats +socket +(\S+).*\n", re.MULTILINE)
 
 
@@ -33,42 +31,46 @@ def answers(path: str) -> bool:
     return True
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+class Understudy:
+    """For the proxy that has its files in this folder, or one below.
 
+    Args:
+        folder: where haproxy.cfg will be.
+        binary: HAProxy.
+    """
 
-def wait_for(pid: int) -> None:
-    """Until it has ended."""
-    with suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        select.select([descriptor], [], [])
-        os.close(descriptor)
+    def __init__(self, folder: Path, binary: str):
+        self._folder, self._binary = folder, binary
+        self._config = self._admin = ""  # of the proxy while it was well
+        self._well_s = 0.0
+        self._proxy: subprocess.Popen[bytes] | None = None
 
+    def look(self) -> None:
+        """To be called every LOOK_S."""
+        if self._admin and not answers(self._admin):
+            self._well_s = 0.0
+            if self._proxy is None or self._proxy.poll() is not None:
+                own = self._folder / "understudy.cfg"
+                own.write_text(ADMIN.sub("", self._config))
+                self._proxy = subprocess.Popen([self._binary, "-db", "-f", str(own)])
+            return
+        self._well_s += LOOK_S
+        if self._proxy is not None and self._well_s >= HANDOVER_S:
+            self._proxy.send_signal(signal.SIGUSR1)  # no new connections; those it has may end
+            self._proxy.wait()
+            self._proxy = None
+        if self._proxy is None:
+            self._read()
 
-def main(pid: int, config: Path, manager: int, binary: str) -> None:
-    """Wait for the end of `pid`; stand in until another answers, unless one does already or the manager has gone."""
-    wait_for(pid)
-    text = config.read_text() if config.exists() else ""
-    admin = ADMIN.search(text)
-    if admin is None or gone(manager) or answers(admin[1]):
-        return
-    own = config.with_suffix(".understudy")
-    own.write_text(ADMIN.sub("", text))
-    proxy = subprocess.Popen([binary, "-db", "-f", str(own)])
-    alone_s = 0.0
-    while proxy.poll() is None and not answers(admin[1]) and alone_s < ALONE_S:
-        time.sleep(LOOK_S)
-        alone_s = alone_s + LOOK_S if gone(manager) else 0.0
-    time.sleep(HANDOVER_S)
-    with suppress(ProcessLookupError):
-        proxy.send_signal(signal.SIGUSR1)  # no new connections; those it has may end
-    proxy.wait()
+    def _read(self) -> None:
+        for path in self._folder.glob("**/haproxy.cfg"):
+            text = path.read_text()
+            if (admin := ADMIN.search(text)) is not None and answers(admin[1]):
+                self._config, self._admin = text, admin[1]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), os.environ["ROUTER_HAPROXY"])
+    understudy = Understudy(Path(sys.argv[1]), os.environ["ROUTER_HAPROXY"])
+    while True:
+        understudy.look()
+        time.sleep(LOOK_S)

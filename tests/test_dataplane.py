@@ -20,6 +20,7 @@ TEMPLATE = """frontend prometheus
     bind :{metrics}
 frontend http_frontend
     bind *:8000
+    server a 127.0.0.1:30001 check
 listen stats
   bind *:{stats}
 """

@@ -2,7 +2,6 @@
 
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -37,7 +36,7 @@ def until(what: Callable[[], object], seconds: float = 10.0) -> float:
 
 
 class Proxy:
-    """Started as Serve starts it, by a process that stands for its manager."""
+    """Serve's, and the understudy beside it."""
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -47,14 +46,15 @@ class Proxy:
         self.admin, self.config = folder / "a.sock", folder / "haproxy.cfg"
         self.config.write_text(CONFIG.format(admin=self.admin, port=port))
         self.environment = {"PATH": "/usr/bin:/bin", **dataplane.environment(folder, 90)}
-        script = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
-        command = [sys.executable, "-c", script, str(WRAPPER), "-db", "-f", str(self.config)]
-        pipe = subprocess.PIPE
-        self.manager = subprocess.Popen(command, env=self.environment, stdin=pipe, stdout=pipe)
-        assert self.manager.stdout is not None
-        self.own = psutil.Process(int(self.manager.stdout.readline()))
+        self.own = self.start()
         until(self.well)
-        until(lambda: self.processes("understudy.py"))
+        command = [*dataplane.understudy(folder)[:-1], str(folder)]
+        self.understudy = subprocess.Popen(command, env=self.environment)
+        time.sleep(1.0)  # it has looked
+
+    def start(self, *more: str) -> psutil.Popen:
+        """As Serve starts it."""
+        return psutil.Popen([str(WRAPPER), "-db", "-f", str(self.config), *more], env=self.environment)
 
     def well(self) -> bool:
         """Whether the gateway answers."""
@@ -62,14 +62,9 @@ class Proxy:
             return httpx.get(self.url, timeout=1.0).text == "here"
         return False
 
-    def processes(self, word: str) -> list[psutil.Process]:
-        """Those that have this test's folder and this word in their command line."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                found += [process] if str(self.config.parent) in line and word in line else []
-        return found
+    def stand_ins(self) -> list[psutil.Process]:
+        """Those that the understudy has started."""
+        return psutil.Process(self.understudy.pid).children()
 
 
 @pytest.fixture
@@ -77,40 +72,38 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     """One that runs, and everything of it killed afterwards."""
     made = Proxy(tmp_path)
     yield made
-    made.manager.kill()
-    for process in made.processes(""):
+    for process in (*made.stand_ins(), made.understudy, made.own):
         with suppress(psutil.Error):
             process.kill()
-    made.manager.communicate()
+    made.understudy.wait()
 
 
 def test_a_killed_proxy_is_replaced_at_once_and_hands_over_to_serve_s_next(proxy: Proxy) -> None:
     """Two seconds are plenty even on a busy machine; then a new one with the admin socket takes over."""
-    proxy.own.kill()
-    assert until(lambda: proxy.own.status() == psutil.STATUS_ZOMBIE) < 2
-    print(f"served again after {until(proxy.well, 2.0):.2f} s")
-    assert not understudy.answers(str(proxy.admin))  # or Serve would not notice
-    line = [str(WRAPPER), "-db", "-f", str(proxy.config)]
-    with subprocess.Popen(line, env=proxy.environment) as following:
-        until(lambda: understudy.answers(str(proxy.admin)))
-        until(lambda: not proxy.processes(".understudy"))
-        assert proxy.well()
-        following.terminate()
+    for _ in range(2):
+        proxy.own.kill()
+        proxy.own.wait()
+        print(f"served again after {until(proxy.well, 2.0):.2f} s")
+        assert not understudy.answers(str(proxy.admin))  # or Serve would not notice
+        proxy.own = proxy.start()
+        until(lambda: not proxy.stand_ins())
+        assert understudy.answers(str(proxy.admin)) and proxy.well()
 
 
 def test_a_proxy_that_another_relieves_is_not_stood_in_for(proxy: Proxy) -> None:
     """As in each of Serve's reloads: the new one has the admin socket before the old one ends."""
-    line = [str(WRAPPER), "-db", "-f", str(proxy.config), "-sf", str(proxy.own.pid)]
-    with subprocess.Popen(line, env=proxy.environment) as following:
-        until(lambda: proxy.own.status() == psutil.STATUS_ZOMBIE)
-        until(lambda: len(proxy.processes("understudy.py")) == 1)  # the new one's own
-        assert proxy.well() and not proxy.processes(".understudy")
-        following.terminate()
+    following = proxy.start("-sf", str(proxy.own.pid))
+    proxy.own.wait(10)
+    time.sleep(0.5)
+    assert proxy.well() and not proxy.stand_ins()
+    proxy.own = following
 
 
-def test_nobody_stands_in_where_the_manager_has_gone_as_well(proxy: Proxy) -> None:
-    """The system was stopped."""
-    proxy.manager.kill()
-    proxy.manager.wait()
-    proxy.own.kill()
-    until(lambda: not proxy.processes(""))
+def test_the_gateway_opens_with_its_first_server(tmp_path: Path) -> None:
+    """Serve's first configuration has none: all it could say is 404."""
+    config = tmp_path / "haproxy.cfg"
+    for server, bound_to in (("", f"unix@{config}.closed"), ("  server a 127.0.0.1:30001 check", "127.0.0.1:8090")):
+        config.write_text(f"frontend gateway\n    bind *:8090\nbackend b\n{server}\n")
+        variables = dataplane.environment(tmp_path, 90, "127.0.0.1:8090") | {"ROUTER_HAPROXY": "true"}
+        subprocess.run([str(WRAPPER), "-f", str(config)], env={"PATH": "/usr/bin:/bin", **variables}, check=True)
+        assert config.read_text().splitlines()[1].split() == ["bind", bound_to]
