@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import httpx
 import numpy as np
 import pytest
 import ray
+from ray._private import ray_constants
 
 from assets.tasks import KINDS, make_task
 from benchmarks.client import Answer, run_stream
@@ -41,7 +43,8 @@ def learned(system: str) -> list[Answer]:
 def cluster(system: str) -> Any:
     """A connection to the system's Ray, whose ports are moved as far as the gateway's."""
     offset = int(system.rpartition(":")[2]) - 8000
-    ray.init(address=f"127.0.0.1:{6379 + offset}", namespace=NAMESPACE, log_to_driver=False)
+    with mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False):  # as the launcher has it: on loopback
+        ray.init(address=f"127.0.0.1:{6379 + offset}", namespace=NAMESPACE, log_to_driver=False)
     yield
     ray.shutdown()
 
