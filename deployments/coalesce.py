@@ -19,12 +19,7 @@ class Coalescer(Generic[Item, Answer]):
         calls: how many may be under way at once; `call` has to end in time by itself, or it holds up the others.
     """
 
-    def __init__(
-        self,
-        call: Callable[[list[Item]], Awaitable[Sequence[Answer]]],
-        limit: int = 64,
-        calls: int = 2,
-    ):
+    def __init__(self, call: Callable[[list[Item]], Awaitable[Sequence[Answer]]], limit: int = 64, calls: int = 2):
         self._call, self._limit, self._calls = call, limit, calls
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._running: set[asyncio.Task[None]] = set()

@@ -64,10 +64,11 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
     @app.get("/v1/router/decisions/{decision_id}")
     async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
         record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
-        tries = LOOKS if decider.identity.made_at(decision_id[:64]) is not None else 0
-        while record is None and (tries := tries - 1) >= 0:  # it may be on its way, from whichever ingress made it
+        ours = decider.identity.made_at(decision_id[:64]) is not None
+        for _ in range(LOOKS if ours and record is None else 0):  # on its way, from whichever ingress made it
             await asyncio.sleep(OBSERVE_EVERY_S)
-            record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
+            if (record := await _ask("the router", decider.router.record.remote(decision_id[:64]))) is not None:
+                break
         if record is None or caller(http).scorer not in (record.decision.owner, ANYBODY):
             raise _no_such_decision(decision_id)
         return explain(record)

@@ -58,11 +58,8 @@ class LinearPosterior:
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))  # P^-1 [K, D, D]
         self.noise = np.full(arms, noise_variance)  # σ² [K]
         self._due = 1  # events until the next refit
-        self._x, self._told = (
-            np.empty((WAITING, dims)),
-            np.empty((WAITING, 4)),
-        )  # events that wait, as `fold` takes them
-        self._waiting = 0
+        self._x, self._told = np.empty((WAITING, dims)), np.empty((WAITING, 4))  # events, as `fold` takes them
+        self._waiting = 0  # of them, not yet in sums and posterior
 
     def advance(self, sequence: float) -> None:
         """Let the clock run on to this decision; older events fade."""
