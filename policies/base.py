@@ -62,7 +62,8 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
         return reason
     if profile.task not in arm.tasks:
         return f"does not do the task '{profile.task}'"
-    if profile.prompt_tokens >= arm.context_tokens:
+    # inputs of an embedding request are read one by one; their model, which nobody chooses, knows which is too long
+    if profile.task != "embed" and profile.prompt_tokens >= arm.context_tokens:
         return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
     if not state.healthy:
         return "no healthy replica"

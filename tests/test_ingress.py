@@ -64,6 +64,13 @@ def test_embeddings_always_go_to_the_same_model(gateway: Gateway) -> None:
     assert {a.headers["x-router-model"] for a in answers} == {"minilm"}
 
 
+def test_many_texts_may_together_be_longer_than_one_context(gateway: Gateway) -> None:
+    """Each is read by itself; which of them is too long, the model says."""
+    texts = [f"text {i} " + "word " * 200 for i in range(100)]
+    answer = gateway.client.post("/v1/embeddings", json={"model": "auto", "input": texts})
+    assert answer.status_code == 200 and sum(map(len, texts)) > 10 * 10_000
+
+
 def test_models_lists_arms_and_presets(gateway: Gateway) -> None:
     """And a single one can be asked for."""
     names = [card["id"] for card in gateway.client.get("/v1/models").json()["data"]]

@@ -140,7 +140,7 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
         assert found["profile"]["time_sensitivity"] == 1
         if found["model"] != "large":
             chosen = next(m for m in found["models"] if m["arm"] == found["model"])
-            assert chosen["quality"] > 0.7
+            assert chosen["quality"] > large(found)["quality"] - 0.25  # what little they learned here varies
             assert "in flight" in found["summary"] and "asks for speed" in found["summary"]
 
 
