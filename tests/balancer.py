@@ -97,7 +97,7 @@ class FakeGateway:
                 self.connections += first
                 first = False
                 self.requests.append({**headers, ":path": path})
-                if path == "/break":
+                if path in ("/break", f"/break/{self.name}"):
                     writer.transport.abort()
                 elif path == "/never":
                     try:

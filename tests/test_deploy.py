@@ -216,13 +216,23 @@ def test_the_request_id_is_passed_on_and_back_and_logged(two: Two, sent: list[st
     assert line["status"] == 200 and line["path"] == "/v1/x" and line["server"] in ("a", "b")
 
 
-def test_a_gateway_that_breaks_off_is_a_502_and_asked_only_once(two: Two) -> None:
-    """An answer costs money: it is not asked for twice; the client may."""
+def test_a_gateway_that_breaks_off_is_a_502_if_the_other_does_so_too(two: Two) -> None:
+    """Asked three times in all: what breaks gateways must not go round for ever."""
     balancer, (a, b) = two
-    answer = httpx.get(balancer.url + "/break")
+    answer = httpx.post(balancer.url + "/break", json={})
     assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
-    assert len(a.requests + b.requests) == 1
+    assert a.requests and b.requests and len(a.requests + b.requests) == 3
     assert answer.headers["x-request-id"]
+
+
+def test_a_gateway_that_dies_before_it_answers_costs_no_request(two: Two) -> None:
+    """The other one gets it, the same in all."""
+    balancer, (a, b) = two
+    for _ in range(4):
+        answer = httpx.post(balancer.url + "/break/a", json={"x": 1})
+        assert answer.status_code == 200 and answer.json()["name"] == "b"
+    assert a.requests and len(b.requests) == 4
+    assert b.requests[0]["content-length"] == a.requests[0]["content-length"]
 
 
 def test_no_gateway_at_all_is_a_503(two: Two) -> None:
