@@ -61,29 +61,32 @@ class LatencyModel:
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Fold in how long an answer took and was, as far as it tells."""
         estimate, profile, at = decision.estimate(), decision.profile, decision.sequence
-        ttft_s, pace = _split(estimate, outcome)
+        (ttft_s, pace), (by_ttft, by_pace) = _split(estimate, outcome)
         if ttft_s <= 0:
             return
         prompt = float(outcome.prompt_tokens or profile.prompt_tokens)
         x = kernels.pace_features(prompt, estimate.load, estimate.total_load)
-        self.ttft.add(arm, x, log(ttft_s), at)
+        self.ttft.add(arm, x, log(ttft_s), at, weight=by_ttft)
         if pace > 0:
-            self.tpot.add(arm, x, log(pace), at, weight=min(1.0, (outcome.output_tokens - 1) / 8))
+            self.tpot.add(arm, x, log(pace), at, weight=by_pace * min(1.0, (outcome.output_tokens - 1) / 8))
         if outcome.status == "ok" and outcome.output_tokens:
             beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
             self.tokens.add(arm, profile.features, beyond, at)
 
 
-def _split(estimate: ArmEstimate, outcome: Outcome) -> tuple[float, float]:
-    """TTFT and TPOT of an answer in seconds; 0 where it does not tell.
+def _split(estimate: ArmEstimate, outcome: Outcome) -> tuple[tuple[float, float], tuple[float, float]]:
+    """TTFT and TPOT of an answer in seconds, 0 where it does not tell; and how many events each counts for.
 
-    An answer in one piece shows only its whole latency; it is shared out as the decision expected it to be.
+    An answer in one piece shows only its whole latency. That is shared out as the decision expected it to be, and of
+    each part it tells the less, the smaller its share s: log latency changes by s where log TTFT changes by 1, so its
+    Fisher information is s² of that of a TTFT seen by itself (delta method). Otherwise long answers would confirm
+    whatever was believed of the first token.
     """
-    further = outcome.output_tokens - 1
+    further = max(outcome.output_tokens - 1, 0)
     if outcome.ttft_s > 0:
-        return outcome.ttft_s, (outcome.latency_s - outcome.ttft_s) / further if further > 0 else 0.0
-    expected = estimate.ttft_s + max(further, 0) * estimate.tpot_s
+        return (outcome.ttft_s, (outcome.latency_s - outcome.ttft_s) / further if further else 0.0), (1.0, 1.0)
+    expected = estimate.ttft_s + further * estimate.tpot_s
     if expected <= 0 or outcome.latency_s <= 0:
-        return 0.0, 0.0
-    ratio = outcome.latency_s / expected
-    return estimate.ttft_s * ratio, estimate.tpot_s * ratio if further > 0 else 0.0
+        return (0.0, 0.0), (0.0, 0.0)
+    ratio, share = outcome.latency_s / expected, estimate.ttft_s / expected
+    return (estimate.ttft_s * ratio, estimate.tpot_s * ratio if further else 0.0), (share**2, (1.0 - share) ** 2)

@@ -122,6 +122,24 @@ def test_answers_in_one_piece_teach_the_whole_latency() -> None:
     )
 
 
+def test_long_answers_in_one_piece_say_little_of_the_first_token() -> None:
+    """Most answers are long, the short ones show how the first token waits under load: both are expected right."""
+    policy, rng = make_policy("thompson", ARMS), np.random.default_rng(0)
+    wrong: dict[int, list[float]] = {5: [], 200: []}
+    for i in range(1200):
+        tokens, load = (200 if rng.random() < 0.7 else 5), int(rng.choice([0, 2, 10, 30]))
+        text = "Tell me a long story about the king" if tokens == 200 else f"What is {i} plus 3?"
+        forced = make_request(text, objective=Objective(models=("small",)))
+        (decision,) = policy.decide([forced], {"small": ModelState(in_flight=load)}, rng, i)
+        takes_s = 0.04 * (1 + load) ** 0.9 + (tokens - 1) * 0.003 * (1 + load) ** 0.4
+        policy.learn(
+            decision, Outcome(decision.id, "ok", 0.0, takes_s * np.exp(0.1 * rng.standard_normal()), 20, tokens)
+        )
+        expected_s = decision.estimate().ttft_s + (tokens - 1) * decision.estimate().tpot_s
+        wrong[tokens].append(abs(np.log(expected_s / takes_s)))
+    assert np.mean(wrong[5][-150:]) < 0.1 and np.mean(wrong[200][-150:]) < 0.1
+
+
 def test_limits_on_latency_and_cost_remove_arms_with_a_reason() -> None:
     """A deadline that only `small` can keep, a budget that only `small` can keep, and one that nobody can."""
     policy, rng = Thompson(ARMS), np.random.default_rng(0)
