@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 CHUNKS, PAUSE_S = 5, 0.2  # of a stream
@@ -192,3 +194,27 @@ def balanced(folder: Path, changes: dict[str, str] | None = None) -> Iterator[tu
     finally:
         for gateway in gateways:
             gateway.close()
+
+
+Two = tuple[Balancer, list[FakeGateway]]
+
+
+def is_openai_error(answer: httpx.Response, status: int) -> bool:
+    """The status, and the same keys and type as the gateway's own errors have."""
+    error, ours = answer.json()["error"], errors.body(status, "")["error"]
+    assert answer.headers["content-type"] == "application/json"
+    return answer.status_code == status and set(error) == set(ours) and error["type"] == ours["type"]
+
+
+def raw(port: int, *parts: bytes, pause_s: float = 0.0) -> httpx.Response:
+    """The answer to bytes that no client would send."""
+    with socket.create_connection(("127.0.0.1", port), 15) as s:
+        with contextlib.suppress(BrokenPipeError):  # it has heard enough
+            for part in parts:
+                s.sendall(part)
+                time.sleep(pause_s)
+        received = b"".join(iter(lambda: s.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = [tuple(line.split(": ", 1)) for line in lines[1:]]
+    return httpx.Response(int(lines[0].split()[1]), headers=headers, content=body)  # type: ignore[arg-type]

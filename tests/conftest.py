@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from policies.types import Arm
+from tests.balancer import Two, balanced, within
 from tests.gateway import Gateway
 from tests.postgres import Postgres, binaries
 
@@ -100,3 +101,22 @@ def mlflow_uri(empty_mlflow: Path, tmp_path: Path) -> str:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     Registry(uri, "test").client.create_experiment("test", artifact_location=str(tmp_path / "artefacts"))
     return uri
+
+
+@pytest.fixture(scope="session")
+def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
+    """Debian's HAProxy with the shipped configuration, and two small servers behind it."""
+    with balanced(tmp_path_factory.mktemp("balancer")) as made:
+        yield made
+
+
+@pytest.fixture
+def two(balancer: Two) -> Iterator[Two]:
+    """With both gateways up and ready, whatever the test before did."""
+    proxy, gateways = balancer
+    within(10, lambda: set(proxy.names()) == {"a", "b"})
+    for gateway in gateways:
+        gateway.requests.clear()
+    yield balancer
+    for gateway in gateways:
+        gateway.ready = True

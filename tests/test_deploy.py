@@ -1,13 +1,9 @@
-"""deploy/haproxy: what the load balancer promises, by Debian's HAProxy in front of two small servers."""
+"""deploy/haproxy: balancing, draining and dying gateways, by Debian's HAProxy in front of two small servers."""
 
-import contextlib
-import json
-import socket
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,36 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments import errors
-from tests.balancer import CHUNKS, PAUSE_S, Balancer, FakeGateway, balanced, within
+from tests.balancer import CHUNKS, PAUSE_S, Two, balanced, is_openai_error, raw, within
 
 CHECK_S = 2 * 1.0  # `inter 1s fall 2 rise 2`
-Two = tuple[Balancer, list[FakeGateway]]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
-    with balanced(tmp_path_factory.mktemp("balancer")) as made:
-        yield made
-
-
-@pytest.fixture
-def two(shared: Two) -> Iterator[Two]:
-    """With both gateways up and ready, whatever the test before did."""
-    balancer, gateways = shared
-    within(10, lambda: set(balancer.names()) == {"a", "b"})
-    for gateway in gateways:
-        gateway.requests.clear()
-    yield shared
-    for gateway in gateways:
-        gateway.ready = True
-
-
-def is_openai_error(answer: httpx.Response, status: int) -> bool:
-    """The status, and the same keys and type as the gateway's own errors have."""
-    error, ours = answer.json()["error"], errors.body(status, "")["error"]
-    assert answer.headers["content-type"] == "application/json"
-    return answer.status_code == status and set(error) == set(ours) and error["type"] == ours["type"]
 
 
 def stream(url: str) -> list[tuple[float, str]]:
@@ -113,59 +82,6 @@ def test_draining_ends_new_requests_and_lets_streams_end(two: Two) -> None:
     assert [len(s) for s in streams] == [CHUNKS, CHUNKS]
     balancer.command("set server gateways/a state ready")
     within(2, lambda: set(balancer.names()) == {"a", "b"})
-
-
-HOSTILE = {
-    "x-request-timeout-seconds": "0",
-    "X-Request-Disconnect-Disabled": "?1",
-    "serve_multiplexed_model_id": "large",
-    "serve-multiplexed-model-id": "large",
-    "Serve_Multiplexed-Model_Id": "large",
-    "X-Session-Id": "somebody",
-    "x-serve-router-kv-token-key": "k",
-    "x-router-model": "large",
-    "x-router-fallback": "none",
-    "X-Ray-Authorization": "Bearer token",
-    "x-forwarded-host": "elsewhere",
-    "forwarded": "for=10.0.0.1",
-}
-
-
-def test_headers_that_clients_must_not_set_are_stripped(two: Two) -> None:
-    """And those that they need stay; the client's address is the balancer's word, not the client's."""
-    balancer, _ = two
-    kept = {"authorization": "Bearer sk-1", "idempotency-key": "k-1", "openai-beta": "x"}
-    sent = {**HOSTILE, **kept, "x-forwarded-for": "10.9.9.9"}
-    seen = httpx.get(balancer.url, headers=sent).json()["headers"]
-    assert not {name.lower() for name in HOSTILE} & set(seen)
-    assert {name: seen[name] for name in kept} == kept
-    assert seen["x-forwarded-for"] == "127.0.0.1" and seen["x-forwarded-proto"] == "http"
-
-
-def test_an_undecodable_header_value_does_not_reach_the_gateway(two: Two) -> None:
-    """Serve decodes x-request-timeout-seconds where an error leaks a queue."""
-    balancer, (a, b) = two
-    httpx.get(balancer.url, headers=[(b"x-request-timeout-seconds", b"\xff"), (b"X-REQUEST-TIMEOUT-SECONDS", b"nan")])
-    (request,) = a.requests + b.requests
-    assert "x-request-timeout-seconds" not in request
-
-
-def test_bodies_have_a_limit(two: Two) -> None:
-    """1 MiB passes; more is a 413, and an unknown length a 411: neither reaches a gateway."""
-    balancer, gateways = two
-    assert httpx.post(balancer.url, content=b"x" * 2**20).status_code == 200
-    for gateway in gateways:
-        gateway.requests.clear()
-    assert is_openai_error(httpx.post(balancer.url, content=b"x" * (2**20 + 1)), 413)
-    assert is_openai_error(httpx.post(balancer.url, content=b"x" * 2**24), 413)
-    assert is_openai_error(httpx.post(balancer.url, content=iter([b"x", b"y"])), 411)
-    curl = ["curl", "-s", "-m", "10", "--http2-prior-knowledge", "-T", "-", "-X", "POST", balancer.url]
-    done = subprocess.run(curl, input=b"x", capture_output=True)  # HTTP/2 may leave the length out
-    assert json.loads(done.stdout)["error"]["code"] == "length_required"
-    subprocess.run(curl, input=b"x" * 2**21, capture_output=True)  # cut off: curl shows no answer, but the log does
-    statuses = [line["status"] for line in balancer.lines()]
-    assert statuses[-5:] == [413, 413, 411, 411, 411]
-    assert not any(gateway.requests for gateway in gateways)
 
 
 def test_streams_pass_chunk_by_chunk(two: Two) -> None:
@@ -245,33 +161,6 @@ def test_no_gateway_at_all_is_a_503(two: Two) -> None:
     answer = httpx.get(balancer.url)
     assert is_openai_error(answer, 503) and answer.headers["retry-after"] == "5"
     assert time.monotonic() - began < 1.0
-
-
-def raw(port: int, *parts: bytes, pause_s: float = 0.0) -> httpx.Response:
-    """The answer to bytes that no client would send."""
-    with socket.create_connection(("127.0.0.1", port), 15) as s:
-        with contextlib.suppress(BrokenPipeError):  # it has heard enough
-            for part in parts:
-                s.sendall(part)
-                time.sleep(pause_s)
-        received = b"".join(iter(lambda: s.recv(65536), b""))
-    head, _, body = received.partition(b"\r\n\r\n")
-    lines = head.decode().split("\r\n")
-    headers = [tuple(line.split(": ", 1)) for line in lines[1:]]
-    return httpx.Response(int(lines[0].split()[1]), headers=headers, content=body)  # type: ignore[arg-type]
-
-
-def test_what_is_no_request_is_a_400(two: Two) -> None:
-    """Headers larger than its buffer, too many of them, two lengths (smuggling), no HTTP; in HAProxy's own words, for
-    what cannot be parsed is answered before the configuration's errors apply.
-    """
-    balancer, gateways = two
-    large = b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 100_000 + b"\r\n\r\n"
-    many = b"GET / HTTP/1.1\r\nhost: x\r\n" + b"".join(b"x-%d: a\r\n" % i for i in range(500)) + b"\r\n"
-    lengths = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 5\r\n\r\nabcde"
-    for request in (large, many, lengths, b"\x00\x01\x02 nonsense\r\n\r\n"):
-        assert raw(balancer.port, request).status_code == 400
-    assert not any(gateway.requests for gateway in gateways)
 
 
 def test_timeouts_are_errors_of_openais_shape(tmp_path: Path) -> None:
