@@ -28,7 +28,7 @@ from policies import features
 from policies.forecast import Forecaster
 from policies.pacer import Pacer, paced
 from policies.registry import make_policy
-from policies.types import Decision, ModelState, Outcome, Request, TaskProfile
+from policies.types import Decision, ModelState, Objective, Outcome, Request, TaskProfile
 
 REFRESH_S = 1.0
 START_S = 60.0  # the router may have many rows to read first
@@ -36,6 +36,8 @@ OBSERVE_EVERY_S = 0.1  # outcomes travel together: nobody waits for them
 OBSERVED = 1000  # at a time
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
+UNKNOWN = ModelState()
+PROBE = Request("", TaskProfile(np.eye(1, features.D)[0], "chat", features.KINDS[-1], 1), Objective())
 log = logging.getLogger(__name__)
 
 
@@ -98,6 +100,7 @@ class Decider:
         if snapshot.arms == tuple(arm.name for arm in self._spare.arms):
             self._spare.restore(snapshot.state)
             self._spare_sequence = snapshot.sequence
+            self._spare.decide([PROBE], {}, self._rng, snapshot.sequence)  # fits now what the next one would wait for
             self._forecaster = unpack(snapshot.state, snapshot.arms, self._spare.arms) or self._forecaster
             if snapshot.pacer:  # or others than the champion have a say, and the router wants to be asked
                 self._pacer.restore(snapshot.pacer)
@@ -109,7 +112,7 @@ class Decider:
 
     def replicas(self, arm: str) -> int:
         """How many of an arm were ready when the router last said."""
-        return self._states.get(arm, ModelState()).replicas
+        return self._states.get(arm, UNKNOWN).replicas
 
     def traces(self, prompt: str) -> tuple[str, str]:
         """What may be kept of a prompt: its salted hash, and the text itself only where that is switched on."""
@@ -119,22 +122,23 @@ class Decider:
         """The profile of a request (see Profiler.profile), and "profiler" if it had to be made without.
 
         A short text is read here, in a fraction of the time that sending it takes; a long one would hold up others.
+        What is foretold of the answers decides nothing, so it is added while the model works (`_tell`).
         """
         try:
             if len(item["context"]) <= self.tuning.profile_here_chars:
-                return self._forecaster.complete(self._reader.read([item]))[0], ""
+                return self._reader.read([item])[0], ""
             async with asyncio.timeout(self.tuning.profile_timeout_s):
                 return await self._profile(item), ""
         except Exception as error:
             log.warning("no profile in time (%s); using the text alone", type(error).__name__)
             tokens = count_tokens(None, item["context"], item["messages"])
-            profile = features.profile(item["text"], None, item["task"], tokens, item["max_output_tokens"])
-            return self._forecaster.complete([profile])[0], "profiler"
+            return features.profile(item["text"], None, item["task"], tokens, item["max_output_tokens"]), "profiler"
 
     async def decide(self, request: Request) -> Decision:
         """A decision on a fresh snapshot, or the router's, or in its silence one of our own."""
         if time.monotonic() - self._fresh_s < self.tuning.decide_here_s:
             return self._decide_on_snapshot([request])[0]
+        request = replace(request, profile=self._completed([request.profile])[0])
         forced = request.objective.models[:1] if request.forced else ()
         self._forced.update(forced)
         try:
@@ -154,8 +158,8 @@ class Decider:
     def _decide_on_snapshot(self, requests: list[Request]) -> list[Decision]:
         states = {}
         for arm in self._spare.arms:
-            known = self._states.get(arm.name, ModelState())
-            states[arm.name] = replace(known, in_flight=known.in_flight + self.in_flight[arm.name])
+            known, mine = self._states.get(arm.name, UNKNOWN), self.in_flight[arm.name]
+            states[arm.name] = replace(known, in_flight=known.in_flight + mine) if mine else known
         requests = paced(requests, self._pacer.cost_weight)
         decided = self._spare.decide(requests, states, self._rng, self._spare_sequence)
         self._spare_sequence += len(decided)
@@ -173,7 +177,7 @@ class Decider:
     async def _tell(self) -> None:
         while self._reporting:
             await asyncio.sleep(OBSERVE_EVERY_S)
-            finished, waited, pause = self._reporting[:OBSERVED], 0.0, 0.5
+            finished, waited, pause = self._foretold(self._reporting[:OBSERVED]), 0.0, 0.5
             while True:
                 try:
                     async with asyncio.timeout(OBSERVE_S):
@@ -188,6 +192,17 @@ class Decider:
                     await asyncio.sleep(pause)
                     waited, pause = waited + pause, min(10.0, 2 * pause)
             del self._reporting[: len(finished)]
+
+    def _foretold(self, finished: list[tuple[Decision, Outcome]]) -> list[tuple[Decision, Outcome]]:
+        """With the forecasts in all profiles; nobody has learned from these outcomes yet."""
+        profiles = self._completed([decision.profile for decision, _ in finished])
+        pairs = zip(finished, profiles, strict=True)
+        return [(d if d.profile is p else replace(d, profile=p), outcome) for (d, outcome), p in pairs]
+
+    def _completed(self, profiles: list[TaskProfile]) -> list[TaskProfile]:
+        """With the forecasts; those that the profiler made have them."""
+        made = iter(self._forecaster.complete([profile for profile in profiles if not profile.sufficiency]))
+        return [profile if profile.sufficiency else next(made) for profile in profiles]
 
     async def _profile_batch(self, items: list[dict[str, Any]]) -> list[TaskProfile]:
         async with asyncio.timeout(self.tuning.profile_timeout_s):

@@ -98,13 +98,8 @@ def profile(
 
 
 def _features(columns: Sequence[float], kind: str, embedding: Vector | None) -> Vector:
-    features = np.zeros(D)
-    features[0] = 1.0
-    if embedding is not None:
-        features[1 : 1 + EMBEDDING_COLUMNS] = 2.0 * embedding[:EMBEDDING_COLUMNS]
-    features[1 + EMBEDDING_COLUMNS + KINDS.index(kind)] = 0.5
-    features[1 + EMBEDDING_COLUMNS + len(KINDS) :] = columns
-    return features
+    seen = [0.0] * EMBEDDING_COLUMNS if embedding is None else [2.0 * e for e in embedding[:EMBEDDING_COLUMNS].tolist()]
+    return np.array([1.0, *seen, *(0.5 * (kind == known) for known in KINDS), *columns])
 
 
 def _complexity(columns: Sequence[float], kind: str, numbers: int, steps: int) -> tuple[float, list[str]]:
