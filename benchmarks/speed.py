@@ -30,7 +30,7 @@ from benchmarks.serving import ROOT, Systems
 from benchmarks.speedpictures import ORDER
 
 CLIENTS = 32
-STREAM_TOKENS, STREAM_RATE = 32, 5.0
+STREAM_TOKENS, STREAM_RATE = 8, 50.0
 OURS, BESIDE = "routed", "explicit"
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each phase; longer where its rate is low")
-    parser.add_argument("--rates", type=float, nargs="*", default=[10.0, 50.0])
+    parser.add_argument("--rates", type=float, nargs="*", default=[10.0, 50.0, 100.0])
     parser.add_argument("--no-litellm", action="store_true")
     parser.add_argument("--only", nargs="*", help="these systems")
     parser.add_argument("--state", type=Path, default=ROOT / "var/speed")
