@@ -80,5 +80,5 @@ clean: stop  ## forget what was learned, and the logs
 			$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0+cpu \
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<PyTorch's index of CPU wheels> $(MAKECMDGOALS)"; exit 1; }
 	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q -r requirements.txt
-	@.venv/bin/python -c 'import policies.kernels'  # compiles them, so that the first start need not
+	@.venv/bin/python -c 'import policies.kernels, policies.forecast'  # compiles them, so that the first start need not
 	@touch $@

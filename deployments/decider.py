@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from deployments import logs
 from deployments.coalesce import Coalescer
 from deployments.identity import HERE, Identity
 from deployments.profiler import Reader, count_tokens
@@ -32,7 +33,7 @@ from policies.types import Decision, ModelState, Objective, Outcome, Request, Ta
 
 REFRESH_S = 1.0
 START_S = 60.0  # the router may have many rows to read first
-OBSERVE_EVERY_S = 0.1  # outcomes travel together: nobody waits for them
+OBSERVE_EVERY_S = 0.25  # outcomes travel together: nobody waits for them
 OBSERVED = 1000  # at a time
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
@@ -67,6 +68,7 @@ class Decider:
         self._profile = Coalescer(self._profile_batch)
         self._decide = Coalescer(self._decide_batch, calls=1)  # a second one at a time would be mostly its own cost
         self._reporting: list[tuple[Decision, Outcome]] = []  # what the router has not heard of yet
+        self._unlogged: list[tuple[Decision, Outcome, str]] = []  # and the log, with the request's id
         self._telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -169,14 +171,18 @@ class Decider:
         ]
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
-        """Tell the router what came of a decision, without waiting; keeps trying while it is away."""
+        """Tell the router, and the log, what came of a decision, without waiting; keeps trying while it is away."""
         self._reporting.append((decision, outcome))
+        self._unlogged.append((decision, outcome, logs.REQUEST_ID.get()))
         if self._telling is None or self._telling.done():
             self._telling = asyncio.get_running_loop().create_task(self._tell())
 
     async def _tell(self) -> None:
         while self._reporting:
             await asyncio.sleep(OBSERVE_EVERY_S)
+            unlogged, self._unlogged = self._unlogged, []
+            for row in unlogged:
+                logs.finished(*row)
             finished, waited, pause = self._foretold(self._reporting[:OBSERVED]), 0.0, 0.5
             while True:
                 try:

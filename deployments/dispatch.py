@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deployments import logs
 from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
@@ -267,7 +266,6 @@ class Dispatcher:
         if place.asked:
             self.breakers[decision.arm].end(outcome.status)
         self._decider.report(decision, outcome)
-        logs.finished(decision, outcome)
         if self.spans is not None:
             self.spans.finished(decision, outcome)
 

@@ -83,8 +83,9 @@ def configure(component: str) -> None:
     package.setLevel(logging.INFO)
 
 
-def finished(decision: Decision, outcome: Outcome) -> None:
+def finished(decision: Decision, outcome: Outcome, request_id: str) -> None:
     """One line for each answer: which decision and model it was, and what came of it."""
+    of_request = REQUEST_ID.set(request_id)
     fields = {
         "decision_id": decision.id,
         "arm": decision.arm,
@@ -97,3 +98,4 @@ def finished(decision: Decision, outcome: Outcome) -> None:
         "output_tokens": outcome.output_tokens,
     }
     log.info("answered", extra=fields)
+    REQUEST_ID.reset(of_request)

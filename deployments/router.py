@@ -57,7 +57,7 @@ class Router:
         self._watching: asyncio.Task[None] | None = None
         self._heed(settings)
         self._journal = Journal(settings.journal, settings.journal_keep_days, settings.journal_max_rows)
-        self._refitter = Refitter(settings.arms(), self._journal, rest=20.0)
+        self._refitter = Refitter(settings.arms(), self._journal, rest=100.0)
         self._snapshot_row, snapshot = self._journal.snapshot()
         self._rollout = Rollout(settings, snapshot)
         window_s = settings.feedback_window_days * DAY_S

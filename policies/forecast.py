@@ -14,7 +14,7 @@ answers are cut into blocks by age, and each block is foretold by what the block
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import erfc, nan, pi, sqrt
+from math import erfc, exp, nan, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from policies.base import State
 from policies.calibration import BINS, Labelled, Reliability, fit_arms, fit_platt, logit, reliability, sigmoid
 from policies.features import OUTPUT_TOKENS, D
+from policies.kernels import compiled
 from policies.ledger import Record
 from policies.types import Arm, TaskProfile, Vector
 
@@ -93,6 +94,15 @@ def labelled(records: Sequence[Record], arms: Sequence[Arm]) -> Labelled:
     )
 
 
+@compiled("f8[::1](f8[::1])")
+def _hazard(z: Vector) -> Vector:
+    """[N] φ(z) / (1 - Φ(z)): where a standard normal lies on the mean that is known to be beyond z."""
+    found = np.empty(len(z))
+    for n in range(len(z)):
+        found[n] = exp(-0.5 * z[n] * z[n]) / (sqrt(pi / 2.0) * erfc(z[n] / sqrt(2.0)))
+    return found
+
+
 def fit_lengths(data: Lengths) -> tuple[Vector, float]:
     """Weights [D] of the logarithm of the tokens beyond the usual, and its variance around them."""
     weight = data.weight / data.weight.max(initial=1e-12)
@@ -104,7 +114,7 @@ def fit_lengths(data: Lengths) -> tuple[Vector, float]:
         variance = float((weight * ((y - mean) ** 2 + doubt)).sum() / weight.sum())
         deviation = sqrt(variance) + 1e-6
         z = np.clip((data.beyond[cut] - mean[cut]) / deviation, -6.0, 6.0)
-        hazard = np.exp(-0.5 * z * z) / sqrt(pi / 2) / np.array([erfc(value / sqrt(2)) for value in z])
+        hazard = _hazard(z)
         y[cut] = np.maximum(mean[cut] + deviation * hazard, data.beyond[cut])
         doubt[cut] = variance * np.maximum(1 + z * hazard - hazard**2, 0.0)
     return w, variance

@@ -42,6 +42,7 @@ def test_each_answer_is_one_line_with_its_request_and_decision(
     """So that the load balancer's log, Serve's and the journal can be joined."""
     logs.configure("ingress")
     answers = {name: ask(gateway, name, stream=stream) for name in ("req-1", "req-2")}
+    eventually(lambda: not gateway.ingress.decider._reporting)
     found = answered(capsys.readouterr().err)
     assert [line["request_id"] for line in found] == ["req-1", "req-2"]
     for line in found:
