@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
@@ -30,7 +29,6 @@ class Reader:
     def __init__(self, settings: ProfilerSettings):
         from model2vec import StaticModel
 
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # waking other threads takes longer than a text
         self._embed = Embedding(StaticModel.from_pretrained(settings.embedder))
         self._tokenizer = load_tokenizer(settings.tokenizer)
 
@@ -124,7 +122,8 @@ class Embedding:
         return embeddings
 
     def _tokens(self, word: str) -> list[int]:
-        ids: list[int] = self._model.tokenize([word])[0]
+        found = self._model.tokenizer.encode(word, add_special_tokens=False).ids
+        ids = [i for i in found if i != self._model.unk_token_id]
         if len(word) <= LONG_WORD:
             if len(self._known) >= WORDS:
                 self._known.clear()
@@ -143,7 +142,6 @@ def load_tokenizer(name: str | None) -> Any:
 
 def count_tokens(tokenizer: Any, text: str, messages: int) -> int:
     """Prompt tokens, counted or from the number of characters."""
-    tokens = len(text) // CHARS_PER_TOKEN
-    if tokenizer:  # `fast` leaves out where each token stands in the text
-        tokens = len(tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
+    # not by encode_batch_fast: it lets go of the interpreter's lock, and waits to get it back
+    tokens = len(tokenizer.encode(text, add_special_tokens=False)) if tokenizer else len(text) // CHARS_PER_TOKEN
     return tokens + TOKENS_PER_MESSAGE * messages
