@@ -1,13 +1,17 @@
 """Two-phase load: while one size is saturated by traffic that names it, does `auto` move away in time?
 
     python -m benchmarks.surge --url http://127.0.0.1:8000   # the running system, real models, checked answers
+    python -m benchmarks.surge --url http://127.0.0.1:8000 --apart nano   # that size with a core to itself
     python -m benchmarks.surge                               # engines that only wait, in a system of its own
 
 Four phases, `auto` at the same rate in all of them (open loop: latency counts from the time at which a request should
 have left): `learn`, with a short rush on each size, so that the router has seen load; `before`; `surge`, in which so
-many clients keep asking for the size that `auto` liked best before; `after`. Tasks are those that every size can do. On
-the waiting engines each replica answers so many at a time, the rest queue, and Serve starts and stops replicas (which
-takes both cores of a small machine from all others for a while: `--replicas 1` shows the routing alone).
+many clients keep asking for long answers of the size that `auto` liked best before; `after`. The tasks of `auto` are
+those that every size can do. Sizes on a cluster have hardware of their own; here they share the processor with all
+else, and whoever moves away from a busy size meets it there again: `--apart` keeps the size that will be saturated, and
+its further replicas, on the first core, and all others, the clients too, off it. On the waiting engines each replica
+answers so many at a time, the rest queue, and Serve starts and stops replicas (which takes both cores of a small
+machine from all others for a while: `--replicas 1` shows the routing alone).
 """
 
 import argparse
@@ -27,13 +31,14 @@ import pandas as pd
 import yaml
 
 from assets.tasks import EASY, Task, check, make_task
-from benchmarks import surgepictures
+from benchmarks import apart, surgepictures
 from benchmarks.serving import MODELS, ROOT, configuration
 from deployments import launch
 
 PATH = "/v1/chat/completions"
 OFFSET = 170  # of all ports
 TOKENS = 16  # of an answer of the waiting engines
+LONG, END = 200, "2"  # tokens of an answer by name on the real models, and the token that would end it sooner
 EVERY_S = 0.5  # between two looks at the router's state
 PHASES = ("learn", "before", "surge", "after")
 
@@ -42,13 +47,14 @@ PHASES = ("learn", "before", "surge", "after")
 class Plan:
     """rate: of `auto`, requests a second. clients: that keep asking for one size in the surge. seconds: by phase.
 
-    real: the models answer tasks, which are checked; else all answers are right.
+    real: the models answer tasks, which are checked; else all answers are right. apart: who has a core to itself.
     """
 
     rate: float
     clients: int
     seconds: dict[str, float]
     real: bool
+    apart: str = ""
 
 
 @dataclass
@@ -73,8 +79,11 @@ class Surge:
     async def ask(self, model: str, intended: float, kind: str) -> None:
         """One request, and a score for what `auto` chose."""
         task, phase = self._task(), self._phase
-        body = {"model": model, "messages": [{"role": "user", "content": task.question}], "temperature": 0}
-        body["max_tokens"] = 100 if self._plan.real else TOKENS
+        long = self._plan.real and kind == "forced"  # it is the size that shall be busy, not the way to it
+        text = f"Tell me a long story about number {self._random.random()}." if long else task.question
+        body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0}
+        body |= {"max_tokens": LONG, "logit_bias": {END: -100}} if long else {"max_tokens": 100}
+        body |= {} if self._plan.real else {"max_tokens": TOKENS}
         row: dict[str, Any] = {"phase": phase, "kind": kind, "at_s": intended - self._began, "asked": model}
         try:
             async with self._session.post(PATH, json=body) as response:
@@ -130,7 +139,8 @@ class Surge:
 
     async def run(self, names: list[str]) -> str:
         """All phases; the size that was saturated."""
-        watching, favourite, seconds = asyncio.create_task(self.watch()), "", self._plan.seconds
+        watching, favourite, seconds = [asyncio.create_task(self.watch())], "", self._plan.seconds
+        watching += [asyncio.create_task(apart.keep(self._plan.apart))] if self._plan.apart else []
         for phase in PHASES:
             self._phase = phase
             work = [self.auto(seconds[phase])]
@@ -138,11 +148,12 @@ class Surge:
                 work.append(self._taste(names, seconds[phase]))
             if phase == "surge":
                 chosen = Counter(r["model"] for r in self.record.rows if r["phase"] == "before" and r.get("model"))
-                favourite = chosen.most_common(1)[0][0]
+                favourite = self._plan.apart or chosen.most_common(1)[0][0]
                 work.append(self.rush(favourite, self._plan.clients, seconds[phase]))
             await asyncio.gather(*work)
         await asyncio.gather(*self._running)
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         return favourite
 
     async def _taste(self, names: list[str], seconds: float) -> None:
@@ -240,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="of a running gateway")
     parser.add_argument("--rate", type=float, help="of auto; 3 a second, 10 on waiting engines")
+    parser.add_argument("--apart", default="", metavar="SIZE", help="keep it on a core of its own, and saturate it")
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--slots", type=int, default=8, help="answers at a time of a waiting engine")
     parser.add_argument("--replicas", type=int, default=3, help="at most, of a waiting engine")
@@ -250,7 +262,13 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=ROOT / "var/surge.png")
     options = parser.parse_args()
     rate = options.rate or (3.0 if options.url else 10.0)
-    plan = Plan(rate, options.clients, dict(zip(PHASES, options.seconds, strict=True)), real=bool(options.url))
+    plan = Plan(
+        rate,
+        options.clients,
+        dict(zip(PHASES, options.seconds, strict=True)),
+        real=bool(options.url),
+        apart=options.apart,
+    )
 
     def play(url: str) -> tuple[Record, str]:
         return asyncio.run(played(url, plan, None, options.seed))
