@@ -20,7 +20,7 @@ from policies.registry import make_policy
 from policies.types import Arm, Feedback, Objective, Outcome
 from policies.window import Window, regret
 from tests.fakes import Remote
-from tests.gateway import Gateway
+from tests.gateway import Gateway, eventually
 from tests.helpers import make_request
 
 ARMS = (Arm("small", output_price_usd=1e-6), Arm("large", output_price_usd=1e-5))
@@ -223,6 +223,7 @@ def test_the_tracker_carries_what_a_gateway_did(tmp_path: Path, client: MlflowCl
     client.create_experiment("a gateway", artifact_location=str(tmp_path / "art"))
     with gateway.client:
         ids = [gateway.chat().headers["x-router-decision-id"] for _ in range(5)]
+        eventually(lambda: not gateway.ingress.decider._reporting)
         gateway.client.post("/v1/feedback", json={"decision_id": ids[0], "score": 0.25})
         runs = []
         for _ in range(2):
