@@ -180,11 +180,11 @@ class Decider:
     async def _tell(self) -> None:
         while self._reporting:
             await asyncio.sleep(OBSERVE_EVERY_S)
-            unlogged, self._unlogged = self._unlogged, []
-            for row in unlogged:
-                logs.finished(*row)
             finished, waited, pause = self._foretold(self._reporting[:OBSERVED]), 0.0, 0.5
             while True:
+                unlogged, self._unlogged = self._unlogged, []
+                for row in unlogged:  # the log need not wait until the router is back
+                    logs.finished(*row)
                 try:
                     async with asyncio.timeout(OBSERVE_S):
                         await self.router.observe.remote(finished, self._name, dict(self.in_flight))
