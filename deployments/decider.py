@@ -37,6 +37,7 @@ OBSERVE_EVERY_S = 0.25  # outcomes travel together: nobody waits for them
 OBSERVED = 1000  # at a time
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
+PAUSES_S = 0.5, 2.0  # before the router is asked again: the first, and the longest
 UNKNOWN = ModelState()
 PROBE = Request("", TaskProfile(np.eye(1, features.D)[0], "chat", features.KINDS[-1], 1), Objective())
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Decider:
     async def _tell(self) -> None:
         while self._reporting:
             await asyncio.sleep(OBSERVE_EVERY_S)
-            finished, waited, pause = self._foretold(self._reporting[:OBSERVED]), 0.0, 0.5
+            finished, waited, pause = self._foretold(self._reporting[:OBSERVED]), 0.0, PAUSES_S[0]
             while True:
                 unlogged, self._unlogged = self._unlogged, []
                 for row in unlogged:  # the log need not wait until the router is back
@@ -196,7 +197,7 @@ class Decider:
                     name = type(error).__name__
                     log.warning("the router did not take %d outcomes (%s); trying again", len(finished), name)
                     await asyncio.sleep(pause)
-                    waited, pause = waited + pause, min(10.0, 2 * pause)
+                    waited, pause = waited + pause, min(PAUSES_S[1], 2 * pause)
             del self._reporting[: len(finished)]
 
     def _foretold(self, finished: list[tuple[Decision, Outcome]]) -> list[tuple[Decision, Outcome]]:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
 
 from deployments.api import FeedbackRequest
-from deployments.decider import OBSERVE_EVERY_S, Decider
+from deployments.decider import OBSERVE_EVERY_S, PATIENCE_S, Decider
 from deployments.errors import ApiError
 from deployments.guard import caller
 from deployments.memory import BUSY, EXPIRED, REUSED
@@ -16,8 +16,8 @@ from policies.explain import explain
 from policies.ledger import ANYBODY, CROWDED, HELD, MAX_SOURCES, UNKNOWN
 from policies.types import Feedback
 
-PATIENCE_S = 10.0
-LOOKS = 5  # at the router for a decision that must be on its way there
+ANSWER_S = 10.0
+LOOKS = 20  # at the router for a decision that must be on its way there
 Key = Annotated[str, Header(max_length=255, description="One effect and one reply for each key.")]
 REFUSALS = {  # status of the router: of HTTP, message, parameter, code
     EXPIRED: (410, "this decision is too old for feedback; nothing was changed", "decision_id", "feedback_expired"),
@@ -32,7 +32,7 @@ REFUSALS = {  # status of the router: of HTTP, message, parameter, code
 }
 
 
-async def _ask(what: str, call: Any, patience_s: float = PATIENCE_S) -> Any:
+async def _ask(what: str, call: Any, patience_s: float = ANSWER_S) -> Any:
     """The answer of an actor, or a 503 that says what did not work."""
     try:
         return await asyncio.wait_for(call, patience_s)
@@ -64,11 +64,13 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
     @app.get("/v1/router/decisions/{decision_id}")
     async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
         record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
-        ours = decider.identity.made_at(decision_id[:64]) is not None
-        for _ in range(LOOKS if ours and record is None else 0):  # on its way, from whichever ingress made it
+        coming = time.time() - (decider.identity.made_at(decision_id[:64]) or 0.0) < PATIENCE_S
+        for _ in range(LOOKS if coming and record is None else 0):  # on its way, from whichever ingress made it
             await asyncio.sleep(OBSERVE_EVERY_S)
             if (record := await _ask("the router", decider.router.record.remote(decision_id[:64]))) is not None:
                 break
+        if record is None and coming:  # the request goes on, or the router was away when it ended
+            raise ApiError.later(503, "this decision is still on its way to the router; try again", 2.0, "unavailable")
         if record is None or caller(http).scorer not in (record.decision.owner, ANYBODY):
             raise _no_such_decision(decision_id)
         return explain(record)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def eventually(check: Callable[[], Any]) -> None:
     """Outcomes are reported in the background."""
-    for _ in range(100):
+    for _ in range(500):
         if check():
             return
         time.sleep(0.02)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deployments import feedback
 from deployments.memory import Memory
 from policies.types import Outcome
 from tests.gateway import Gateway, eventually
@@ -55,6 +56,15 @@ def test_a_decision_is_explained_as_soon_as_its_answer_is_there(gateway: Gateway
     decision_id = gateway.chat().headers["x-router-decision-id"]
     explained = gateway.client.get(f"/v1/router/decisions/{decision_id}")
     assert explained.status_code == 200
+
+
+def test_a_decision_that_the_router_has_not_heard_of_is_not_unknown(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on its way: the client may ask again."""
+    monkeypatch.setattr(feedback, "LOOKS", 1)
+    answer = gateway.client.get(f"/v1/router/decisions/{gateway.ingress.decider.new_id()}")
+    assert answer.status_code == 503 and "retry-after" in answer.headers
 
 
 def test_it_is_not_asked_while_the_snapshot_is_fresh(gateway: Gateway) -> None:

@@ -55,6 +55,7 @@ def ask(system: str, text: str, **options: Any) -> dict[str, Any]:
     answer = httpx.post(f"{system}/v1/chat/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     found = httpx.get(f"{system}/v1/router/decisions/{answer.headers['x-router-decision-id']}", timeout=30)
+    assert found.status_code == 200, found.text
     explanation: dict[str, Any] = found.json()
     return explanation
 
@@ -166,7 +167,7 @@ def test_killing_the_router_costs_no_request_and_no_learning(system: str, learne
     state = after.json()
     assert state["decisions"] >= before["decisions"]
     again = ask(system, "hello", model="large")
-    was, now = (next(m for m in found["models"] if m["arm"] == "large") for found in (known, again))
+    was, now = large(known), large(again)
     assert abs(was["quality"] - now["quality"]) < 0.1 and was["quality"] != 0.5
 
 
