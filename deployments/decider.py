@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -176,7 +177,8 @@ class Decider:
         self._reporting.append((decision, outcome))
         self._unlogged.append((decision, outcome, logs.REQUEST_ID.get()))
         if self._telling is None or self._telling.done():
-            self._telling = asyncio.get_running_loop().create_task(self._tell())
+            nobodys = Context()  # or all log lines would have the id of the request that is here now
+            self._telling = asyncio.get_running_loop().create_task(self._tell(), context=nobodys)
 
     async def _tell(self) -> None:
         while self._reporting:

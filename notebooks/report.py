@@ -7,6 +7,7 @@ import argparse
 import html
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from jupyter_client.manager import AsyncKernelManager
@@ -31,8 +32,9 @@ def execute(notebook: Path = NOTEBOOK) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     content = nbformat.read(notebook, as_version=4)
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # not on a port that others can reach
-    NotebookClient(content, km=kernel, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
+    with TemporaryDirectory() as folder:  # for sockets that only we can reach, instead of ports
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
+        NotebookClient(content, km=kernel, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     return content
 
 

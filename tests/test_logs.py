@@ -7,11 +7,16 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from ray._common.formatters import JSONFormatter
+from ray.serve._private.logging_utils import configure_component_logger
+from ray.serve.context import _RequestContext, _serve_request_context
+from ray.serve.schema import LoggingConfig
 
 from deployments import logs
+from policies.types import Decision, Objective, Outcome, TaskProfile
 from tests.fakes import failing
 from tests.gateway import Gateway, eventually
 
@@ -113,6 +118,26 @@ def test_lines_are_written_down_before_serves_buffer_is_full(tmp_path: Path, mon
     logs.configure("ingress")
     logging.getLogger("deployments.ingress").warning("something happened")
     eventually(lambda: "something happened" in (tmp_path / "replica.log").read_text())
+
+
+def test_serve_does_not_put_another_requests_id_on_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of many answers are written together, in the context of whichever request came first."""
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [])
+    as_serve = LoggingConfig(encoding="JSON", logs_dir=str(tmp_path))
+    configure_component_logger(
+        component_name="gateway_Ingress", component_id="x", logging_config=as_serve, max_bytes=10**6, backup_count=1
+    )
+    logs.configure("ingress")
+    profile = TaskProfile(np.zeros(2), "chat", "other", 1)
+    decision = Decision("dec-1", "small", 0, "thompson-v0", profile, Objective())
+    first = _serve_request_context.set(_RequestContext(request_id="req-1"))
+    try:
+        logs.finished(decision, Outcome("dec-1", "ok"), "req-7")
+    finally:
+        _serve_request_context.reset(first)
+    logging.getLogger("ray.serve").handlers[0].close()
+    (line,) = answered(next(tmp_path.iterdir()).read_text())
+    assert line["request_id"] == "req-7" and line["decision_id"] == "dec-1"
 
 
 @pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
