@@ -23,8 +23,10 @@ ENDPOINT_PORT, LITELLM_PORT = 8710, 8711
 MODELS = ("small", "large")
 
 
-def configuration() -> dict[str, Any]:
-    """Two echo models behind our gateway, the same two behind Ray's own ingress, and the floor, in one Serve."""
+def configuration(ingresses: int = 1) -> dict[str, Any]:
+    """Two echo models behind our gateway with so many ingresses, the same two behind Ray's own ingress, and the floor,
+    in one Serve.
+    """
     replicas = {"num_replicas": 1, "max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
     engine = {
         "engine_kwargs": {"max_model_len": 512},
@@ -40,7 +42,7 @@ def configuration() -> dict[str, Any]:
     gateway["args"]["models"] = {name: {"context_tokens": 512, **_prices(i)} for i, name in enumerate(MODELS)}
     del gateway["args"]["mlflow_uri"]
     ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
-    ingress["num_replicas"] = 1  # as the others have
+    ingress["num_replicas"] = ingresses
     del ingress["user_config"]["admission"]  # meant for two
     names = zip(MODELS, models, strict=True)
     return {
@@ -71,14 +73,15 @@ class Systems:
     Args:
         state: a folder for their files.
         litellm: whether to measure LiteLLM as well.
+        ingresses: replicas of our gateway's; the others have one.
     """
 
-    def __init__(self, state: Path, litellm: bool = True):
+    def __init__(self, state: Path, litellm: bool = True, ingresses: int = 1):
         state.mkdir(parents=True, exist_ok=True)
         for old in state.glob("journal.db*"):  # a router that knows nothing, each time
             old.unlink()
         path = state / "speed.yaml"
-        path.write_text(yaml.safe_dump(configuration()))
+        path.write_text(yaml.safe_dump(configuration(ingresses)))
         os.environ["RAYLLM_VLLM_ENGINE_CLS"] = "benchmarks.echo:EchoEngine"
         self.cluster = launch.load(path, state, OFFSET)
         self.state, self._wanted = state, litellm

@@ -143,12 +143,13 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[10.0, 50.0, 100.0])
     parser.add_argument("--no-litellm", action="store_true")
     parser.add_argument("--only", nargs="*", help="these systems")
+    parser.add_argument("--ingresses", type=int, default=1, help="replicas of our gateway's; the others have one")
     parser.add_argument("--state", type=Path, default=ROOT / "var/speed")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--picture", type=Path, default=ROOT / "var/speed.png")
     options = parser.parse_args()
     plans, done = phases(options.rates, options.seconds), []
-    with Systems(options.state, litellm=not options.no_litellm) as systems:
+    with Systems(options.state, not options.no_litellm, options.ingresses) as systems:
         targets = [t for t in systems.targets if not options.only or t in options.only]
         warm = tqdm(targets, desc="warming up")
         for target in warm:

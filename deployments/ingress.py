@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from deployments import collector, dataplane, errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
+from deployments.direct import DirectRoute
 from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
@@ -81,15 +82,17 @@ class Ingress:
         keyring, limits = Keyring(Path(keys.file)) if keys else None, Limits(keys or KeySettings())
         app.add_middleware(Guard, keyring=keyring, limits=limits, max_body_bytes=self._settings.max_body_bytes)
 
-        @app.post("/v1/chat/completions")
+        hot = APIRouter(route_class=DirectRoute)
+
+        @hot.post("/v1/chat/completions")
         async def chat(request: ChatRequest, http: HttpRequest) -> Response:
             return await self.answer("chat", request, http)
 
-        @app.post("/v1/completions")
+        @hot.post("/v1/completions")
         async def completions(request: CompletionRequest, http: HttpRequest) -> Response:
             return await self.answer("completion", request, http)
 
-        @app.post("/v1/embeddings")
+        @hot.post("/v1/embeddings")
         async def embeddings(request: EmbeddingRequest, http: HttpRequest) -> Response:
             return await self.answer("embed", request, http)
 
@@ -103,6 +106,7 @@ class Ingress:
                 raise self._no_such_model(model)
             return self._card(model)
 
+        app.include_router(hot)
         add_router_routes(app, self.decider)
         add_version_routes(app, lambda: self.tracker, lambda: self.decider.router)
         return app

@@ -116,7 +116,7 @@ def test_bad_requests_say_what_to_change(gateway: Gateway, change: dict[str, Any
         (b"{bad", "not valid JSON"),
         (b"", "send a JSON object"),
         (b"[]", "send a JSON object"),
-        (b'{"model": "auto", "messages": [{"role": "user", "content": "\\ud800"}]}', "content"),
+        (b'{"model": "auto", "messages": [{"role": "user", "content": "\\ud800"}]}', "hex escape"),
         (b'{"decision_id": "a", "score": NaN}', "score"),
         (b"\xff\xfe", ""),
     ],
@@ -126,6 +126,18 @@ def test_bodies_that_are_no_requests(gateway: Gateway, content: bytes, message: 
     where = "/v1/feedback" if b"decision_id" in content else "/v1/chat/completions"
     answer = gateway.client.post(where, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [("application/json; charset=utf-8", 200), ("application/vnd.me+json", 200), ("text/plain", 400), ("", 400)],
+)
+def test_only_json_is_read(gateway: Gateway, kind: str, status: int) -> None:
+    """A page of another site can make a browser send `text/plain`, and no more, without asking us first."""
+    content = b'{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'
+    answer = gateway.client.post("/v1/chat/completions", content=content, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert status == 200 or "content-type: application/json" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("score", [1.5, -0.1, "1", "nan", None, True])
