@@ -118,6 +118,11 @@ class Decider:
         """How many of an arm were ready when the router last said."""
         return self._states.get(arm, UNKNOWN).replicas
 
+    def healthy(self) -> tuple[int, int]:
+        """How many arms had a replica that was ready when the router last said, and how many there are."""
+        known = [self._states.get(arm.name, UNKNOWN).healthy for arm in self._spare.arms]
+        return sum(known), len(known)
+
     def traces(self, prompt: str) -> tuple[str, str]:
         """What may be kept of a prompt: its salted hash, and the text itself only where that is switched on."""
         return self.identity.hash(prompt), prompt if self.store_text else ""

@@ -165,11 +165,20 @@ def test_unknown_paths_and_methods_have_openais_shape_too(gateway: Gateway) -> N
 
 
 def test_health_and_readiness(gateway: Gateway) -> None:
-    """Alive as a process; ready when the router answers and a model is there."""
-    assert gateway.client.get("/healthz").status_code == 200
-    assert gateway.client.get("/readyz").status_code == 200
+    """Alive as a process; ready when a model is there, or all; while the router is away too, as it answers."""
+
+    def status(path: str) -> int:
+        return int(gateway.client.get(path).status_code)
+
+    assert status("/healthz") == status("/readyz") == status("/readyz?models=all") == 200
+    gateway.replicas["small"] = 0
+    eventually(lambda: status("/readyz?models=all") == 503)
+    assert status("/readyz") == 200
     gateway.router.broken = True
-    assert gateway.client.get("/readyz").status_code == 503
+    assert status("/readyz") == 200
+    gateway.router.broken = False
+    gateway.replicas |= dict.fromkeys(gateway.replicas, 0)
+    eventually(lambda: status("/readyz") == 503)
 
 
 def test_the_static_policy_can_be_selected(tmp_path: Path) -> None:
