@@ -67,13 +67,14 @@ def catalogue() -> list[Fault]:
 
 
 def keep(path: Path, rows: list[list[str]]) -> None:
-    """Put what was played into a file's table; its rows that were not played now stay as they are."""
+    """Put what was played into a file's table; rows that were not played now, and what is said below, stay."""
     lines = path.read_text().splitlines() if path.exists() else []
+    below = lines[max((n for n, line in enumerate(lines) if line.startswith("|")), default=len(lines)) + 1 :]
     before = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| T")]
     there = {(row[0], row[1]): row for row in before} | {(row[0], row[1]): row for row in rows if row[4] != "live"}
     order = [(fault.id, fault.what) for fault in sorted(catalogue(), key=lambda fault: int(fault.id[1:]))]
     table = tabulate([there[key] for key in order if key in there], HEADERS, "github", disable_numparse=True)
-    path.write_text(f"{HEAD}\n{table}\n")
+    path.write_text("\n".join([HEAD, table, *below]) + "\n")
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ def t23(_: Path) -> Finding:
     threefold from seed to seed (a kind that is not tried enough costs much), so the bar is held to five times as many.
     """
 
-    def runs_of(hostile: int, pace: float = 1.0, defended: bool = True, seeds: int = SEEDS) -> list[Run]:
+    def runs_of(hostile: int, pace: float, defended: bool, seeds: int) -> list[Run]:
         return list(pool.map(run_of, range(seeds), repeat(hostile), repeat(pace), repeat(defended)))
 
     def middle(runs: list[Run]) -> Vector:
@@ -170,13 +170,12 @@ def t23(_: Path) -> Finding:
 
     parts, held = [], True
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        clean = runs_of(0, seeds=5 * SEEDS)
+        clean = runs_of(0, 1.0, True, 5 * SEEDS)
         wronged, honest = sum(run.wronged for run in clean), len(clean) * KEYS
         for hostile, pace in ((1, 0.2), (1, 1.0), (2, 1.0), (4, 1.0)):
-            runs = runs_of(hostile, pace, seeds=5 * SEEDS if hostile == 2 else SEEDS)
-            undefended = runs_of(hostile, pace, defended=False)
-            ratio = middle(runs) / middle(clean[: len(runs)])
-            without = middle(undefended) / middle(clean[:SEEDS])
+            runs = runs_of(hostile, pace, True, 5 * SEEDS if hostile == 2 else SEEDS)
+            undefended = runs_of(hostile, pace, False, len(runs))
+            ratio, without = (middle(some) / middle(clean[: len(runs)]) for some in (runs, undefended))
             found = sorted(i for run in runs for i in run.found)
             worst = [100 * np.mean([run.worst for run in some]) for some in (runs, undefended)]
             wronged, honest = wronged + sum(run.wronged for run in runs), honest + len(runs) * (KEYS - hostile)

@@ -26,9 +26,13 @@ def test_the_catalogue_is_whole() -> None:
 
 
 def test_the_table_keeps_what_was_not_played_now(tmp_path: Path) -> None:
-    """Rows of several runs come together, in order; a row that needs a running system does not replace its figure."""
+    """Rows of several runs come together, in order; a row that needs a running system does not replace its figure; what
+    somebody wrote below stays.
+    """
     path, names = tmp_path / "FAULTS.md", {fault.id: fault.what for fault in reversed(CATALOGUE)}
     keep(path, [["T29", names["T29"], "old", "b", "NO", "1"], ["T9", names["T9"], "first", "b", "yes", "1"]])
+    path.write_text(path.read_text() + "\nA remark.\n")
     keep(path, [["T29", names["T29"], "new", "b", "yes", "1"], ["T9", names["T9"], "needs --url", "b", "live", ""]])
+    assert path.read_text().endswith("\n\nA remark.\n")
     rows = [line for line in path.read_text().splitlines() if line.startswith("| T")]
     assert len(rows) == 2 and "first" in rows[0] and "new" in rows[1]
