@@ -16,7 +16,7 @@ from policies.types import Decision, Outcome
 
 FLUSH_EVERY_S = 1.0
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "skip_context_filter"}
 log = logging.getLogger(__name__)
 
 
