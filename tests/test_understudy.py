@@ -54,7 +54,8 @@ class Proxy:
 
     def start(self, *more: str) -> psutil.Popen:
         """As Serve starts it."""
-        return psutil.Popen([str(WRAPPER), "-db", "-f", str(self.config), *more], env=self.environment)
+        alone = [] if self.environment.get("SERVE_SOCKET_REUSE_PORT_ENABLED") == "1" else ["-dR"]
+        return psutil.Popen([str(WRAPPER), "-db", "-f", str(self.config), *alone, *more], env=self.environment)
 
     def well(self) -> bool:
         """Whether the gateway answers."""
