@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import defaultdict
 from contextlib import suppress
 
 import psutil
@@ -9,43 +10,59 @@ import psutil
 EVERY_S = 1.0  # new replicas start on all cores
 
 
-def found(size: str) -> tuple[set[psutil.Process], set[psutil.Process]]:
-    """This size's replicas with their engines; and this process with all others of Ray's."""
-    ours, rest = set(), {psutil.Process()}
-    for process in psutil.process_iter(["cmdline"]):
-        title, family = " ".join(process.info["cmdline"] or []), {process}
-        with suppress(psutil.Error):
-            family |= set(process.children(recursive=True))
-        if f"ServeReplica:{size}:" in title:
-            ours |= family
-        elif title.startswith("ray::") or "haproxy" in title or "/ray/" in title:
-            rest |= family
-    return ours, rest - ours
+class Apart:
+    """Keeps a size's replicas, with their engines, on the first core, and this process and Ray's others off it.
 
-
-def place(processes: set[psutil.Process], cores: list[int]) -> None:
-    """All threads of these on these cores."""
-    for process in processes:
-        with suppress(psutil.Error):
-            for thread in process.threads():
-                with suppress(ProcessLookupError):
-                    os.sched_setaffinity(thread.id, cores)
-
-
-async def keep(size: str) -> None:
-    """The size on the first core, the others off it, until cancelled.
+    Only what is new is looked at: the clients of the benchmark run in this process.
 
     Raises:
         SystemExit: there is only one core.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise SystemExit("one core cannot be shared out; leave out --apart")
-    try:
-        while True:
-            ours, rest = await asyncio.to_thread(found, size)
-            place(ours, cores[:1])
-            place(rest, cores[1:])
-            await asyncio.sleep(EVERY_S)
-    finally:
-        place(set().union(*found(size)), cores)
+
+    def __init__(self, size: str):
+        self._mark, self._cores = f"ServeReplica:{size}:", sorted(os.sched_getaffinity(0))
+        if len(self._cores) < 2:
+            raise SystemExit("one core cannot be shared out; leave out --apart")
+        self._commands: dict[int, str] = {}
+        self._placed: dict[int, bool] = {}  # threads: whether they are the size's
+
+    def _found(self) -> dict[int, bool]:
+        """By the number of each process to be placed, whether it is the size's."""
+        children, top = defaultdict(list), {os.getpid(): False}
+        for process in psutil.process_iter():
+            pid = process.pid
+            with suppress(psutil.Error):
+                children[process.ppid()].append(pid)
+                self._commands[pid] = self._commands.get(pid) or " ".join(process.cmdline())
+            command = self._commands.get(pid, "")
+            if self._mark in command:
+                top[pid] = True
+            elif command.startswith("ray::") or "haproxy" in command or "/ray/" in command:
+                top.setdefault(pid, False)
+        found: dict[int, bool] = {}
+        for pid, ours in sorted(top.items(), key=lambda item: item[1]):  # the size's last: its parent is Ray's
+            family = [pid]
+            for member in family:
+                found[member] = ours
+                family += children[member]
+        return found
+
+    def place(self) -> None:
+        """All threads that are not where they belong."""
+        for pid, ours in self._found().items():
+            with suppress(OSError):
+                for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                    if self._placed.get(thread) != ours:
+                        os.sched_setaffinity(thread, self._cores[:1] if ours else self._cores[1:])
+                        self._placed[thread] = ours
+
+    async def keep(self) -> None:
+        """Again and again until cancelled; then all may run everywhere."""
+        try:
+            while True:
+                await asyncio.to_thread(self.place)
+                await asyncio.sleep(EVERY_S)
+        finally:
+            for thread in self._placed:
+                with suppress(OSError):
+                    os.sched_setaffinity(thread, self._cores)

@@ -31,7 +31,8 @@ import pandas as pd
 import yaml
 
 from assets.tasks import EASY, Task, check, make_task
-from benchmarks import apart, surgepictures
+from benchmarks import surgepictures
+from benchmarks.apart import Apart
 from benchmarks.serving import MODELS, ROOT, configuration
 from deployments import launch
 
@@ -140,7 +141,7 @@ class Surge:
     async def run(self, names: list[str]) -> str:
         """All phases; the size that was saturated."""
         watching, favourite, seconds = [asyncio.create_task(self.watch())], "", self._plan.seconds
-        watching += [asyncio.create_task(apart.keep(self._plan.apart))] if self._plan.apart else []
+        watching += [asyncio.create_task(Apart(self._plan.apart).keep())] if self._plan.apart else []
         for phase in PHASES:
             self._phase = phase
             work = [self.auto(seconds[phase])]
