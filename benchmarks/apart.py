@@ -11,9 +11,10 @@ EVERY_S = 1.0  # new replicas start on all cores
 
 
 class Apart:
-    """Keeps a size's replicas, with their engines, on the first core, and this process and Ray's others off it.
+    """Keeps a size's replicas, with their engines, on the first core, and Ray's other processes off it.
 
-    Only what is new is looked at: the clients of the benchmark run in this process.
+    Only what is new is looked at, as the clients of the benchmark run in this process. They may run everywhere: kept on
+    a core beside Ray's processes, of lower priority, this one was not let run there for tens of seconds.
 
     Raises:
         SystemExit: there is only one core.
@@ -28,12 +29,13 @@ class Apart:
 
     def _found(self) -> dict[int, bool]:
         """By the number of each process to be placed, whether it is the size's."""
-        children, top = defaultdict(list), {os.getpid(): False}
+        children, top = defaultdict(list), dict[int, bool]()
         for process in psutil.process_iter():
             pid = process.pid
             with suppress(psutil.Error):
                 children[process.ppid()].append(pid)
-                self._commands[pid] = self._commands.get(pid) or " ".join(process.cmdline())
+                if self._commands.get(pid, "ray::").startswith("ray::"):  # Ray's change their names
+                    self._commands[pid] = " ".join(process.cmdline())
             command = self._commands.get(pid, "")
             if self._mark in command:
                 top[pid] = True
