@@ -1,4 +1,4 @@
-"""A route for the hot path: pydantic reads the body's bytes itself, in a tenth of the time of FastAPI's general way."""
+"""A route for the hot path: pydantic reads the body's bytes itself, in half of FastAPI's time for a request."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, get_type_hints
