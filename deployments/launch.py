@@ -61,6 +61,7 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "disabled",
+            "MALLOC_ARENA_MAX": "2",  # or each of Ray's thirty threads keeps what it once needed, and memory creeps up
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: the node is 127.0.0.1, and nothing listens elsewhere
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_LOG_TO_STDERR": "0",

@@ -40,7 +40,8 @@ def unpack(state: Arrays, names: Sequence[str], arms: Sequence[Arm]) -> Forecast
 class Refitter:
     """The one owner of what the profiler learns; a part of the router.
 
-    It reads the journal behind the router's back, only rows that are on disk, so that a restart knows the same.
+    It reads the journal behind the router's back, only rows that are on disk, so that a restart knows the same; as they
+    come, so that its memory is as full after minutes as it will ever be, however long it rests.
 
     Args:
         arms: whose answers to foretell.
@@ -73,7 +74,9 @@ class Refitter:
             log.warning("the snapshot's forecasts are not taken over (%s)", error)
 
     async def turn(self) -> bool:
-        """Refit if enough has happened; True if there is a new version."""
+        """Read what is new, and refit if enough has happened; True if there is a new version."""
+        if self._journal.last_row > self._read:
+            await asyncio.to_thread(self._catch_up)
         began = time.monotonic()
         if self._journal.last_row - self._fitted < REFIT_EVERY or began < self._rested_s:
             return False
@@ -86,12 +89,14 @@ class Refitter:
         self.forecaster = fitted.over(self.forecaster.arms)
         return True
 
-    def _refit(self, before: Forecaster) -> Forecaster:
+    def _catch_up(self) -> None:
         for row, event in self._journal.replay(after=self._read):
             if isinstance(event, Decision):
                 event = replace(event, estimates=())  # most of its size, and of no use here
                 self._ids.append(event.id)
             self._ledger.apply(event, policy=None)
             self._read = row
+
+    def _refit(self, before: Forecaster) -> Forecaster:
         found = (self._ledger.get(decision_id) for decision_id in self._ids)
         return before.refit([record for record in found if record is not None])
