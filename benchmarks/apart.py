@@ -7,12 +7,15 @@ from contextlib import suppress
 
 import psutil
 
-EVERY_S = 1.0  # new replicas start on all cores
+EVERY_S = 0.5
+UNNAMED = ("ray::IDLE", "/ray/_private/workers/")  # Ray's processes, before they are told what they are for
 
 
 class Apart:
     """Keeps a size's replicas, with their engines, on the first core, and Ray's other processes off it.
 
+    The raylet is kept on the first, too, as whatever it starts begins where it is: a replica takes a core from its
+    first moment, long before it has a name.
     Only what is new is looked at, as the clients of the benchmark run in this process. They may run everywhere: kept on
     a core beside Ray's processes, of lower priority, this one was not let run there for tens of seconds.
 
@@ -29,25 +32,26 @@ class Apart:
 
     def _found(self) -> dict[int, bool]:
         """By the number of each process to be placed, whether it is the size's."""
-        children, top = defaultdict(list), dict[int, bool]()
+        children, top, raylets, found = defaultdict(list), dict[int, bool](), dict[int, bool](), dict[int, bool]()
         for process in psutil.process_iter():
             pid = process.pid
             with suppress(psutil.Error):
                 children[process.ppid()].append(pid)
-                if self._commands.get(pid, "ray::").startswith("ray::"):  # Ray's change their names
-                    self._commands[pid] = " ".join(process.cmdline())
+                if self._commands.get(pid, "ray::").startswith("ray::") or UNNAMED[1] in self._commands[pid]:
+                    self._commands[pid] = " ".join(process.cmdline())  # which Ray's change
             command = self._commands.get(pid, "")
-            if self._mark in command:
+            if "raylet/raylet" in command:
+                raylets[pid] = True
+            elif self._mark in command or any(mark in command for mark in UNNAMED):
                 top[pid] = True
             elif command.startswith("ray::") or "haproxy" in command or "/ray/" in command:
                 top.setdefault(pid, False)
-        found: dict[int, bool] = {}
         for pid, ours in sorted(top.items(), key=lambda item: item[1]):  # the size's last: its parent is Ray's
             family = [pid]
             for member in family:
                 found[member] = ours
                 family += children[member]
-        return found
+        return found | raylets
 
     def place(self) -> None:
         """All threads that are not where they belong."""

@@ -6,10 +6,11 @@
 
 Four phases, `auto` at the same rate in all of them (open loop: latency counts from the time at which a request should
 have left): `learn`, with a short rush on each size, so that the router has seen load; `before`; `surge`, in which so
-many clients keep asking for long answers of the size that `auto` liked best before; `after`. The tasks of `auto` are
-those that every size can do. Sizes on a cluster have hardware of their own; here they share the processor with all
-else, and whoever moves away from a busy size meets it there again: `--apart` keeps the size that will be saturated, and
-its further replicas, on the first core, and all others, the clients too, off it. On the waiting engines each replica
+many clients keep asking for long answers of the size that `auto` liked best before; `after`. `auto` is asked tasks of
+every kind, or with `--easy` only those that every size can do. Sizes on a cluster have hardware of their own; here they
+share the processor with all else, and whoever moves away from a busy size meets it there again: `--apart` keeps the
+size that will be saturated, and its further replicas, on the first core, and all others, the clients too, off it.
+On the waiting engines each replica
 answers so many at a time, the rest queue, and Serve starts and stops replicas (which takes both cores of a small
 machine from all others for a while: `--replicas 1` shows the routing alone).
 """
@@ -30,7 +31,7 @@ import aiohttp
 import pandas as pd
 import yaml
 
-from assets.tasks import EASY, Task, check, make_task
+from assets.tasks import EASY, KINDS, Task, check, make_task
 from benchmarks import surgepictures
 from benchmarks.apart import Apart
 from benchmarks.serving import MODELS, ROOT, configuration
@@ -39,7 +40,7 @@ from deployments import launch
 PATH = "/v1/chat/completions"
 OFFSET = 170  # of all ports
 TOKENS = 16  # of an answer of the waiting engines
-LONG, END = 200, "2"  # tokens of an answer by name on the real models, and the token that would end it sooner
+LONG, END = 450, "2"  # tokens of an answer by name on the real models, and the token that would end it sooner
 EVERY_S = 0.5  # between two looks at the router's state
 PHASES = ("learn", "before", "surge", "after")
 
@@ -49,6 +50,7 @@ class Plan:
     """rate: of `auto`, requests a second. clients: that keep asking for one size in the surge. seconds: by phase.
 
     real: the models answer tasks, which are checked; else all answers are right. apart: who has a core to itself.
+    kinds: of tasks that `auto` is asked.
     """
 
     rate: float
@@ -56,6 +58,7 @@ class Plan:
     seconds: dict[str, float]
     real: bool
     apart: str = ""
+    kinds: tuple[str, ...] = KINDS
 
 
 @dataclass
@@ -75,7 +78,7 @@ class Surge:
         self._running: set[asyncio.Task[None]] = set()
 
     def _task(self) -> Task:
-        return make_task(self._random, self._random.choice(EASY), wishes=False)
+        return make_task(self._random, self._random.choice(self._plan.kinds), wishes=False)
 
     async def ask(self, model: str, intended: float, kind: str) -> None:
         """One request, and a score for what `auto` chose."""
@@ -253,6 +256,7 @@ def main() -> None:
     parser.add_argument("--url", help="of a running gateway")
     parser.add_argument("--rate", type=float, help="of auto; 3 a second, 10 on waiting engines")
     parser.add_argument("--apart", default="", metavar="SIZE", help="keep it on a core of its own, and saturate it")
+    parser.add_argument("--easy", action="store_true", help="ask auto only what every size can do")
     parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--slots", type=int, default=8, help="answers at a time of a waiting engine")
     parser.add_argument("--replicas", type=int, default=3, help="at most, of a waiting engine")
@@ -269,6 +273,7 @@ def main() -> None:
         dict(zip(PHASES, options.seconds, strict=True)),
         real=bool(options.url),
         apart=options.apart,
+        kinds=EASY if options.easy else KINDS,
     )
 
     def play(url: str) -> tuple[Record, str]:
