@@ -5,14 +5,13 @@
     python -m benchmarks.surge                               # engines that only wait, in a system of its own
 
 Four phases, `auto` at the same rate in all of them (open loop: latency counts from the time at which a request should
-have left): `learn`, with a short rush on each size, so that the router has seen load; `before`; `surge`, in which so
-many clients keep asking for long answers of the size that `auto` liked best before; `after`. `auto` is asked tasks of
-every kind, or with `--easy` only those that every size can do. Sizes on a cluster have hardware of their own; here they
-share the processor with all else, and whoever moves away from a busy size meets it there again: `--apart` keeps the
-size that will be saturated, and its further replicas, on the first core, and all others, the clients too, off it.
-On the waiting engines each replica
-answers so many at a time, the rest queue, and Serve starts and stops replicas (which takes both cores of a small
-machine from all others for a while: `--replicas 1` shows the routing alone).
+have left): `learn`, with a short rush on each size, so that the router has seen load, and a rest until that is over and
+its replicas are gone; `before`; `surge`, in which so many clients keep asking for long answers of the size that `auto`
+liked best before; `after`. `auto` is asked tasks of every kind, or with `--easy` only those that every size can do.
+Sizes on a cluster have hardware of their own; here they share the processor with all else, and whoever moves away from
+a busy size meets it there again: `--apart` keeps the size that will be saturated, and its further replicas, on the
+first core, and all others off it. On the waiting engines each replica answers so many at a time, the rest queue, and
+Serve starts and stops replicas (which takes both cores of a small machine from all others: `--replicas 1` does not).
 """
 
 import argparse
@@ -42,6 +41,7 @@ OFFSET = 170  # of all ports
 TOKENS = 16  # of an answer of the waiting engines
 LONG, END = 450, "2"  # tokens of an answer by name on the real models, and the token that would end it sooner
 EVERY_S = 0.5  # between two looks at the router's state
+REST_S = 300.0  # at most, after the rush on each size
 PHASES = ("learn", "before", "surge", "after")
 
 
@@ -155,10 +155,22 @@ class Surge:
                 favourite = self._plan.apart or chosen.most_common(1)[0][0]
                 work.append(self.rush(favourite, self._plan.clients, seconds[phase]))
             await asyncio.gather(*work)
+            if phase == "learn":
+                await self._rest()
         await asyncio.gather(*self._running)
         for task in watching:
             task.cancel()
         return favourite
+
+    async def _rest(self) -> None:
+        """Until nothing is in flight and there are as many replicas as at the beginning."""
+        await asyncio.gather(*self._running)
+        first, ends = self.record.states[0], time.perf_counter() + REST_S
+        while time.perf_counter() < ends:
+            await asyncio.sleep(2 * EVERY_S)
+            now = self.record.states[-1]
+            if all(now[k] <= (first[k] if "replicas" in k else 0) for k in now if "/" in k):
+                return
 
     async def _taste(self, names: list[str], seconds: float) -> None:
         """A rush on each size in turn, half of the time."""
@@ -221,8 +233,7 @@ def own_configuration(slots: int, replicas: int) -> dict[str, Any]:
 
 async def played(url: str, plan: Plan, names: list[str] | None, seed: int) -> tuple[Record, str]:
     """The run against this gateway; without names, all of its sizes."""
-    timeout = aiohttp.ClientTimeout(120)
-    connector = aiohttp.TCPConnector(limit=0)
+    timeout, connector = aiohttp.ClientTimeout(120), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
         if names is None:
             async with session.get("/v1/router/state") as response:
@@ -266,15 +277,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path, default=ROOT / "var/surge.png")
     options = parser.parse_args()
-    rate = options.rate or (3.0 if options.url else 10.0)
-    plan = Plan(
-        rate,
-        options.clients,
-        dict(zip(PHASES, options.seconds, strict=True)),
-        real=bool(options.url),
-        apart=options.apart,
-        kinds=EASY if options.easy else KINDS,
-    )
+    seconds, kinds = dict(zip(PHASES, options.seconds, strict=True)), EASY if options.easy else KINDS
+    real, rate = bool(options.url), options.rate or (3.0 if options.url else 10.0)
+    plan = Plan(rate, options.clients, seconds, real, options.apart, kinds)
 
     def play(url: str) -> tuple[Record, str]:
         return asyncio.run(played(url, plan, None, options.seed))
@@ -286,8 +291,7 @@ def main() -> None:
     found = summary(record, favourite)
     print(json.dumps(found, indent=1))
     if options.json:
-        everything = {"plan": vars(plan), "summary": found, "rows": record.rows, "states": record.states}
-        options.json.write_text(json.dumps(everything))
+        options.json.write_text(json.dumps({"plan": vars(plan), "summary": found, **vars(record)}))
     surgepictures.draw(pd.DataFrame(record.rows), pd.DataFrame(record.states), favourite, options.picture)
     print(f"picture: {options.picture}")
 

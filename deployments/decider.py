@@ -19,6 +19,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from deployments import logs
 from deployments.coalesce import Coalescer
@@ -211,7 +212,7 @@ class Decider:
         """With the forecasts in all profiles; nobody has learned from these outcomes yet."""
         profiles = self._completed([decision.profile for decision, _ in finished])
         pairs = zip(finished, profiles, strict=True)
-        return [(d if d.profile is p else replace(d, profile=p), outcome) for (d, outcome), p in pairs]
+        return [(d if d.profile is p else structs.replace(d, profile=p), outcome) for (d, outcome), p in pairs]
 
     def _completed(self, profiles: list[TaskProfile]) -> list[TaskProfile]:
         """With the forecasts; those that the profiler made have them."""

@@ -18,7 +18,7 @@ from policies.window import Window
 PAGE = 300  # rows asked for at once: the router reads them between requests
 WARM = 3000  # rows read again after a restart, to know the latest decisions
 CAPACITY = 5000  # decisions at hand; a score for an older one reaches its trace only
-VERSIONS = 8  # policy versions whose figures are kept up
+VERSIONS = 3  # policy versions whose figures are kept up: champion, challenger, and who was champion before
 ALL = ""  # the name of all versions together
 Totals = dict[str, float]
 

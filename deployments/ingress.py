@@ -5,13 +5,13 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, StreamingResponse
+from msgspec import structs
 
 from deployments import collector, dataplane, errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
@@ -231,7 +231,7 @@ class Ingress:
         finally:
             if outcome.status == "disconnected":
                 answer.rest.cancel()
-            self.dispatcher.finish(decision, replace(outcome, latency_s=time.perf_counter() - answer.started))
+            self.dispatcher.finish(decision, structs.replace(outcome, latency_s=time.perf_counter() - answer.started))
 
     def _gone(self, answer: Answer, status: str = "disconnected") -> None:
         """Let go of an answer that nobody will hear to its end; nothing if it has ended."""

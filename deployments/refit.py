@@ -5,10 +5,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from policies.forecast import Forecaster
 from policies.ledger import Ledger
@@ -92,7 +92,7 @@ class Refitter:
     def _catch_up(self) -> None:
         for row, event in self._journal.replay(after=self._read):
             if isinstance(event, Decision):
-                event = replace(event, estimates=())  # most of its size, and of no use here
+                event = structs.replace(event, estimates=())  # most of its size, and of no use here
                 self._ids.append(event.id)
             self._ledger.apply(event, policy=None)
             self._read = row

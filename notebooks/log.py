@@ -21,7 +21,7 @@ from deployments.settings import GatewaySettings
 from policies.base import Policy
 from policies.ledger import Event, Ledger, Record
 from policies.registry import make_policy
-from policies.types import FORCED, Arm, Decision
+from policies.types import FORCED, Arm, Decision, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "notebooks/demo_log.msgpack.xz"
@@ -107,12 +107,14 @@ def bundle(log: DecisionLog, truth: pd.DataFrame, path: Path = BUNDLED) -> None:
                     for e in event.estimates
                 )
                 profile = replace(event.profile, features=features, reasons=())
-                events.append(
-                    replace(event, id=short[event.id], profile=profile, estimates=estimates, prompt_hash="", prompt="")
-                )
+                mine = {"id": short[event.id], "profile": profile, "estimates": estimates}
+                events.append(msgspec.structs.replace(event, **mine, prompt_hash="", prompt=""))
         elif event.decision_id in short:
-            kept = {"decision_id": short[event.decision_id]} | ({"answer": ""} if hasattr(event, "answer") else {})
-            events.append(replace(event, **kept))
+            about = short[event.decision_id]
+            if isinstance(event, Outcome):
+                events.append(msgspec.structs.replace(event, decision_id=about, answer=""))
+            else:
+                events.append(replace(event, decision_id=about))
     columns = ["strategy", "i", "kind", "model", "right", "latency_s", "cost_usd", "utility"]
     content = {
         "arms": log.arms,

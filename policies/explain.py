@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from msgspec import structs
+
 from policies.ledger import Record
 from policies.types import FORCED, Decision
 
@@ -32,7 +34,7 @@ def explain(record: Record) -> dict[str, Any]:
             **{key: value for key, value in limits.items() if value not in (float("inf"), [])},
         },
         "models": [estimate._asdict() for estimate in decision.estimates],
-        "outcome": asdict(record.outcome) if record.outcome else None,
+        "outcome": structs.asdict(record.outcome) if record.outcome else None,
         "feedback": [{"source": source, "score": score} for source, score in record.scores.items()],
     }
 

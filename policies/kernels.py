@@ -277,12 +277,12 @@ def draw(
         quadrature: see `probability_best`.
 
     Returns:
-        [B, 11, K] the numbers of ArmEstimate in their order there; and [B] the arm with the largest draw. Of the
+        [11, B, K] the numbers of ArmEstimate in their order there; and [B] the arm with the largest draw. Of the
         deviation, σ² is `variance` and λ_latency² times that of the latency.
     """
     quality, variance = score
     requests, arms = quality.shape
-    table, best = np.empty((requests, 11, arms)), np.zeros(requests, np.int64)
+    table, best = np.empty((11, requests, arms)), np.zeros(requests, np.int64)
     mean, spread = np.empty((requests, arms)), np.empty((requests, arms))
     for b in range(requests):
         by_latency, by_cost = asked[b, 4], asked[b, 5]
@@ -290,11 +290,11 @@ def draw(
             latency, cost = expected[b, LATENCY, k], expected[b, COST, k]
             mean[b, k] = quality[b, k] - by_latency * latency - by_cost * cost
             spread[b, k] = alpha[k] * sqrt(variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k])
-            table[b, 0, k], table[b, 1, k], table[b, 2, k], table[b, 3, k] = quality[b, k], latency, cost, mean[b, k]
-            table[b, 4, k] = mean[b, k] + spread[b, k] * z[b, k] if eligible[b, k] else -inf
-            table[b, 5, k], table[b, 6, k], table[b, 7, k] = expected[b, 3, k], expected[b, 4, k], expected[b, 5, k]
-            table[b, 9, k], table[b, 10, k] = expected[b, 6, k], expected[b, 7, k]
-            if table[b, 4, k] > table[b, 4, best[b]]:
+            table[0, b, k], table[1, b, k], table[2, b, k], table[3, b, k] = quality[b, k], latency, cost, mean[b, k]
+            table[4, b, k] = mean[b, k] + spread[b, k] * z[b, k] if eligible[b, k] else -inf
+            table[5, b, k], table[6, b, k], table[7, b, k] = expected[b, 3, k], expected[b, 4, k], expected[b, 5, k]
+            table[9, b, k], table[10, b, k] = expected[b, 6, k], expected[b, 7, k]
+            if table[4, b, k] > table[4, b, best[b]]:
                 best[b] = k
-    table[:, 8] = probability_best(mean, spread, eligible, quadrature)
+    table[8] = probability_best(mean, spread, eligible, quadrature)
     return table, best

@@ -21,8 +21,8 @@ from policies.types import Vector
 
 NOISE_PRIOR = 10.0  # events
 RESCALE_EVERY = 64  # decisions; between rescalings newer events just weigh more than one
-REFIT_EVERY = 1 / 8  # of the events that count
-REFIT_AT_MOST = 256  # events
+REFIT_EVERY = 1 / 4  # of the events that count
+REFIT_AT_MOST = 512  # events
 WAITING = 64  # events that are worked in at once
 FORGOTTEN = 1e-12  # events
 CUTS = 4  # changes of an arm that are remembered, for what comes late

@@ -9,9 +9,9 @@ Veach and Guibas, SIGGRAPH 1995; for logs of several policies Agarwal et al., KD
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
 from policies.base import Policy, State
 from policies.types import Arm, Decision, ModelState, Outcome, Request
@@ -104,7 +104,7 @@ class Roles:
             coins = rng.random(len(decided)) < self.share
             decided = [self._mix(a, b, bool(coin)) for a, b, coin in zip(decided, by[CHALLENGER], coins)]
         if SHADOW in by:
-            decided = [replace(d, shadow=other.arm) for d, other in zip(decided, by[SHADOW])]
+            decided = [structs.replace(d, shadow=other.arm) for d, other in zip(decided, by[SHADOW])]
         return decided
 
     def _mix(self, champion: Decision, challenger: Decision, challenged: bool) -> Decision:
@@ -114,7 +114,8 @@ class Roles:
         acting, s = challenger if challenged else champion, self.share
         both = zip(acting.estimates, champion.estimates, challenger.estimates, strict=True)
         mixed = tuple([e._replace(propensity=(1 - s) * a.propensity + s * b.propensity) for e, a, b in both])
-        return replace(acting, estimates=mixed, policy_version=CHALLENGER if challenged else acting.policy_version)
+        version = CHALLENGER if challenged else acting.policy_version
+        return structs.replace(acting, estimates=mixed, policy_version=version)
 
     def advance(self, sequence: int) -> None:
         """See base.Policy."""

@@ -17,6 +17,7 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from math import inf
 
 import numpy as np
@@ -109,15 +110,16 @@ class Thompson:
         normal = rng.standard_normal(eligible.shape)
         table, best = kernels.draw(score, expected, asked, self._exploration(), normal, eligible, QUADRATURE)
         if self.settings.least_propensity > 0:
-            _at_least(self.settings.least_propensity, best, table[:, PROPENSITY], eligible, rng)
+            _at_least(self.settings.least_propensity, best, table[PROPENSITY], eligible, rng)
 
-        decisions = []
-        for i, (request, rows, k) in enumerate(zip(requests, table.tolist(), best.tolist())):
-            estimates = tuple(map(_ESTIMATE, zip(self._names, *rows, removed[i])))
-            arm = "" if removed[i][k] else self._names[k]
-            decision = Decision(request.id, arm, sequence + i, self.name, request.profile, objectives[i], estimates)
-            decisions.append(decision)
-        return decisions
+        numbers = table.reshape(len(table), -1).tolist()
+        estimates = map(_ESTIMATE, zip(self._names * len(requests), *numbers, chain.from_iterable(removed)))
+        by_request = zip(*[estimates] * len(self._names))  # K at a time
+        made = zip(requests, objectives, by_request, removed, best.tolist())
+        return [
+            Decision(q.id, "" if row[k] else self._names[k], sequence + i, self.name, q.profile, objective, found)
+            for i, (q, objective, found, row, k) in enumerate(made)
+        ]
 
     def _exploration(self) -> Vector:
         """[K] factor on the standard deviation of the draws; never nothing, or propensities would have no density."""
@@ -135,13 +137,14 @@ class Thompson:
         healthy = tuple([state.healthy for state in live])
         rows, masks = [], []
         for i, (request, objective) in enumerate(zip(requests, objectives)):
-            profile = request.profile
-            key = (profile.task, objective.models, objective.unavailable, healthy)
-            row, mask = self._known.get(key, _NOTHING) if profile.prompt_tokens < self._shortest else _NOTHING
+            profile, row = request.profile, list[str]()
+            if alike := profile.prompt_tokens < self._shortest:  # what holds for one, holds for all that ask alike
+                key = profile.task, objective.models, objective.unavailable, healthy
+                row, mask = self._known.get(key, _NOTHING)
             if not row:
                 row = [base.removed_by(arm, profile, objective, s) for arm, s in zip(self.arms, live)]
                 mask = [not why for why in row]
-                if profile.prompt_tokens < self._shortest:  # it holds for all that ask alike
+                if alike:
                     if len(self._known) >= KNOWN:
                         self._known.clear()
                     self._known[key] = row, mask
@@ -164,22 +167,20 @@ class Thompson:
         if k is None or outcome.status == "rejected":
             return
         if outcome.status == "error":
-            self._judge(k, decision, 0.0, 1.0)
+            self.score(decision, 0.0)
         else:
             self.latency.learn(k, decision, outcome)
 
     def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
         """See base.Policy."""
         k = self._index.get(decision.arm)
-        if k is not None:
-            self._judge(k, decision, score, weight)
-
-    def _judge(self, arm: int, decision: Decision, score: float, weight: float) -> None:
-        self.quality.add(arm, decision.profile.features, score, decision.sequence, weight)
+        if k is None:
+            return
+        self.quality.add(k, decision.profile.features, score, decision.sequence, weight)
         if weight != 1.0 or not decision.policy_version.startswith(self.name):  # others expect what they like
             return
-        if self.drift.observe(arm, decision.estimate().quality, score):
-            self.quality.cut(arm, self.settings.keep)
+        if self.drift.observe(k, decision.estimate().quality, score):
+            self.quality.cut(k, self.settings.keep)
 
     def state(self) -> base.State:
         """See base.Policy: the sums of every part, named `part.sum`."""

@@ -1,7 +1,8 @@
 """The vocabulary of the whole system: frozen records, shape or unit first in each field's line.
 
 B requests in a batch, K arms (an arm is a model that can be chosen), D features of a request.
-Records cross process borders; nothing here knows how.
+Records cross process borders; nothing here knows how. Decision and Outcome are msgspec's structs, made in a tenth of a
+dataclass's time.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -168,8 +170,7 @@ class ArmEstimate(NamedTuple):
     removed_by: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Which arm answers, and all that learning, explaining and judging it later needs.
 
     sequence: how many decisions came before it; the clock of forgetting.
@@ -204,7 +205,7 @@ class Decision:
         return ArmEstimate(wanted)
 
     def made(self, request: Request, policy_version: str, time_s: float) -> "Decision":
-        """The same, as made for this request by this version at this time; not by `replace`, which is slow."""
+        """The same, as made for this request by this version at this time."""
         return Decision(
             id=self.id,
             arm=self.arm,
@@ -222,8 +223,7 @@ class Decision:
         )
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What was measured while the arm answered.
 
     status: ok, error (the arm failed), disconnected (the client left), rejected (the request itself was wrong).

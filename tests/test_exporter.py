@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.tracing.client import TracingClient
+from msgspec import structs
 
 from deployments.exporter import ALL, PAGE, Exporter, Folder
 from deployments.journal import Journal
@@ -47,7 +48,7 @@ class Source:
             self.time_s += at
             request = replace(ASK, id=self.memory.identity.new_id(self.time_s))
             (decision,) = self.memory.policy.decide([request], {}, self.rng, self.memory.sequence)
-            decision = replace(decision, policy_version=version, time_s=self.time_s)
+            decision = structs.replace(decision, policy_version=version, time_s=self.time_s)
             self.memory.decided([decision])
             outcome = Outcome(decision.id, ttft_s=0.05, latency_s=0.2, prompt_tokens=9, output_tokens=20, cost_usd=2e-5)
             await self.memory.observe([(decision, outcome)], self.time_s)
@@ -110,10 +111,10 @@ def test_regret_is_what_the_policy_itself_gave_up() -> None:
     (decision,) = policy.decide([make_request()], {}, np.random.default_rng(0), 0)
     worse, best = sorted(decision.estimates, key=lambda e: e.utility)
     best = best._replace(utility=worse.utility + 0.25)
-    wrong = replace(decision, arm=worse.arm, estimates=(worse, best))
+    wrong = structs.replace(decision, arm=worse.arm, estimates=(worse, best))
     assert regret(wrong) == pytest.approx(0.25)
-    assert regret(replace(wrong, arm=best.arm)) == 0
-    assert regret(replace(wrong, estimates=(worse, best._replace(removed_by="no healthy replica")))) == 0
+    assert regret(structs.replace(wrong, arm=best.arm)) == 0
+    assert regret(structs.replace(wrong, estimates=(worse, best._replace(removed_by="no healthy replica")))) == 0
 
 
 def test_a_run_for_all_and_one_for_each_version(source: Source, client: MlflowClient) -> None:

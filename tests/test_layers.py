@@ -11,12 +11,12 @@ MODULES = sorted(path.stem for path in (ROOT / "policies").glob("*.py") if path.
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_policies_import_numpy_numba_and_the_standard_library_only(module: str) -> None:
+def test_policies_import_numpy_numba_msgspec_and_the_standard_library_only(module: str) -> None:
     """No module of policies/ pulls in ray, fastapi, mlflow, sqlalchemy, pydantic or deployments."""
     code = f"import sys; before = set(sys.modules); import policies.{module}; print(*(set(sys.modules) - before))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     roots = {name.partition(".")[0] for name in result.stdout.split()}
-    allowed = {"policies", "numpy", "numba", "cython_runtime"} | set(sys.stdlib_module_names)
+    allowed = {"policies", "numpy", "numba", "msgspec", "cython_runtime"} | set(sys.stdlib_module_names)
     if "numba" in roots:
         allowed |= {
             "llvmlite",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from msgspec import structs
 
 from deployments.journal import Journal, Snapshot
 from deployments.memory import Memory
@@ -30,7 +31,7 @@ def decide(memory: Memory, count: int) -> list[Decision]:
     now = time.time()
     requests = [Request(memory.identity.new_id(now), make_profile(f"What is {i}?"), Objective()) for i in range(count)]
     made = memory.policy.decide(requests, {}, np.random.default_rng(0), memory.sequence)
-    memory.decided([replace(decision, time_s=now) for decision in made])
+    memory.decided([structs.replace(decision, time_s=now) for decision in made])
     asyncio.run(memory.observe([(d, Outcome(d.id, "ok", 0.1, 0.5, 20, 9)) for d in made], now))
     asyncio.run(memory.feedback([Feedback(d.id, i % 2, time_s=now) for i, d in enumerate(made)], now))
     return made
@@ -123,7 +124,7 @@ def test_a_snapshot_that_does_not_fit_is_no_obstacle(url: str) -> None:
     decide(memory, 10)
     memory.journal.put_snapshot(Snapshot("thompson", ("nano",), 3, 1, {"quality.moment": np.zeros((1, 3))}))
     old = decide(memory, 1)[0]
-    odd = replace(old, id="odd", profile=replace(old.profile, features=np.ones(3)))
+    odd = structs.replace(old, id="odd", profile=replace(old.profile, features=np.ones(3)))
     asyncio.run(memory.observe([(odd, Outcome("odd", "error"))], time.time()))
     again = make(url)
     assert same(memory, again) and again.version == 1

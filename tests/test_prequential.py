@@ -1,8 +1,7 @@
 """Played forward along a log: what a policy would have chosen, knowing only what came before."""
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec import structs
 
 from policies.ledger import Event, Ledger, Record
 from policies.prequential import BLOCK, Prequential
@@ -21,7 +20,7 @@ def make_log(count: int, seed: int = 0) -> list[Event]:
     rng, events = np.random.default_rng(seed), list[Event]()
     for i in range(count):
         decision = Thompson(ARMS).decide([make_request(f"What is {i} plus {i}?")], {}, rng, i)[0]
-        decision = replace(decision, id=str(i))
+        decision = structs.replace(decision, id=str(i))
         events += [decision, Outcome(decision.id, "ok", 0.1, 0.3, 20, 9)]
         events.append(Feedback(decision.id, float(decision.arm == "large"), time_s=float(i)))
     return events

@@ -1,9 +1,8 @@
 """Records as the arrays of off-policy evaluation, and what another policy makes of them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec import structs
 
 from policies import replay
 from policies.base import Policy
@@ -27,7 +26,7 @@ def test_only_what_was_drawn_counts(arms: tuple[Arm, ...]) -> None:
     records = decide(make_policy("uniform", arms), 6)
 
     def put(i: int, **change: str) -> None:
-        records[i].decision = replace(records[i].decision, **change)  # type: ignore[arg-type]
+        records[i].decision = structs.replace(records[i].decision, **change)  # type: ignore[arg-type]
 
     put(1, fallback=FORCED), put(2, fallback="model"), put(3, fallback="router"), put(4, arm="")
     assert [record.decision.id for record in replay.usable(records[::-1])] == ["0", "3", "5"]
@@ -75,7 +74,7 @@ def test_a_target_keeps_the_limits_and_the_health_that_were_logged(arms: tuple[A
         )
         for e in sick.estimates
     )
-    records[1].decision = replace(sick, estimates=estimates)
+    records[1].decision = structs.replace(sick, estimates=estimates)
     found = replay.target_probabilities(records, make_policy("always", arms), ("small", "large", "embedder", "new"))
     assert found.tolist() == [[1, 0, 0, 0]] * 3  # its favourite, the embedder, is not allowed: the first that is left
     uniform = replay.target_probabilities(records, make_policy("uniform", arms), ("small", "large", "embedder"))

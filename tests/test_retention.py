@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
+from msgspec import structs
 
 from deployments.journal import BATCH, DAY_S, Journal
 from deployments.memory import EXPIRED, Memory
@@ -27,7 +27,7 @@ def decide(memory: Memory, count: int, time_s: float) -> list[Decision]:
     """So many decisions made at a time, with outcomes, in the journal."""
     requests = [Request(memory.identity.new_id(time_s), make_profile(), Objective()) for _ in range(count)]
     made = memory.policy.decide(requests, {}, np.random.default_rng(0), memory.sequence)
-    made = [replace(decision, time_s=time_s) for decision in made]
+    made = [structs.replace(decision, time_s=time_s) for decision in made]
     memory.decided(made)
     asyncio.run(memory.observe([(d, Outcome(d.id, "ok", 0.1, 0.5, 20, 9)) for d in made], time_s))
     return made

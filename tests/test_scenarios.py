@@ -2,11 +2,11 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from benchmarks import budget, quality
 from benchmarks.portfolios import data_folder, load
@@ -98,7 +98,7 @@ def test_the_peers_pacer_leaves_out_what_is_too_dear() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         (decision,) = peer.decide([request], {}, rng, 0)
-        peer.score(replace(decision, arm="dear"), 1.0)
+        peer.score(structs.replace(decision, arm="dear"), 1.0)
     assert {peer.decide([request], {}, rng, 0)[0].arm for _ in range(5)} == {"cheap"}
 
 

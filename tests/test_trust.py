@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from deployments import keys
 from deployments.journal import Journal
@@ -112,7 +113,7 @@ def test_without_enough_witnesses_nobody_is_quarantined(judges: list[str]) -> No
     assert not fold(votes(judges, 500))[1].quarantined
     many = [(d, replace(s, owner=ANYBODY)) for d, s in votes(["honest"] * 8 + ["hostile"], 500)]
     assert not fold(iter(many))[1].quarantined
-    nobody = [(replace(d, owner=""), replace(s, owner="")) for d, s in votes(["honest"] * 8 + ["hostile"], 500)]
+    nobody = [(structs.replace(d, owner=""), replace(s, owner="")) for d, s in votes(["honest"] * 8 + ["hostile"], 500)]
     assert not fold(iter(nobody))[1].quarantined
 
 
@@ -138,7 +139,9 @@ def test_a_restart_in_the_middle_and_a_replay_of_the_journal_find_the_same(url: 
         return Memory(Journal(url), lambda: Thompson(ARMS))
 
     memory, now = make(), 1e9
-    given = [(replace(d, id=memory.identity.new_id(now)), s) for d, s in votes(["honest"] * 8 + ["hostile"], 400)]
+    given = [
+        (structs.replace(d, id=memory.identity.new_id(now)), s) for d, s in votes(["honest"] * 8 + ["hostile"], 400)
+    ]
     for i, (decision, score) in enumerate(given):
         if i in (60, 250):  # before and after it is found; `save` leaves a snapshot
             asyncio.run(memory.save())
