@@ -8,14 +8,15 @@ from contextlib import suppress
 import psutil
 
 EVERY_S = 0.5
-UNNAMED = ("ray::IDLE", "/ray/_private/workers/")  # Ray's processes, before they are told what they are for
+UNNAMED = "/ray/_private/workers/"  # in the command of Ray's processes, before they are told what they are for
+ON_THE_WAY = ("ServeReplica:", "ray::Router", "ray::ProxyActor", "haproxy")  # of a request
 
 
 class Apart:
-    """Keeps a size's replicas, with their engines, on the first core, and Ray's other processes off it.
+    """Keeps a size's replicas, with their engines, on the first core, and what is on a request's way to others off it.
 
-    The raylet is kept on the first, too, as whatever it starts begins where it is: a replica takes a core from its
-    first moment, long before it has a name.
+    What is on nobody's way (Ray's and Serve's control) is kept on the first, too, above all the raylet: whatever it
+    starts begins where it is, and a replica takes a core from its first moment, long before it has a name.
     Only what is new is looked at, as the clients of the benchmark run in this process. They may run everywhere: kept on
     a core beside Ray's processes, of lower priority, this one was not let run there for tens of seconds.
 
@@ -37,15 +38,13 @@ class Apart:
             pid = process.pid
             with suppress(psutil.Error):
                 children[process.ppid()].append(pid)
-                if self._commands.get(pid, "ray::").startswith("ray::") or UNNAMED[1] in self._commands[pid]:
+                if self._commands.get(pid, "ray::").startswith("ray::") or UNNAMED in self._commands[pid]:
                     self._commands[pid] = " ".join(process.cmdline())  # which Ray's change
             command = self._commands.get(pid, "")
             if "raylet/raylet" in command:
                 raylets[pid] = True
-            elif self._mark in command or any(mark in command for mark in UNNAMED):
-                top[pid] = True
             elif command.startswith("ray::") or "haproxy" in command or "/ray/" in command:
-                top.setdefault(pid, False)
+                top[pid] = self._mark in command or not any(mark in command for mark in ON_THE_WAY)
         for pid, ours in sorted(top.items(), key=lambda item: item[1]):  # the size's last: its parent is Ray's
             family = [pid]
             for member in family:
