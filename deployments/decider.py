@@ -58,6 +58,7 @@ class Decider:
         self.tuning = Tuning()
         self.in_flight: Counter[str] = Counter()
         self.store_text = settings.store_text
+        self.wait_s: Callable[[str], float] = lambda arm: 0.0  # for a place at an arm, by who gives them (dispatch.py)
         self._forced: Counter[str] = Counter()  # on their way to an arm that the client named, not there yet
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
@@ -169,7 +170,9 @@ class Decider:
         states = {}
         for arm in self._spare.arms:
             known, mine = self._states.get(arm.name, UNKNOWN), self.in_flight[arm.name]
-            states[arm.name] = replace(known, in_flight=known.in_flight + mine) if mine else known
+            if mine:
+                known = replace(known, in_flight=known.in_flight + mine, wait_s=self.wait_s(arm.name))
+            states[arm.name] = known
         requests = paced(requests, self._pacer.cost_weight)
         decided = self._spare.decide(requests, states, self._rng, self._spare_sequence)
         self._spare_sequence += len(decided)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deployments.admission import BATCH, Admission, FullError
+from msgspec import structs
+
+from deployments.admission import BATCH, NORMAL, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
@@ -19,6 +21,7 @@ from deployments.waker import Waker
 from policies.types import Arm, Decision, Objective, Outcome, Request
 
 FULL, RESTING = "its line is full", "its circuit breaker is open after failures in a row"
+WAITED_S = 0.002  # for a place: less is the event loop's own
 log = logging.getLogger(__name__)
 
 
@@ -51,9 +54,10 @@ class Answer:
 
 @dataclass
 class _Place:
-    """entered: when it was got, None while it is waited for. asked: whether the arm was, too."""
+    """entered: when it was got, None while it is waited for. waited_s: for it. asked: whether the arm was, too."""
 
     entered: float | None = None
+    waited_s: float = 0.0
     asked: bool = False
 
 
@@ -85,6 +89,7 @@ class Dispatcher:
         self._methods: dict[tuple[str, bool], Any] = {}  # by arm, and whether it streams
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
+        decider.wait_s = lambda arm: self.admission.lines[arm].wait_s(NORMAL)
         self.breakers = {arm: Breaker() for arm in arms}
         self._patience = Patience(decider.replicas)
         self.spans, self._waker = Spans.wanted(), Waker(lambda arm: self._method(arm, False))
@@ -181,6 +186,7 @@ class Dispatcher:
         answer = None
         try:
             place.entered = await line.enter(call.rank)
+            place.waited_s = time.perf_counter() - started
             if not breaker.admits:  # it opened while this one waited, or somebody else is its probe
                 raise FullError(breaker.retry_after_s)
             breaker.begin()
@@ -265,6 +271,8 @@ class Dispatcher:
             self.admission.lines[decision.arm].leave(place.entered if place.asked else None)
         if place.asked:
             self.breakers[decision.arm].end(outcome.status)
+        if place.waited_s > WAITED_S:
+            outcome = structs.replace(outcome, waited_s=place.waited_s)
         self._decider.report(decision, outcome)
         if self.spans is not None:
             self.spans.finished(decision, outcome)

@@ -168,7 +168,7 @@ def expect(
         x: [B, D] their features.
         asked: [B, 6] prompt tokens, usual output tokens, most output tokens, the arm that it names or -1, and its
             weights λ_latency and λ_cost.
-        load: [2, K] requests in flight and replicas of each arm.
+        load: [3, K] requests in flight, replicas and the wait for a place in seconds of each arm.
         total: requests in flight over all arms.
         terms: [3, K] context tokens, price of a prompt token, of an output token.
         length: of the logarithm of output tokens beyond the usual.
@@ -202,7 +202,7 @@ def expect(
             ttft = exp(min(log_ttft + 0.5 * ttft_noise[k], 8.0))
             tpot = exp(min(log_tpot + 0.5 * tpot_noise[k], 8.0))
             decoding = (tokens - 1.0) * tpot
-            found[b, 0, k] = ttft + decoding
+            found[b, 0, k] = load[2, k] + ttft + decoding
             found[b, 1, k] = ttft * ttft * min(ttft_doubt, DOUBT) + decoding * decoding * min(tpot_doubt, DOUBT)
             found[b, 2, k] = prompt * terms[1, k] + tokens * terms[2, k]
             found[b, 3, k], found[b, 4, k], found[b, 5, k] = ttft, tpot, tokens

@@ -1,7 +1,8 @@
 """How long and how dear an answer of each arm will be: Bayesian linear models of the logarithms of its parts.
 
 Log TTFT and log TPOT depend on prompt length and load, and what log output tokens are beyond those that the profile
-expects, on the features. Latency is TTFT + further tokens · TPOT, cost is tokens · price. The variance of latency
+expects, on the features. Latency is the wait for a place (which whoever gives the places knows) + TTFT + further
+tokens · TPOT, cost is tokens · price. The variance of latency
 follows from those of its logarithms to first order; that of the number of tokens, which every answer teaches, is left
 out.
 """
@@ -53,7 +54,8 @@ class LatencyModel:
     def expect(self, asked: Vector, features: Vector, states: Mapping[str, ModelState]) -> Vector:
         """What each arm's answer would be like, given the load that the requests will meet: see kernels.expect."""
         live = [states.get(arm.name, UNKNOWN) for arm in self._arms]
-        load = np.array([[s.in_flight for s in live], [max(1, s.replicas) for s in live]], np.float64)
+        rows = [s.in_flight for s in live], [max(1, s.replicas) for s in live], [s.wait_s for s in live]
+        load = np.array(rows, np.float64)
         total = float(sum([state.in_flight for state in states.values()]))
         beliefs = self.tokens.belief(), self.ttft.belief(), self.tpot.belief()
         return kernels.expect(features, asked, load, total, self._terms, *beliefs)
@@ -75,18 +77,20 @@ class LatencyModel:
 
 
 def _split(estimate: ArmEstimate, outcome: Outcome) -> tuple[tuple[float, float], tuple[float, float]]:
-    """TTFT and TPOT of an answer in seconds, 0 where it does not tell; and how many events each counts for.
+    """TTFT and TPOT of an answer in seconds once it had a place, 0 where it does not tell; and how many events each
+    counts for.
 
     An answer in one piece shows only its whole latency. That is shared out as the decision expected it to be, and of
     each part it tells the less, the smaller its share s: log latency changes by s where log TTFT changes by 1, so its
     Fisher information is s² of that of a TTFT seen by itself (delta method). Otherwise long answers would confirm
     whatever was believed of the first token.
     """
-    further = max(outcome.output_tokens - 1, 0)
-    if outcome.ttft_s > 0:
-        return (outcome.ttft_s, (outcome.latency_s - outcome.ttft_s) / further if further else 0.0), (1.0, 1.0)
+    further, latency_s = max(outcome.output_tokens - 1, 0), outcome.latency_s - outcome.waited_s
+    if outcome.ttft_s > outcome.waited_s:
+        pace = (outcome.latency_s - outcome.ttft_s) / further if further else 0.0
+        return (outcome.ttft_s - outcome.waited_s, pace), (1.0, 1.0)
     expected = estimate.ttft_s + further * estimate.tpot_s
-    if expected <= 0 or outcome.latency_s <= 0:
+    if expected <= 0 or latency_s <= 0:
         return (0.0, 0.0), (0.0, 0.0)
-    ratio, share = outcome.latency_s / expected, estimate.ttft_s / expected
+    ratio, share = latency_s / expected, estimate.ttft_s / expected
     return (estimate.ttft_s * ratio, estimate.tpot_s * ratio if further else 0.0), (share**2, (1.0 - share) ** 2)

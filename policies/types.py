@@ -111,6 +111,7 @@ class ModelState:
     tokens_per_s: output tokens of all its requests together, lately.
     error_rate, accuracy: moving averages in [0, 1]; accuracy is that of the answers with feedback.
     healthy: False takes the arm out of the choice.
+    wait_s: expected for a place, before the arm hears of a request.
     """
 
     in_flight: int = 0
@@ -121,6 +122,7 @@ class ModelState:
     error_rate: float = 0.0
     accuracy: float = 0.0
     healthy: bool = True
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ class ArmEstimate(NamedTuple):
 
     quality, latency_s, cost_usd, utility: the means.
     sampled_utility: this decision's draw from the posterior.
-    ttft_s, tpot_s: expected time to the first token, and per further token.
+    ttft_s, tpot_s: expected time to the first token once there is a place, and per further token.
     output_tokens: expected.
     propensity: probability in [0, 1] with which this policy chooses the arm in this situation.
     load, total_load: requests in flight per replica, on the arm and over all arms.
@@ -229,6 +231,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     status: ok, error (the arm failed), disconnected (the client left), rejected (the request itself was wrong).
     ttft_s, latency_s: seconds from the decision to the first and to the last token; ttft_s is 0 where the answer
         came in one piece.
+    waited_s: of these, for a place, before the arm heard of it.
     flaw: what a look at the answer alone shows to be wrong with it, one of FLAWS; "" for nothing.
     answer: its text, only where it may be stored.
     """
@@ -243,6 +246,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str = ""
     flaw: str = ""
     answer: str = ""
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)

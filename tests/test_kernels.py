@@ -70,7 +70,11 @@ def test_latency_and_cost_by_the_formulas_of_latency_py(rng: np.random.Generator
             part.add(i % 2, rng.uniform(0, 1, dims), rng.normal(), i)
     requests = [make_request("Why?"), replace(make_request("How?", Objective(models=("b",))), forced=True)]
     features = np.array([request.profile.features for request in requests])
-    states = {"a": ModelState(in_flight=3, replicas=2), "b": ModelState(in_flight=5), "gone": ModelState(in_flight=7)}
+    states = {
+        "a": ModelState(in_flight=3, replicas=2),
+        "b": ModelState(in_flight=5, wait_s=0.7),
+        "gone": ModelState(in_flight=7),
+    }
     found = model.expect(model.asked(requests, [r.objective for r in requests]), features, states)
     for b, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
         profile, others = requests[b].profile, b == 0  # the other one of the two names b
@@ -86,7 +90,8 @@ def test_latency_and_cost_by_the_formulas_of_latency_py(rng: np.random.Generator
         decoding = (tokens - 1) * tpot
         cost = profile.prompt_tokens * arms[k].prompt_price_usd + tokens * arms[k].output_price_usd
         variance = ttft**2 * doubt + decoding**2 * doubts
-        assert found[b, :, k] == pytest.approx([ttft + decoding, variance, cost, ttft, tpot, tokens, load, total])
+        latency = (0.0, 0.7)[k] + ttft + decoding
+        assert found[b, :, k] == pytest.approx([latency, variance, cost, ttft, tpot, tokens, load, total])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError("no space left on device")])

@@ -96,6 +96,23 @@ def test_load_moves_traffic_before_it_was_ever_seen() -> None:
     assert share({"large": ModelState(in_flight=60, replicas=60)}) > share({"large": ModelState(in_flight=60)})
 
 
+@pytest.mark.parametrize("ttft_s", [0.4, 0.0])
+def test_a_wait_for_a_place_counts_but_is_not_the_arms_own(ttft_s: float) -> None:
+    """Who had to wait teaches the same as who had not; who will have to wait is told so, and goes elsewhere."""
+    at_once, late, rng = Thompson(ARMS), Thompson(ARMS), np.random.default_rng(0)
+    for i in range(60):
+        for policy, waited_s in ((at_once, 0.0), (late, 3.0)):
+            (decision,) = policy.decide([make_request(HARD, Objective(models=("large",)))], {}, rng, i)
+            told = ttft_s + waited_s if ttft_s else 0.0
+            policy.learn(decision, Outcome(decision.id, "ok", told, 2.4 + waited_s, 20, 101, waited_s=waited_s))
+    request = make_request(HARD, Objective(latency_weight=1.0))
+    waits = {"large": ModelState(wait_s=3.0)}
+    here, there = (policy.decide([request], {}, rng, 60)[0].estimate("large") for policy in (at_once, late))
+    assert there.latency_s == pytest.approx(here.latency_s) and there.ttft_s == pytest.approx(here.ttft_s)
+    (decision,) = at_once.decide([request], waits, rng, 60)
+    assert decision.estimate("large").latency_s == pytest.approx(here.latency_s + 3.0) and decision.arm != "large"
+
+
 def test_a_missing_score_still_teaches_latency() -> None:
     """Outcomes alone move the expected latency and length, and leave the quality where it was."""
     policy, rng = Thompson(ARMS), np.random.default_rng(0)
