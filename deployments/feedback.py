@@ -78,6 +78,8 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
     @app.get("/v1/router/state")
     async def state() -> dict[str, Any]:
         summary: dict[str, Any] = await _ask("the router", decider.router.summary.remote())
+        for arm, model in summary["models"].items():
+            model["wait_s"] = decider.wait_s(arm)  # in the line of this ingress, which is all that it knows
         return {**summary, "objective": decider.tuning.objective.model_dump()}
 
     @app.get("/healthz")

@@ -46,7 +46,7 @@ def line(clock: Clock, **limits: Any) -> Line:
 
 
 def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
-    """The wait for a place is part of the latency that is expected, and is in the outcome apart from the rest."""
+    """The wait for a place is part of the latency that is expected, and is told apart from it, in state and outcome."""
     gateway = Gateway(tmp_path)
     gateway.models["large"].script = takes(0.4)
 
@@ -60,8 +60,10 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
 
             await ask("large")  # from which the line knows how long a place is held
             crowd = [asyncio.create_task(ask("large")) for _ in range(3)]
-            await asyncio.sleep(0.1)
+            while gateway.ingress.dispatcher.admission.lines["large"].waiting < 2:
+                await asyncio.sleep(0.01)
             decided = await ask("auto")
+            assert (await client.get("/v1/router/state")).json()["models"]["large"]["wait_s"] > 0.5
             ids = [*await asyncio.gather(*crowd), decided]
             while gateway.ingress.decider._reporting:
                 await asyncio.sleep(0.05)
@@ -69,8 +71,8 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
 
     *crowd, last = asyncio.run(run())
     waited = sorted(record.outcome.waited_s for record in crowd)
-    assert waited[0] == 0 and 0.3 < waited[1] < 0.7 and 0.7 < waited[2] < 1.2
-    assert last.decision.arm != "large" and last.decision.estimate("large").latency_s > 1.0
+    assert waited[0] == 0 and waited[1] > 0.2 and waited[2] > waited[1] + 0.2
+    assert last.decision.arm != "large" and last.decision.estimate("large").latency_s > 0.8
 
 
 # --- lines --------------------------------------------------------------------------------------------------------
