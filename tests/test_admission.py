@@ -45,36 +45,6 @@ def line(clock: Clock, **limits: Any) -> Line:
     return made
 
 
-def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
-    """The wait for a place is part of the latency that is expected, and is told apart from it, in state and outcome."""
-    gateway = Gateway(tmp_path)
-    gateway.models["large"].script = takes(0.4)
-
-    async def run() -> list[Any]:
-        async with gateway.at_once() as client:
-            gateway.tune(admission={"running": 1, "waiting": 16, "wait_s": 10})
-
-            async def ask(model: str) -> str:
-                body = {"model": model, "messages": [{"role": "user", "content": "Why?"}]}
-                return (await client.post("/v1/chat/completions", json=body)).headers["x-router-decision-id"]
-
-            await ask("large")  # from which the line knows how long a place is held
-            crowd = [asyncio.create_task(ask("large")) for _ in range(3)]
-            while gateway.ingress.dispatcher.admission.lines["large"].waiting < 2:
-                await asyncio.sleep(0.01)
-            decided = await ask("auto")
-            assert (await client.get("/v1/router/state")).json()["models"]["large"]["wait_s"] > 0.5
-            ids = [*await asyncio.gather(*crowd), decided]
-            while gateway.ingress.decider._reporting:
-                await asyncio.sleep(0.05)
-            return [await gateway.router.thing.record(one) for one in ids]
-
-    *crowd, last = asyncio.run(run())
-    waited = sorted(record.outcome.waited_s for record in crowd)
-    assert waited[0] == 0 and waited[1] > 0.2 and waited[2] > waited[1] + 0.2
-    assert last.decision.arm != "large" and last.decision.estimate("large").latency_s > 0.8
-
-
 # --- lines --------------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,8 @@ class Load:
 
     def p99(self, spans: list[tuple[float, float]]) -> float:
         """Seconds: the median over the seconds of these spans of each second's 99th percentile."""
-        at, waits = np.array(self.times), np.array(self.waits)
+        at = np.array(self.times)  # first: it is the shorter one while another thread fills them
+        waits = np.array(self.waits[: len(at)])
         starts = [start for begin, end in spans for start in np.arange(begin, end - 0.5)]
         parts = [waits[(at >= start) & (at < start + 1)] for start in starts]
         return float(np.median([np.quantile(part, 0.99) for part in parts if len(part)]))
