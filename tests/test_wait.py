@@ -15,7 +15,7 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
 
     async def run() -> list[Any]:
         async with gateway.at_once() as client:
-            gateway.tune(admission={"running": 1, "waiting": 16, "wait_s": 10})
+            gateway.tune(decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10})
 
             async def ask(model: str) -> str:
                 body = {"model": model, "messages": [{"role": "user", "content": "Why?"}]}
@@ -25,8 +25,9 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
             crowd = [asyncio.create_task(ask("large")) for _ in range(3)]
             while gateway.ingress.dispatcher.admission.lines["large"].waiting < 2:
                 await asyncio.sleep(0.01)
-            decided = await ask("auto")
-            assert (await client.get("/v1/router/state")).json()["models"]["large"]["wait_s"] > 0.5
+            decided = await ask("auto:fast")
+            told = (await client.get("/v1/router/state")).json()["models"]["large"]["wait_s"]
+            assert told > 0
             ids = [*await asyncio.gather(*crowd), decided]
             while gateway.ingress.decider._reporting:
                 await asyncio.sleep(0.05)
@@ -35,4 +36,5 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
     *crowd, last = asyncio.run(run())
     waited = sorted(record.outcome.waited_s for record in crowd)
     assert waited[0] == 0 and waited[1] > 0.2 and waited[2] > waited[1] + 0.2
-    assert last.decision.arm != "large" and last.decision.estimate("large").latency_s > 0.8
+    foreseen = {arm: last.decision.estimate(arm).latency_s for arm in ("small", "large")}
+    assert last.decision.arm == "small" and foreseen["large"] > foreseen["small"] + 0.3
