@@ -33,7 +33,7 @@ DECISIONS, SEEDS, KEYS = 3_000, 20, 20  # of T23
 
 def t7(folder: Path) -> Finding:
     """A router's memory killed 200 times in mid-work."""
-    found: Kills = kill_often(f"sqlite:///{folder}/journal.db", folder, KILLS)
+    found: Kills = kill_often(f"sqlite:///{folder}/journal.db", folder, KILLS, 15)
     figure = f"{found.kills} kills, {found.interrupted} in mid-work: {found.lost} of {found.events} lost, "
     figure += f"{found.twice} counted twice, posterior {found.apart:.0e} apart"
     return Finding(figure, found.lost == found.twice == 0 and found.apart <= 1e-9 and found.interrupted > KILLS / 3)
@@ -174,8 +174,8 @@ def t23(_: Path) -> Finding:
         wronged, honest = sum(run.wronged for run in clean), len(clean) * KEYS
         for hostile, pace in ((1, 0.2), (1, 1.0), (2, 1.0), (4, 1.0)):
             runs = runs_of(hostile, pace, True, 5 * SEEDS if hostile == 2 else SEEDS)
-            undefended = runs_of(hostile, pace, False, len(runs))
-            ratio, without = (middle(some) / middle(clean[: len(runs)]) for some in (runs, undefended))
+            undefended = runs_of(hostile, pace, False, SEEDS)
+            ratio, without = (middle(some) / middle(clean[: len(some)]) for some in (runs, undefended))
             found = sorted(i for run in runs for i in run.found)
             worst = [100 * np.mean([run.worst for run in some]) for some in (runs, undefended)]
             wronged, honest = wronged + sum(run.wronged for run in runs), honest + len(runs) * (KEYS - hostile)
@@ -189,7 +189,8 @@ def t23(_: Path) -> Finding:
                 f"{worst[0]:.1f} % ({worst[1]:.1f} %), {len(found)} of {len(runs) * hostile} found, median after "
                 f"{after} decisions"
             )
-    figure = f"regret beside clean at {'; '.join(parts)}; honest keys quarantined: {wronged} of {honest}; "
+    figure = f"regret beside clean at {'; '.join(parts)} (undefended: {SEEDS} seeds); "
+    figure += f"honest keys quarantined: {wronged} of {honest}; "
     figure += f"clean {middle(clean)[0]:.4f} a request, worst arm {100 * np.mean([run.worst for run in clean]):.1f} %; "
     events, began = play(0, DECISIONS, KEYS, 2, keep=True).events, time.process_time()
     ledger, policy = Ledger(trust=Trust()), Thompson(ARMS)

@@ -82,7 +82,7 @@ def play(
     worth = quality - OBJECTIVE.latency_weight * seconds - OBJECTIVE.cost_weight * cost
     best, worst = worth.argmax(1), worth.argmin(1)
     rank = (-worth).argsort(1).argsort(1)  # 0 for the best arm of a kind
-    names = [f"key{i}" for i in range(keys)]
+    names, arms = [f"key{i}" for i in range(keys)], [arm.name for arm in ARMS]
     rates = np.array([pace if i < hostile else 1.0 for i in range(keys)])
     strict, graded, harder = rng.random(keys) < STRICT, rng.random(keys) < 0.5, rng.random(keys) < HARDER
     kinds = [rng.choice(len(KINDS), 3, False) if rng.random() < SPECIAL else np.arange(len(KINDS)) for _ in names]
@@ -90,19 +90,20 @@ def play(
     ledger, now = Ledger(trust=trust), [0.0]
     cap = KeySettings().scores_per_minute
     buckets = [Bucket(cap, lambda: now[0]) for _ in names]
+    turns = rates.cumsum() / rates.sum()
     pause = 2 / (cap / 60 * rates.sum())  # s between requests: an honest key scores at half of its limit
     played = Played(np.full(decisions, np.nan), np.full(decisions, np.nan), ledger=ledger, policy=policy)
     lied = given = 0
     for i in range(decisions):
         now[0] += rng.exponential(pause)
-        who = int(rng.choice(keys, p=rates / rates.sum()))
+        who = int(turns.searchsorted(rng.random(), side="right"))
         kind = int(rng.choice(kinds[who]))
         request = Request(
             f"{i}", make_profile(make_task(texts, KINDS[kind], wishes=False).question), OBJECTIVE, owner=names[who]
         )
         (decided,) = policy.decide([request], {}, rng, i)
         decision = decided.made(request, "thompson-v0", now[0])
-        k = [arm.name for arm in ARMS].index(decision.arm)
+        k = arms.index(decision.arm)
         outcome = Outcome(
             decision.id, "ok", 0.05, float(seconds[kind, k]), PROMPT_TOKENS, int(tokens[kind, k]), cost[kind, k]
         )

@@ -131,10 +131,13 @@ def test_kill_nine_at_any_moment(url: str, tmp_path: Path) -> None:
     assert found.interrupted > KILLS / 3
 
 
-def kill_often(url: str, folder: Path, least: int) -> Kills:
-    """Send a stream of events through a memory that is killed at least so often, and compare what is left of it."""
+def kill_often(url: str, folder: Path, least: int, decisions: int = 30) -> Kills:
+    """Send a stream of events through a memory that is killed at least so often, and compare what is left of it.
+
+    `decisions` of the stream are made for each of these kills; what the last of them left undone is sent as well.
+    """
     journal, rng = Journal(url), random.Random(3)
-    stream = make_stream(Identity(journal.salt), 30 * least, seed=1)
+    stream = make_stream(Identity(journal.salt), decisions * least, seed=1)
     victim = Victim(url, stream, folder / "stream")
     told, there, row, kills, interrupted = set[int](), Counter[tuple[str, str, float]](), 0, 0, 0
     todo, lost, latest = list(range(len(stream))), 0, dict[tuple[str, str], float]()
