@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.surge import END, LONG
+from benchmarks.surge import END
 from deployments import dataplane
 from deployments.launch import MARK, ROOT, load
 
@@ -165,7 +165,7 @@ def test_the_request_id_of_the_client_comes_back(system: str) -> None:
 def test_a_client_that_leaves_ends_the_generation(system: str, stream: bool) -> None:
     """The outcome says so, and nothing stays in flight."""
     ask = "Tom has 347 coins. Tom buys 6 bags with 586 coins in each. How many coins does Tom have now?"
-    body: dict[str, Any] = {"model": "large", "messages": [{"role": "user", "content": ask}], "max_tokens": LONG}
+    body: dict[str, Any] = {"model": "large", "messages": [{"role": "user", "content": ask}], "max_tokens": 300}
     body["logit_bias"] = {END: -100}  # on a busy machine a short answer is over before the client's leaving is seen
     if stream:
         with httpx.stream("POST", f"{system}/v1/chat/completions", json={**body, "stream": True}, timeout=60) as answer:
