@@ -17,6 +17,7 @@ import numpy as np
 from policies.types import Vector
 
 THRESHOLD = log(20_000.0)  # h
+UP, DOWN = e - 1.0, 1.0 / e - 1.0  # what the odds' factors e and 1/e add to a chance of one
 
 
 class Drift:
@@ -35,8 +36,8 @@ class Drift:
         """
         p = expected if 0.0 < expected < 1.0 else float(expected > 0.0)
         # the ratios q / p and (1 - q) / (1 - p) differ by the factor of the odds
-        better = self.better[arm] + score - log(1.0 + p * (e - 1.0))
-        worse = self.worse[arm] - score - log(1.0 + p * (1.0 / e - 1.0))
+        better = self.better[arm] + score - log(1.0 + p * UP)
+        worse = self.worse[arm] - score - log(1.0 + p * DOWN)
         better, worse = better if better > 0.0 else 0.0, worse if worse > 0.0 else 0.0
         changed = better > THRESHOLD or worse > THRESHOLD
         self.better[arm], self.worse[arm] = (0.0, 0.0) if changed else (better, worse)

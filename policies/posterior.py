@@ -14,6 +14,8 @@ posterior (kernels.py). Now and then everything is fitted anew from the sums, of
 pure functions.
 """
 
+from typing import Any
+
 import numpy as np
 
 from policies import kernels
@@ -59,7 +61,8 @@ class LinearPosterior:
         self.noise = np.full(arms, noise_variance)  # σ² [K]
         self._due = 1  # events until the next refit
         self._x, self._told = np.empty((WAITING, dims)), np.empty((WAITING, 4))  # events, as `fold` takes them
-        self._waiting = 0  # of them, not yet in sums and posterior
+        self._tell: Any = memoryview(self._told.reshape(-1))  # type: ignore[arg-type]  # quicker to write to
+        self._waiting = 0  # events not yet in sums and posterior
 
     def advance(self, sequence: float) -> None:
         """Let the clock run on to this decision; older events fade."""
@@ -86,8 +89,10 @@ class LinearPosterior:
             return
         if self._waiting == WAITING:
             self._fold()
-        n, told = self._waiting, self._told
-        self._x[n], told[n, 0], told[n, 1], told[n, 2], told[n, 3] = x, arm, y, sequence, c
+        n, tell = self._waiting, self._tell
+        self._x[n] = x
+        at = 4 * n
+        tell[at], tell[at + 1], tell[at + 2], tell[at + 3] = arm, y, sequence, c
         self._waiting, self._due = n + 1, self._due - 1
         if sequence > self.latest:
             self.latest = sequence

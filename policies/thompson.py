@@ -35,7 +35,7 @@ from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Ou
 PROPENSITY = ArmEstimate._fields.index("propensity") - 1  # its row in the table of estimates, which has no names
 _ESTIMATE = partial(tuple.__new__, ArmEstimate)  # from its values in their order; a third of its price
 KNOWN = 1000  # kinds of limits that are remembered
-_NOTHING: tuple[list[str], list[bool]] = [], []
+_NOTHING: tuple[list[str], bytes] = [], b""
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 
 
@@ -84,7 +84,7 @@ class Thompson:
         self._names = [arm.name for arm in arms]
         self._index = {name: k for k, name in enumerate(self._names)}
         self._shortest = min([arm.context_tokens for arm in arms])
-        self._known: dict[tuple[object, ...], tuple[list[str], list[bool]]] = {}  # what limits of this kind take out
+        self._known: dict[tuple[object, ...], tuple[list[str], bytes]] = {}  # what limits of this kind take out
         prior, forgetting = np.array([arm.prior_quality for arm in arms]), self.settings.forgetting
         self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
         self.latency, self.drift = LatencyModel(arms, forgetting), Drift(len(arms))
@@ -143,7 +143,7 @@ class Thompson:
                 row, mask = self._known.get(key, _NOTHING)
             if not row:
                 row = [base.removed_by(arm, profile, objective, s) for arm, s in zip(self.arms, live)]
-                mask = [not why for why in row]
+                mask = _free(row)
                 if alike:
                     if len(self._known) >= KNOWN:
                         self._known.clear()
@@ -151,10 +151,10 @@ class Thompson:
             if objective.max_latency_s < inf or objective.max_cost_usd < inf:
                 latency, cost = expected[i, kernels.LATENCY].tolist(), expected[i, kernels.COST].tolist()
                 row = [why or _over(objective, *spent) for why, *spent in zip(row, latency, cost)]
-                mask = [not why for why in row]
+                mask = _free(row)
             rows.append(row)
             masks.append(mask)
-        return rows, np.array(masks)
+        return rows, np.frombuffer(bytearray().join(masks), np.bool_).reshape(len(rows), len(live))
 
     def advance(self, sequence: int) -> None:
         """See base.Policy."""
@@ -206,6 +206,11 @@ def _at_least(
     best[:] = np.where(rng.random(len(best)) < share, anyone, best)
     each = np.divide(share, count, out=np.zeros(len(best)), where=count > 0)
     propensity[:] = (1.0 - share)[:, None] * propensity + each[:, None] * eligible
+
+
+def _free(row: Sequence[str]) -> bytes:
+    """[K] whether nothing takes the arm out, a byte each, as numpy holds it."""
+    return bytes([not why for why in row])
 
 
 def _over(objective: Objective, latency_s: float, cost_usd: float) -> str:
