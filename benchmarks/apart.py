@@ -33,7 +33,8 @@ class Apart:
 
     def _found(self) -> dict[int, bool]:
         """By the number of each process to be placed, whether it is the size's."""
-        children, top, raylets, found = defaultdict(list), dict[int, bool](), dict[int, bool](), dict[int, bool]()
+        children: dict[int, list[int]] = defaultdict(list)
+        top, raylets, found = dict[int, bool](), dict[int, bool](), dict[int, bool]()
         for process in psutil.process_iter():
             pid = process.pid
             with suppress(psutil.Error):
