@@ -65,7 +65,7 @@ def t10(folder: Path) -> Finding:
     locked, rng = Locked(folder, scores_per_minute=10_000, requests_per_minute=10_000), random.Random(2)
     with locked.client:
         mine = [locked.ask("ann").headers["x-router-decision-id"] for _ in range(5)]
-        time.sleep(0.2)
+        time.sleep(1.0)  # until what came of them is learned: outcomes travel together
         before = locked.router.thing._policy.state()
         rejected = 0
         for i in range(1_000):
