@@ -32,12 +32,12 @@ from typing import Any, NamedTuple, TypeVar
 from policies.types import Decision, Feedback
 
 TOLERANCE = 0.75  # c
-THRESHOLD = 3.0  # h
+THRESHOLD = 2.0  # h
 OTHERS = 3  # keys, at least, that must have scored the same
 RECENT = 20.0  # scores of a key in a cell, over which its mean goes
 RECENT_EXPECTED = 5.0  # decisions over which goes what they expected: the policy is quick to see that an arm changed
 BETWEEN = 2.0  # m: scores at which a key's own mean is as uncertain as keys differ
-ERRORS = 0.5  # standard errors by which what others give is moved towards the key's own
+ERRORS = 0.25  # standard errors by which what others give is moved towards the key's own
 GRADES = 5  # of complexity
 CELLS = 64  # of a key, the latest
 TAKEN_BACK = 200  # decisions of a key, the latest, whose votes are taken back
