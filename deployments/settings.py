@@ -30,7 +30,7 @@ class ModelSettings(Strict):
     context_tokens: int = Field(4096, ge=1)
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
-    prior_quality: float = Field(0.5, ge=0, le=1)
+    prior_quality: float | None = Field(None, ge=0, le=1)
     parent: str = ""
     inherit: float = Field(50.0, gt=0)
     revision: str = ""

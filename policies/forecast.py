@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.base import State
+from policies.base import State, prior_quality
 from policies.calibration import BINS, Labelled, Reliability, fit_arms, fit_platt, logit, reliability, sigmoid
 from policies.features import OUTPUT_TOKENS, D
 from policies.kernels import compiled
@@ -244,9 +244,9 @@ class Forecaster:
 
 
 def _prior_mean(arms: Sequence[Arm]) -> Vector:
-    """[K, D] log-odds weights that say prior_quality whatever the features; the first of them is 1."""
+    """[K, D] log-odds weights that say the prior quality whatever the features; the first of them is 1."""
     mean = np.zeros((len(arms), D))
-    mean[:, 0] = [logit(arm.prior_quality) for arm in arms]
+    mean[:, 0] = [logit(quality) for quality in prior_quality(arms).tolist()]
     return mean
 
 
@@ -260,7 +260,7 @@ def _fit_sufficiency(data: Labelled, arms: Sequence[Arm]) -> tuple[Vector, Vecto
 def _sufficiency(data: Labelled, arms: Sequence[Arm]) -> tuple[dict[str, Vector], dict[str, float]]:
     """The parts of a Forecaster that foretell sufficiency, and the figures of their reliability."""
     edges = np.linspace(0, len(data), BLOCKS + 1).astype(int)
-    first, prior = edges[1], np.array([arm.prior_quality for arm in arms])
+    first, prior = edges[1], prior_quality(arms)
     said, probability, by_arm = np.zeros(len(data)), np.zeros(len(data)), np.zeros(len(data))
     platt = np.tile([1.0, 0.0], (len(arms), 1))
     for start, end in pairwise(edges[1:]):

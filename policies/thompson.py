@@ -85,7 +85,7 @@ class Thompson:
         self._index = {name: k for k, name in enumerate(self._names)}
         self._shortest = min([arm.context_tokens for arm in arms])
         self._known: dict[tuple[object, ...], tuple[list[str], bytes]] = {}  # what limits of this kind take out
-        prior, forgetting = np.array([arm.prior_quality for arm in arms]), self.settings.forgetting
+        prior, forgetting = base.prior_quality(arms), self.settings.forgetting
         self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
         self.latency, self.drift = LatencyModel(arms, forgetting), Drift(len(arms))
         self._parts: dict[str, LinearPosterior | Drift] = {

@@ -29,7 +29,7 @@ class Arm:
     tasks: which of TASKS it can do.
     context_tokens: prompt and answer together.
     prompt_price_usd, output_price_usd: per token; for an own GPU, its hourly price over its tokens an hour.
-    prior_quality: score in [0, 1] that is expected before anything is known.
+    prior_quality: score in [0, 1] that is expected before anything is known; None goes by the price (base.py).
     parent: the arm from which a new one inherits what was learned; "" for none.
     inherit: events that this counts for, and also what was learned of the same name when other weights served it.
     revision: of the weights, where nothing else tells that they are others.
@@ -40,7 +40,7 @@ class Arm:
     context_tokens: int = 4096
     prompt_price_usd: float = 0.0
     output_price_usd: float = 0.0
-    prior_quality: float = 0.5
+    prior_quality: float | None = None
     parent: str = ""
     inherit: float = 50.0
     revision: str = ""

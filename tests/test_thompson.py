@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies.base import prior_quality
 from policies.registry import make_policy
 from policies.thompson import Settings, Thompson
 from policies.types import Arm, Decision, ModelState, Objective, Outcome, Request
@@ -68,6 +69,14 @@ def test_it_follows_an_arm_that_silently_gets_worse() -> None:
         worth.append(np.mean(play(policy, 400, seed, 400, lambda arm, hard: 0.1 if arm == "large" else 0.6)[200:]))
     best = OBJECTIVE.utility(0.6, 0.1, 70e-6)
     assert np.mean(worth) > best - 0.1
+
+
+def test_before_anything_is_known_ten_times_the_price_promises_a_tenth_more() -> None:
+    """Unless the operator says otherwise; of a model without a price nothing is promised."""
+    assert prior_quality(ARMS) == pytest.approx([0.45, 0.55])
+    told, free = replace(ARMS[0], prior_quality=0.7), Arm("free")
+    assert prior_quality((told, ARMS[1], free)) == pytest.approx([0.7, 0.55, 0.5])
+    assert prior_quality((free,)) == pytest.approx([0.5])
 
 
 def test_a_changed_price_takes_effect_at_the_next_decision() -> None:
