@@ -5,9 +5,8 @@
 with m_k the prior guess of the arm, θ common to all arms and δ_k its own. So an arm that is new, or rarely chosen,
 starts from what the others have shown (Gelman et al., Bayesian Data Analysis, 3rd ed., 2013, ch. 15), and an arm's
 context weights are as large as the evidence says: the posteriors over a grid of prior deviations τ_θ, τ_δ are averaged
-by their marginal likelihood (MacKay, Neural Computation 1992; Hoeting et al., Statistical Science 1999). Exploring is
-paid for at once, so the covariance takes small τ_δ for likelier, by τ_δ^-1.5: contexts that tell nothing cost little,
-and an arm that was hardly tried is not believed to be like the others.
+by their marginal likelihood (MacKay, Neural Computation 1992; Hoeting et al., Statistical Science 1999). Contexts that
+tell nothing thus cost little exploration, and an arm that was hardly tried is not believed to be like the others.
 
 δ is integrated out in closed form: with M_k = P_δ + A_k/σ² and G_k = M_k^-1 P_δ, the arms' data say of θ
 Λ = P_θ + Σ_k P_δ - P_δ G_k and h = Σ_k G_kᵀ b_k/σ². Sums, forgetting and corrections are those of posterior.py.
@@ -19,11 +18,9 @@ from policies.kernels import inverse
 from policies.posterior import NOISE_PRIOR, LinearPosterior
 from policies.types import Vector
 
-OWN = (0.03, 0.08, 0.2, 0.5)  # deviation of a context weight: the grid of τ_δ
-COMMON = (0.05, 0.1, 0.2, 0.4)  # and of τ_θ
-MIDDLE = 0.1  # of the grids: for the first fit, which only has to tell the noise
-CAUTION = -1.5  # power of τ_δ
-BIAS_DEVIATION = 0.08  # of an arm's level from the common one
+DEVIATIONS = (0.03, 0.08, 0.2, 0.5)  # of a context weight: the grid, of θ and of δ alike
+MIDDLE = 0.1  # of the grid: for the first fit, which only has to tell the noise
+BIAS_DEVIATION = 0.1  # of an arm's level from the common one
 COMMON_DEVIATION = 0.3  # of the common level from the prior guess
 
 
@@ -43,8 +40,8 @@ class HierarchicalPosterior(LinearPosterior):
         middle = np.full(dims, 2 * MIDDLE**2)
         middle[0] = BIAS_DEVIATION**2 + COMMON_DEVIATION**2
         super().__init__(prior, 1 / middle, noise_variance, forgetting)
-        grids = np.tile(np.array([OWN, COMMON])[:, :, None], dims)
-        self._own, self._common = grids**-2.0  # [G, D] diagonals of P_δ and P_θ
+        grid = np.repeat(np.array(DEVIATIONS)[:, None], dims, axis=1)
+        self._own, self._common = grid**-2.0, grid**-2.0  # [G, D] diagonals of P_δ and P_θ
         self._own[:, 0], self._common[:, 0] = BIAS_DEVIATION**-2, COMMON_DEVIATION**-2
         self._due = 0
 
@@ -82,6 +79,5 @@ class HierarchicalPosterior(LinearPosterior):
         means = alone[:, None] + shared[..., 0]
         mean = np.tensordot(self.weights, means, 2)
         between = (means - mean).reshape(-1, arms, dims).transpose(1, 2, 0)  # [K, D, G·G]
-        cautious = self.weights.sum(1) * np.array(OWN) ** CAUTION
-        within = np.tensordot(cautious / cautious.sum(), covariance, 1)
+        within = np.tensordot(self.weights.sum(1), covariance, 1)
         return self.prior_mean + mean, within + (between * self.weights.ravel()) @ between.transpose(0, 2, 1)

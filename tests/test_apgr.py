@@ -52,7 +52,7 @@ def test_what_was_learned_ranks_held_out_prompts() -> None:
         data_folder()
     except SystemExit as error:
         pytest.skip(str(error))
-    rows = [row for t in apgr.trials(["routellm_mmlu"], "thompson", (0.1,), 3, 1500, None) for row in apgr.measure(t)]
+    rows = [row for t in apgr.trials(["routellm_mmlu"], "thompson", (0.1,), 6, 1500, None) for row in apgr.measure(t)]
     frame = pd.DataFrame(rows)
     mean = frame.groupby("router").APGR.mean()
     assert mean["ours"] > 0.52 and mean["offline ridge, all"] > 0.58 and mean["random"] == pytest.approx(0.5)
