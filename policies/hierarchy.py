@@ -18,8 +18,9 @@ from policies.kernels import inverse
 from policies.posterior import NOISE_PRIOR, LinearPosterior
 from policies.types import Vector
 
-DEVIATIONS = (0.03, 0.08, 0.2, 0.5)  # of a context weight: the grid, of θ and of δ alike
-MIDDLE = 0.1  # of the grid: for the first fit, which only has to tell the noise
+OWN = (0.03, 0.08, 0.2, 0.5)  # deviation of a context weight: the grid of τ_δ
+COMMON = (0.05, 0.1, 0.2, 0.4)  # and of τ_θ
+MIDDLE = 0.1  # of the grids: for the first fit, which only has to tell the noise
 BIAS_DEVIATION = 0.1  # of an arm's level from the common one
 COMMON_DEVIATION = 0.3  # of the common level from the prior guess
 
@@ -40,8 +41,8 @@ class HierarchicalPosterior(LinearPosterior):
         middle = np.full(dims, 2 * MIDDLE**2)
         middle[0] = BIAS_DEVIATION**2 + COMMON_DEVIATION**2
         super().__init__(prior, 1 / middle, noise_variance, forgetting)
-        grid = np.repeat(np.array(DEVIATIONS)[:, None], dims, axis=1)
-        self._own, self._common = grid**-2.0, grid**-2.0  # [G, D] diagonals of P_δ and P_θ
+        grids = np.tile(np.array([OWN, COMMON])[:, :, None], dims)
+        self._own, self._common = grids**-2.0  # [G, D] diagonals of P_δ and P_θ
         self._own[:, 0], self._common[:, 0] = BIAS_DEVIATION**-2, COMMON_DEVIATION**-2
         self._due = 0
 

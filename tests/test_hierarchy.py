@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from policies.hierarchy import BIAS_DEVIATION, COMMON_DEVIATION, DEVIATIONS, HierarchicalPosterior
+from policies.hierarchy import BIAS_DEVIATION, COMMON, COMMON_DEVIATION, OWN, HierarchicalPosterior
 from policies.types import Vector
 
 K, D, N = 3, 5, 300
-G = len(DEVIATIONS)
+G = len(OWN)
 
 
 def observe(posterior: HierarchicalPosterior, weights: Vector, arms: range, noise: float = 0.2, n: int = N) -> None:
@@ -32,8 +32,8 @@ def test_it_is_the_posterior_of_the_joint_model() -> None:
     seen = sum(pick.T @ a[k] @ pick for k, pick in enumerate(picks)) / noise
     moment = sum(pick.T @ moments[k] for k, pick in enumerate(picks)) / noise
     joint, evidence = np.zeros((G, G, len(moment))), np.zeros((G, G))
-    for g, own in enumerate(DEVIATIONS):
-        for h, common in enumerate(DEVIATIONS):
+    for g, own in enumerate(OWN):
+        for h, common in enumerate(COMMON):
             prior = np.concatenate([np.full(D, common**-2), np.tile(np.full(D, own**-2), K)])
             prior[0], prior[D::D] = COMMON_DEVIATION**-2, BIAS_DEVIATION**-2
             joint[g, h] = np.linalg.solve(seen + np.diag(prior), moment)
@@ -66,7 +66,7 @@ def test_contexts_that_tell_nothing_cost_no_exploration() -> None:
     for posterior in (blind, telling):
         posterior.state()
     assert blind.predict(x)[1].max() < telling.predict(x)[1].max()
-    deviation = [float(p.weights.sum(1) @ np.array(DEVIATIONS)) for p in (blind, telling)]
+    deviation = [float(p.weights.sum(1) @ np.array(OWN)) for p in (blind, telling)]
     assert deviation[0] < deviation[1]
 
 
