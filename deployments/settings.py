@@ -21,6 +21,7 @@ class Strict(BaseModel):
 class ModelSettings(Strict):
     """One arm as the gateway sees it; the application that serves it bears the same name.
 
+    prior_quality: score that is expected before anything is known; left out, it goes by the price (policies/base.py).
     parent: the model whose place it takes, or from which it was made; it starts from what was learned of that.
     inherit: events that this counts for. The same goes for a model that is served with other weights or engine
         arguments than before under the same name; `revision` says so where its application does not.
