@@ -60,7 +60,7 @@ class Policy(Protocol):
 def prior_quality(arms: Sequence[Arm]) -> Vector:
     """[K] scores to expect of arms of which nothing is known: what the operator says, or else what the price says.
 
-    On the recorded streams a price ten times higher goes with 0.1 more on the mean (benchmarks/LOG.md).
+    On the middle one of the recorded streams a price ten times higher goes with 0.1 more (benchmarks/LOG.md).
     Prices are those of a token in and one out, beside the geometric mean of all arms; without a price it is PRIOR.
     """
     prices = np.array([arm.prompt_price_usd + arm.output_price_usd for arm in arms])
