@@ -64,8 +64,10 @@ def prior_quality(arms: Sequence[Arm]) -> Vector:
     Prices are those of a token in and one out, beside the geometric mean of all arms; without a price it is PRIOR.
     """
     prices = np.array([arm.prompt_price_usd + arm.output_price_usd for arm in arms])
-    decades = np.log10(prices, out=np.zeros(len(arms)), where=prices > 0)
-    beyond = np.where(prices > 0, decades - decades[prices > 0].sum() / max(1, (prices > 0).sum()), 0.0)
+    beyond, priced = np.zeros(len(arms)), prices > 0
+    if priced.any():
+        decades = np.log10(prices[priced])
+        beyond[priced] = decades - decades.mean()
     by_price = np.clip(PRIOR + PRIOR_BY_DECADE * beyond, 0.1, 0.9)
     return np.array([by if arm.prior_quality is None else arm.prior_quality for arm, by in zip(arms, by_price)])
 

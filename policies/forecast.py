@@ -28,7 +28,7 @@ from policies.ledger import Record
 from policies.types import Arm, TaskProfile, Vector
 
 SUFFICIENT = 0.5  # score, the mean over its sources, from which an answer is good enough
-ENOUGH = 50  # answers, below which the table and the operator's prior_quality stand
+ENOUGH = 50  # answers, below which the table and the prior quality stand
 BLOCKS = 10
 FORGETTING = 0.9995  # weight of an answer a decision later
 SHARED, OWN = 3.0, 10.0  # prior precision of a log-odds weight that all arms share, and of an arm's difference from it
@@ -124,7 +124,7 @@ def fit_lengths(data: Lengths) -> tuple[Vector, float]:
 class Forecaster:
     """Foretells answers; immutable, so that another can take its place between two requests.
 
-    arms: K. version: counts the fits; 0 knows the table and prior_quality only.
+    arms: K. version: counts the fits; 0 knows the table and the prior quality only.
     lengths: [D] weights of log output tokens beyond the usual. variance: [1] of that logarithm around them.
     shared: [D] weights of the log-odds that all arms share. weights: [K, D] those of each.
     platt_shared: [2] slope and intercept for an arm without scores. platt: [K, 2] those of each.
