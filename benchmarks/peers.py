@@ -54,7 +54,7 @@ class Peer:
             decisions.append(Decision(*parts))
         return decisions
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """See base.Policy."""
         self.update(decision.profile.features, self._index[decision.arm], score)
 

@@ -43,8 +43,11 @@ class Policy(Protocol):
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """Fold in what was measured. A forced decision teaches too: its latency is as true as any other."""
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
-        """Fold in a quality score in [0, 1] for the chosen arm; weight -1 takes an earlier one back exactly."""
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
+        """Fold in a quality score in [0, 1] for the chosen arm; weight -1 takes an earlier one back exactly.
+
+        `again`: it counted before or was held back (trust.py), so it says nothing of how things have changed.
+        """
 
     def state(self) -> State:
         """All that was learned, as named arrays of finite numbers."""

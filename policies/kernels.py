@@ -129,10 +129,10 @@ def fold(x: Vector, told: Vector, count: int, sums: Sums, cuts: Vector, belief: 
         for k in range(len(heard)):
             heard[k] += weight
         for cut in range(cuts.shape[1]):
-            if cuts[arm, cut, 0] > told[n, 2]:
-                weight *= cuts[arm, cut, 1]
+            weight *= cuts[arm, cut, 1] if cuts[arm, cut, 0] > told[n, 2] else 1.0
         expected, variance = _one(x[n], mean[arm], covariance[arm], spread)
-        scale = weight / (noise[arm] + weight * variance)
+        left = noise[arm] + weight * variance  # not above nothing if more is taken back than was there
+        scale = weight / left if left > 0.0 else 0.0
         for i in range(dims):
             seen, gain = weight * x[n, i], scale * spread[i]
             moment[arm, i] += seen * y

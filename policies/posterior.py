@@ -121,8 +121,10 @@ class LinearPosterior:
         factor = keep / max(keep, now)
         for sums in self._sums():
             sums[arm] *= factor
-        self.cuts[arm] = np.roll(self.cuts[arm], 1, axis=0)
-        self.cuts[arm, 0] = self.latest + 1.0, factor
+        cuts = np.roll(self.cuts[arm], 1, axis=0)
+        cuts[-1, 1] *= cuts[0, 1]  # no more may be taken back than is there, so the oldest is not just forgotten
+        cuts[0] = self.latest + 1.0, factor
+        self.cuts[arm] = cuts
 
     def predict(self, x: Vector) -> tuple[Vector, Vector]:
         """Mean and variance [B, K] of x·w: what is known, without the noise.
@@ -142,8 +144,22 @@ class LinearPosterior:
         """Mean [K, D], covariance [K, D, D] and noise [K], fitted anew if it is time for that."""
         self._fold()
         if self._due <= 0:
-            self._refit()
+            try:
+                self._refit()
+            except np.linalg.LinAlgError:
+                self._mend()
+                self._refit()
         return self.mean, self.covariance, self.noise
+
+    def _mend(self) -> None:
+        """The nearest sums that can be: more was taken back than was there, say of votes older than anybody remembers.
+
+        In the Frobenius norm (Higham, Linear Algebra and its Applications 1988); a router that can't decide is worse.
+        """
+        values, vectors = np.linalg.eigh(self.precision)
+        self.precision = _own((vectors * np.maximum(values, 0.0)[:, None]) @ vectors.transpose(0, 2, 1))
+        for sums in (self.squares, self.count, self._heard):
+            np.maximum(sums, 0.0, out=sums)
 
     def _refit(self) -> None:
         """Mean, covariance and noise from the sums alone."""

@@ -66,9 +66,9 @@ class Prequential:
         """See base.Policy."""
         self._recorder.learn(decision, outcome)
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """See base.Policy."""
-        self._recorder.score(decision, score, weight)
+        self._recorder.score(decision, score, weight, again)
 
     def advance(self, sequence: int) -> None:
         """See base.Policy; each block does it by itself."""

@@ -23,15 +23,15 @@ class Recorder:
     """Notes what the others learn, for one that comes later."""
 
     def __init__(self) -> None:
-        self._learned: list[tuple[Decision, Outcome] | tuple[Decision, float, float]] = []
+        self._learned: list[tuple[Decision, Outcome] | tuple[Decision, float, float, bool]] = []
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """See base.Policy."""
         self._learned.append((decision, outcome))
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """See base.Policy."""
-        self._learned.append((decision, score, weight))
+        self._learned.append((decision, score, weight, again))
 
     def play(self, policy: Policy) -> None:
         """Teach a policy all that was noted."""
@@ -127,10 +127,10 @@ class Roles:
         for learner in self._learners():
             learner.learn(decision, outcome)
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """See base.Policy."""
         for learner in self._learners():
-            learner.score(decision, score, weight)
+            learner.score(decision, score, weight, again)
 
     def _learners(self) -> list[Policy | Recorder]:
         return [*self.members.values(), *self.recorders]

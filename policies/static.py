@@ -68,7 +68,7 @@ class Static:
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """A rule learns nothing."""
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """A rule learns nothing."""
 
     def state(self) -> base.State:

@@ -116,8 +116,11 @@ class Thompson:
         estimates = map(_ESTIMATE, zip(self._names * len(requests), *numbers, chain.from_iterable(removed)))
         by_request = zip(*[estimates] * len(self._names))  # K at a time
         made = zip(requests, objectives, by_request, removed, best.tolist())
+        name, known = self.name, self.drift.known
         return [
-            Decision(q.id, "" if row[k] else self._names[k], sequence + i, self.name, q.profile, objective, found)
+            Decision(
+                q.id, "" if row[k] else self._names[k], sequence + i, name, q.profile, objective, found, known=known[k]
+            )
             for i, (q, objective, found, row, k) in enumerate(made)
         ]
 
@@ -171,15 +174,17 @@ class Thompson:
         else:
             self.latency.learn(k, decision, outcome)
 
-    def score(self, decision: Decision, score: float, weight: float = 1.0) -> None:
+    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """See base.Policy."""
         k = self._index.get(decision.arm)
         if k is None:
             return
         self.quality.add(k, decision.profile.features, score, decision.sequence, weight)
-        if weight != 1.0 or not decision.policy_version.startswith(self.name):  # others expect what they like
+        if abs(weight) != 1.0 or not decision.policy_version.startswith(self.name):  # others expect what they like
             return
-        if self.drift.observe(k, decision.estimate().quality, score):
+        if again or weight < 0.0:
+            self.drift.recount(k, int(weight))
+        elif self.drift.observe(k, decision.estimate().quality, score, decision.known):
             self.quality.cut(k, self.settings.keep)
 
     def state(self) -> base.State:

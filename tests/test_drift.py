@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from policies.drift import Drift
+from policies.posterior import CUTS
 from policies.thompson import Settings, Thompson
 from policies.types import Decision
 from tests.helpers import make_request
@@ -12,7 +13,7 @@ from tests.test_thompson import ARMS
 
 def until_alarm(drift: Drift, rng: np.random.Generator, expected: float, true: float, at_most: int) -> int:
     """Scores until it is noticed; `at_most` if it is not."""
-    return next((n for n in range(at_most) if drift.observe(0, expected, float(rng.random() < true))), at_most)
+    return next((n for n in range(at_most) if drift.observe(0, expected, float(rng.random() < true), n)), at_most)
 
 
 @pytest.mark.parametrize(("expected", "true"), [(0.8, 0.4), (0.4, 0.8), (0.9, 0.6)])
@@ -32,11 +33,12 @@ def test_arms_are_watched_apart_and_the_sums_survive() -> None:
     """One arm's surprises say nothing of the other; a restored watch goes on where it was."""
     drift = Drift(2)
     for _ in range(9):
-        drift.observe(1, 0.9, 0.0)
+        drift.observe(1, 0.9, 0.0, drift.known[1])
     other = Drift(2)
     other.restore(drift.state())
     assert drift.worse[0] == 0 and drift.worse[1] > 5
-    assert [drift.observe(1, 0.9, 0.0) for _ in range(9)] == [other.observe(1, 0.9, 0.0) for _ in range(9)]
+    assert other.known == drift.known == [0, 9]
+    assert [drift.observe(1, 0.9, 0.0, 9) for _ in range(9)] == [other.observe(1, 0.9, 0.0, 9) for _ in range(9)]
     with pytest.raises(ValueError, match="'better' must be 3 finite numbers"):
         Drift(3).restore(drift.state())
 
@@ -86,6 +88,46 @@ def test_a_replay_finds_the_same_change_whatever_comes_together(rng: np.random.G
     again.advance(1000)
     for name, sums in policy.state().items():
         assert np.allclose(sums, again.state()[name], rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.parametrize("late", [0, 50, 200])
+def test_scores_that_come_late_tell_of_one_change_once(late: int, rng: np.random.Generator) -> None:
+    """They belong to decisions that expected what was believed long ago, at the start and before the change."""
+    policy, waiting, alarms = Thompson(ARMS[:1]), list[tuple[Decision, float]](), list[int]()
+    for i in range(2000):
+        (decision,) = policy.decide([make_request()], {}, rng, i)
+        waiting.append((decision, float(rng.random() < (0.9 if i < 1200 else 0.3))))
+        if len(waiting) > late:
+            before = policy.drift.known[0]
+            policy.score(*waiting.pop(0))
+            alarms += [i] if policy.drift.known[0] < before else []
+    assert len(alarms) == 1 and 1200 + late < alarms[0] < 1240 + late
+
+
+def test_what_is_taken_back_and_given_back_is_no_news(rng: np.random.Generator) -> None:
+    """The watch hears each score once; an alarm would need 20 of these."""
+    policy = Thompson(ARMS[:1])
+    made = stream(policy, [1.0] * 300, rng)
+    before = policy.drift.state()
+    for _ in range(20):
+        for decision in made[-20:]:
+            policy.score(decision, 1.0, weight=-1.0)
+        for decision in made[-20:]:
+            policy.score(decision, 1.0, again=True)
+    assert all(np.array_equal(value, before[name]) for name, value in policy.drift.state().items())
+
+
+def test_any_number_of_changes_leaves_something_to_take_back_from(rng: np.random.Generator) -> None:
+    """More than are remembered; the oldest scores then count for less when they go, never for more than they gave."""
+    policy = Thompson(ARMS[:1], Settings(forgetting=1.0))
+    made = stream(policy, [1.0] * 300, rng)
+    for _ in range(CUTS + 3):
+        policy.quality.cut(0, 10.0)
+        made += stream(policy, [1.0] * 30, rng, len(made))
+    for decision in made:
+        policy.score(decision, 1.0, weight=-1.0)
+    assert -1e-9 < policy.quality.state()["count"][0] < 10.0
+    assert np.linalg.eigvalsh(policy.quality.precision[0]).min() > -1e-9
 
 
 def test_a_correction_after_the_change_is_exact(rng: np.random.Generator) -> None:

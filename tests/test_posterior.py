@@ -61,6 +61,22 @@ def test_taking_an_event_back_leaves_no_trace(rng: np.random.Generator) -> None:
         assert name == "latest" or np.allclose(sums, before[name], atol=1e-12)
 
 
+def test_more_taken_back_than_was_there_does_no_lasting_harm(rng: np.random.Generator) -> None:
+    """It is mended at the next fit: what is left is a posterior, and learns."""
+    posterior, x = make(dims=3), np.array([0.0, 3.0, 0.0])
+    for _ in range(40):
+        posterior.add(0, np.array([1.0, 0.0, 0.0]), 1.0, 0)
+        posterior.add(0, x, 1.0, 0, weight=-1.0)
+    posterior.state()  # the next prediction is a fresh fit
+    mean, variance = posterior.predict(np.eye(3))
+    assert np.isfinite(mean).all() and (variance > 0).all() and (variance <= 1 + 1e-9).all()
+    assert mean[0, 0] > 0.5 and variance[1, 0] == pytest.approx(1.0)
+    for _ in range(50):
+        posterior.add(0, x, 0.9, 0)
+    mean, variance = posterior.predict(np.eye(3))
+    assert variance[1, 0] < 0.01
+
+
 def test_an_old_event_weighs_less() -> None:
     """With γ = 0.99 an event of 100 decisions ago counts for 0.99^100."""
     posterior = make(forgetting=0.99)
