@@ -68,7 +68,7 @@ class Memory:
             row, snapshot = 0, None
         horizon, successions, trust = row, self.lineage.after(row), Trust()
         trust.restore(snapshot.trust if snapshot is not None else {})
-        self.quarantined = trust.quarantined  # by key's name, with the evidence
+        self.quarantined, self.silenced = trust.quarantined, trust.silenced  # keys; the former with the evidence
         self.ledger = Ledger(
             find=lambda decision_id: self._look_up([decision_id], horizon).get(decision_id),
             absent=lambda _: HELD,  # or it would not have been written down

@@ -280,6 +280,7 @@ class Router:
             "decisions": self._sequence,
             "counts": dict(self._counts),
             "quarantined": dict(self._memory.quarantined),
+            "in_doubt": sorted(self._memory.silenced - self._memory.quarantined.keys()),
             "rollout": self._rollout.summary(),
             "served_by": self._memory.lineage.digests,
             "budget": self._pacer.summary(),

@@ -31,7 +31,7 @@ Event = Decision | Outcome | Feedback
 class Record:
     """One decision with all that came of it so far; scores by source, one vote each, when they were given and by whom.
 
-    quarantined: whose scores do not count (trust.py).
+    silenced: whose scores do not count (trust.py).
     """
 
     decision: Decision
@@ -39,7 +39,7 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
-    quarantined: Container[str] = ()
+    silenced: Container[str] = ()
 
     def votes(self) -> dict[str, float]:
         """The scores that count, by source: what somebody said takes the place of what was merely read out."""
@@ -50,9 +50,9 @@ class Record:
         return {source: score for source, score in self._counting().items() if source != IMPLICIT}
 
     def _counting(self) -> dict[str, float]:
-        if not self.quarantined:
+        if not self.silenced:
             return self.scores
-        out = self.quarantined
+        out = self.silenced
         return {source: score for source, score in self.scores.items() if self.owners.get(source) not in out}
 
 
@@ -100,7 +100,7 @@ class Ledger:
         """Have a record at hand as the newest."""
         self._records[record.decision.id] = record
         if self.trust is not None:
-            record.quarantined = self.trust.quarantined
+            record.silenced = self.trust.silenced
         while len(self._records) > self._capacity:
             self._records.popitem(last=False)
 
@@ -193,14 +193,16 @@ class Ledger:
         before = [dict(record.votes()) for record in records]
         trust.turn(event)
         for record, votes in zip(records, before, strict=True):
-            _replace(policy, record.decision, votes, record.votes())
+            _replace(policy, record.decision, votes, record.votes(), again=True)
 
 
-def _replace(policy: Policy, decision: Decision, before: dict[str, float], after: dict[str, float]) -> None:
+def _replace(
+    policy: Policy, decision: Decision, before: dict[str, float], after: dict[str, float], again: bool = False
+) -> None:
     """Take back the votes that no longer count, and add the new ones."""
     for source, score in before.items():
         if after.get(source) != score:
             policy.score(decision, score, weight=-WEIGHTS.get(source, 1.0))
     for source, score in after.items():
         if before.get(source) != score:
-            policy.score(decision, score, weight=WEIGHTS.get(source, 1.0))
+            policy.score(decision, score, weight=WEIGHTS.get(source, 1.0), again=again)

@@ -8,10 +8,12 @@ that is expected there, comes the log likelihood ratio of a hostile key to an ho
 where a hostile key gives q = 1 - e on the mean, and p is the nearest to that which an honest one may give: at least
 the share c of e, and of the misses 1 - e at least the share c as well. A key may be hostile in some cells only, in each
 with probability 1/2, so all its scores together have the log likelihood ratio Σ log((1 + exp S) / 2) (a mixture:
-Robbins, Annals of Mathematical Statistics 1970); at h the key is quarantined. Where bad scores are expected a key that
-gives good ones may just be easily pleased, so these cells count no more than those where it gave bad scores for good
-answers. A strict judge is not suspect as long as it gives the share c of what others give, and where nobody can tell
-the two apart, around e = 1/2, nothing is concluded.
+Robbins, Annals of Mathematical Statistics 1970). At h the key is quarantined until an operator vouches for it. Long
+before, in doubt, its votes are held back, and they count again when its further scores have cleared it: lies do their
+harm in the time until they are found, and an honest key's votes that come late are hardly missed.
+Where bad scores are expected a key that gives good ones may just be easily pleased, so these cells count no more than
+those where it gave bad scores for good answers. A strict judge is not suspect as long as it gives the share c of what
+others give, and where nobody can tell the two apart, around e = 1/2, nothing is concluded.
 S has a short memory, so h is no bound on false alarms for all times; they are measured (tests/poisoning.py).
 
 What is expected is known in two ways, and the one that is kinder to the key is taken, so a key is wronged only if both
@@ -32,7 +34,8 @@ from typing import Any, NamedTuple, TypeVar
 from policies.types import Decision, Feedback
 
 TOLERANCE = 0.75  # c
-THRESHOLD = 2.0  # h
+THRESHOLD = 3.0  # h
+DOUBT, CLEARED = 0.5, 0.0  # log likelihood ratios above which votes are held back, and down to which they stay so
 OTHERS = 3  # keys, at least, that must have scored the same
 RECENT = 20.0  # scores of a key in a cell, over which its mean goes
 RECENT_EXPECTED = 5.0  # decisions over which goes what they expected: the policy is quick to see that an arm changed
@@ -42,6 +45,8 @@ GRADES = 5  # of complexity
 CELLS = 64  # of a key, the latest
 TAKEN_BACK = 200  # decisions of a key, the latest, whose votes are taken back
 ANYBODY = ("", "*")  # no key, or an operator's (ledger.py): never suspect, and no witness
+
+HEARD, SILENCED, QUARANTINED = range(3)  # how a key stands
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -75,18 +80,19 @@ class Trust:
 
     Attributes:
         quarantined: the keys that are, by name, with the evidence.
+        silenced: the keys whose votes do not count: these, and those that are in doubt.
     """
 
     def __init__(self) -> None:
         self.quarantined: dict[str, dict[str, Any]] = {}
+        self.silenced: set[str] = set()
         self._keys: dict[str, _Key] = {}
         self._all: dict[Cell, tuple[float, float, int]] = {}  # of all keys: weight, weighted sum of means, how many
 
     def observe(self, event: Feedback, decision: Decision) -> bool:
         """Take in a score; whether its key's standing changes, which `turn` then does.
 
-        A key is quarantined by its own score; it comes back by one that an operator vouches for, and those are never
-        suspect.
+        It changes by its own scores alone; one that an operator vouches for ends every doubt.
         """
         name = event.owner
         if name in ANYBODY:
@@ -98,17 +104,34 @@ class Trust:
         profile = decision.profile
         cell = decision.arm, profile.kind, min(GRADES - 1, int(GRADES * profile.complexity))
         self._learn(key, cell, event.score, decision.estimate().quality)
-        return not event.trusted and self._suspicion(key) > THRESHOLD
+        return self._standing(event) != (SILENCED if name in self.silenced else HEARD)
 
     def recent(self, name: str) -> list[str]:
         """The decisions whose votes are taken back, or given back, when a key's standing changes; oldest first."""
         return list(self._keys[name].decisions)
 
     def turn(self, event: Feedback) -> None:
-        """Quarantine the key that gave this score, or end its quarantine."""
-        key = self._keys[event.owner]
-        if self.quarantined.pop(event.owner, None) is not None:
+        """Give the key that gave this score the standing that it now has."""
+        name, key = event.owner, self._keys[event.owner]
+        released = self.quarantined.pop(name, None) is not None
+        standing = HEARD if released else self._standing(event)
+        if standing == HEARD:
+            self.silenced.discard(name)
             return
+        self.silenced.add(name)
+        if standing == QUARANTINED:
+            self._quarantine(event, key)
+
+    def _standing(self, event: Feedback) -> int:
+        """Of the key that gave this score, by all that is known; of one that is not quarantined."""
+        if event.trusted:
+            return HEARD
+        suspicion = self._suspicion(self._keys[event.owner])
+        if suspicion > THRESHOLD:
+            return QUARANTINED
+        return SILENCED if suspicion > (CLEARED if event.owner in self.silenced else DOUBT) else HEARD
+
+    def _quarantine(self, event: Feedback, key: _Key) -> None:
         cells = {cell: (mean, self._others(mean, cell)) for cell, mean in key.cells.items()}
         known = {cell: (mean, others[0]) for cell, (mean, others) in cells.items() if others is not None}
         count = sum(mean.n for mean, _ in known.values())
@@ -176,12 +199,14 @@ class Trust:
         }
         every = [[*cell, *found] for cell, found in self._all.items()]
         found = {name: dict(evidence) for name, evidence in self.quarantined.items()}
-        return {"keys": keys, "all": every, "quarantined": found}
+        return {"keys": keys, "all": every, "quarantined": found, "silenced": sorted(self.silenced)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave; nothing from an empty one."""
         self.quarantined.clear()
         self.quarantined |= {name: dict(found) for name, found in state.get("quarantined", {}).items()}
+        self.silenced.clear()
+        self.silenced |= self.quarantined.keys() | set(state.get("silenced", ()))
         self._all = {(arm, kind, grade): tuple(found) for arm, kind, grade, *found in state.get("all", ())}
         self._keys = {
             name: _Key(

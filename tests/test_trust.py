@@ -100,6 +100,30 @@ def test_honest_keys_are_never_quarantined(seed: int) -> None:
     assert not fold(votes(judges, 4_000, seed, broken=2_000))[1].quarantined
 
 
+def test_in_doubt_a_keys_votes_wait_and_count_again_once_it_is_cleared() -> None:
+    """It begins with four opposite scores, then scores like everybody: then all is as if it had never been doubted."""
+    given, unlucky, doubted = list(votes(["honest"] * 9, 900)), 0, []
+    policy, trust, undoubting = Thompson(ARMS), Trust(), Thompson(ARMS)
+    ledger, open_to_all = Ledger(trust=trust), Ledger()
+    for decision, score in given:
+        if decision.owner == "8 honest" and unlucky < 4:
+            score, unlucky = replace(score, score=1.0 - score.score), unlucky + 1
+        for event in (decision, score):
+            ledger.apply(event, policy)
+            open_to_all.apply(event, undoubting)
+        if "8 honest" in trust.silenced:
+            doubted.append(decision.id)
+            record = ledger.get(decision.id)
+            assert record is not None and bool(record.votes()) == (decision.owner not in trust.silenced)
+            copy = Trust()
+            copy.restore(trust.state())
+            assert copy.silenced == {"8 honest"} and not copy.quarantined
+    assert len(doubted) > 9 and not trust.silenced and not trust.quarantined
+    for one in (policy, undoubting):
+        one.advance(10_000)
+    assert same(policy.state(), undoubting.state())
+
+
 def test_one_key_that_scores_much_more_is_no_majority() -> None:
     """Nine of ten scores are lies: their key goes, not the others."""
     judges = ["honest"] * 6 + ["hostile"]
