@@ -39,11 +39,11 @@ class Drift:
             arm: index in [0, K).
             expected: score in [0, 1] that the decision expected.
             score: what was given.
-            known: what `known` was of the arm when that was expected.
+            known: what `known` was of the arm when that was expected; -1, in logs of old, counts as what it is now.
         """
         now = self.known[arm]
         self.known[arm] = now + 1
-        if not known <= now <= 2 * known:
+        if known >= 0 and not known <= now <= 2 * known:
             return False
         p = expected if 0.0 < expected < 1.0 else float(expected > 0.0)
         # the ratios q / p and (1 - q) / (1 - p) differ by the factor of the odds

@@ -182,7 +182,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     prompt_hash, prompt: see Request.
     owner: of the request; feedback comes from the same.
     shadow: the arm that a policy on trial would have chosen (roles.py); "" if there was none.
-    known: scores of the chosen arm, since it last changed, from which the policy had learned.
+    known: scores of the chosen arm, since it last changed, from which the policy had learned; -1 if nobody noted it.
     """
 
     id: str
@@ -198,7 +198,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     prompt: str = ""
     owner: str = ""
     shadow: str = ""
-    known: int = 0
+    known: int = -1
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen one; an empty one if the policy had none."""

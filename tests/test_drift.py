@@ -38,6 +38,11 @@ def test_arms_are_watched_apart_and_the_sums_survive() -> None:
     other.restore(drift.state())
     assert drift.worse[0] == 0 and drift.worse[1] > 5
     assert other.known == drift.known == [0, 9]
+    worse = other.worse[1]
+    assert not other.observe(1, 0.9, 0.0, 4) and other.worse[1] == worse  # much was learned since
+    assert not other.observe(1, 0.9, 0.0, 99) and other.worse[1] == worse  # it has changed since
+    assert not other.observe(1, 0.9, 0.0, -1) and other.worse[1] > worse  # an old log does not tell
+    other.restore(drift.state())
     assert [drift.observe(1, 0.9, 0.0, 9) for _ in range(9)] == [other.observe(1, 0.9, 0.0, 9) for _ in range(9)]
     with pytest.raises(ValueError, match="'better' must be 3 finite numbers"):
         Drift(3).restore(drift.state())
