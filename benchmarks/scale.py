@@ -93,7 +93,7 @@ async def measure(arms: int, batch: int, count: int) -> dict[str, float]:
     """
     rng, took = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as folder:
-        router = Router(settings(arms, folder), lambda: {})
+        router = Router(settings(arms, folder), lambda _: {})
         identity = Identity(await router.salt())
         await router.snapshot()  # as every ingress does at its start
         for number in range(2 + count // batch // CALLERS):

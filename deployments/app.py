@@ -5,6 +5,7 @@ tracker are named, detached actors: they outlive a redeploy of the gateway, and 
 """
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -64,7 +65,7 @@ def connect_model(name: str) -> Any:
 
 def connect_router(settings: GatewaySettings) -> Any:
     """The router actor; made if there is none."""
-    return _actor(Router, "router").remote(settings, ReplicaCounter(tuple(settings.models)))
+    return _actor(Router, "router").remote(settings, ReplicaCounter())
 
 
 def connect_tracker(settings: GatewaySettings) -> Any:
@@ -88,18 +89,17 @@ def _actor(cls: type, name: str) -> Any:
 
 
 class ReplicaCounter:
-    """Asks Serve's controller for the number of ready replicas of each model.
+    """Asks Serve's controller for the number of ready replicas of models.
 
     Attributes:
         digests: of what serves each model, as of the last call (lineage.py).
     """
 
-    def __init__(self, models: tuple[str, ...]):
-        self.models = models
+    def __init__(self) -> None:
         self.digests: dict[str, str] = {}
         self.counts: dict[str, int] = {}  # as of the last call
 
-    def __call__(self) -> dict[str, int]:
+    def __call__(self, models: Collection[str]) -> dict[str, int]:
         """Blocking; 0 for a model that is not there.
 
         Not `serve.status()`: that pickles the classes of every deployment anew, most of the router's idle time.
@@ -111,7 +111,7 @@ class ReplicaCounter:
         if not applications:
             return self.counts
         counts = {}
-        for name in self.models:
+        for name in models:
             deployments = applications[name]["deployments"].values() if name in applications else ()
             counts[name] = sum(r["state"] in SERVING for d in deployments for r in d["replicas"])
             args = ((applications.get(name) or {}).get("deployed_app_config") or {}).get("args")

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
 from deployments.seating import Branch, catch_up, fold, row_of
 from deployments.settings import GatewaySettings
+from deployments.snapshot import Snapshot
 from policies.base import Policy
 from policies.gate import may_promote
 from policies.ledger import Event, Record
@@ -51,10 +52,12 @@ class Evaluator:
         """A policy that has learned all that the journal has, up to the row of the champion's snapshot.
 
         Raises:
-            ValueError: there is no such policy, or it has no such options.
+            ValueError: there is no such policy, it has no such options, or the journal is not the router's.
         """
         make_policy(name, self._arms, options)
         with self._journal() as journal:
+            if journal.id != champion.journal:
+                raise ValueError("this is not the router's journal; on several nodes both need the same PostgreSQL")
             memory = fold(Branch(journal, 0, None, champion.row), lambda: make_policy(name, self._arms, options))
         return Snapshot(
             name,
@@ -63,6 +66,7 @@ class Evaluator:
             version=0,
             state=memory.policy.state(),
             held=memory.ledger.held,
+            trust=memory.trust.state(),
             row=champion.row,
             journal=champion.journal,
             options=options,

@@ -16,6 +16,7 @@ from policies.types import Decision, Feedback, Outcome
 from policies.window import Window
 
 PAGE = 300  # rows asked for at once: the router reads them between requests
+PAGES = 50  # of a turn: after that others have theirs, also when MLflow is slower than the journal grows
 WARM = 3000  # rows read again after a restart, to know the latest decisions
 CAPACITY = 5000  # decisions at hand; a score for an older one reaches its trace only
 VERSIONS = 3  # policy versions whose figures are kept up: champion, challenger, and who was champion before
@@ -157,7 +158,7 @@ class Exporter:
         self.row = 0
 
     async def turn(self, now_s: float) -> int:
-        """Carry all there is; returns the number of rows.
+        """Carry what there is, up to PAGES; returns the number of rows.
 
         Args:
             now_s: seconds since the epoch.
@@ -167,11 +168,15 @@ class Exporter:
         """
         folder, carried = self._folder or await self.begin(), 0
         await self._send()
-        while rows := await self._router.rows.remote(self.row, PAGE):
+        for _ in range(PAGES):
+            if not (rows := await self._router.rows.remote(self.row, PAGE)):
+                break
             self._unsent = await asyncio.to_thread(folder.fold, rows)
             self.row = rows[-1][0]
             carried += len(rows)
             await self._send()
+        else:
+            return carried
         self._unsent = folder.finish(now_s)
         await self._send()
         return carried

@@ -12,17 +12,15 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import inf
 from typing import Any
 
-import msgspec
-import numpy as np
 import sqlalchemy as sa
 
-from deployments.codec import decode, decode_array, encode
+from deployments.codec import decode, encode
 from deployments.schema import EVENTS, FACTS, REPLIES, SNAPSHOTS, open_database
+from deployments.snapshot import SNAPSHOT, Snapshot
 from policies.ledger import Event
 from policies.types import Decision
 
@@ -31,36 +29,6 @@ KEEP_REPLIES_S = 86_400.0
 BATCH = 500  # rows deleted at once
 PAGE = 2_000  # rows read at once
 DAY_S = 86_400.0
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """All that a policy had learned after a row of the journal.
-
-    policy, arms: whose state it is. sequence: decisions made by then. version: last published policy version.
-    pacer: the state of the budget's account. trust: which keys are quarantined, and why (trust.py).
-    held: decisions that are waited for (ledger.py).
-    row: of the journal, the last that it has learned from. journal: which one, by its `id`.
-    options: of the policy, as make_policy takes them. rollout: who else decides or is on trial (rollout.py).
-    lineage: what served each arm, and which took another's place (lineage.py).
-    """
-
-    policy: str
-    arms: tuple[str, ...]
-    sequence: int
-    version: int
-    state: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-    pacer: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=dict)
-    held: tuple[str, ...] = ()
-    row: int = 0
-    journal: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    rollout: dict[str, Any] = field(default_factory=dict)
-    lineage: dict[str, Any] = field(default_factory=dict)
-    trust: dict[str, Any] = field(default_factory=dict)
-
-
-_SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)
 
 
 class Journal:
@@ -75,16 +43,17 @@ class Journal:
         self.engine = open_database(url)
         self.keep_days, self.max_rows = keep_days, max_rows
         with self.engine.begin() as connection:
-            if not connection.execute(sa.select(FACTS.c.value).where(FACTS.c.name == "salt")).scalar():
-                connection.execute(sa.insert(FACTS), [{"name": "salt", "value": secrets.token_bytes(32)}])
-            salt = connection.execute(sa.select(FACTS.c.value).where(FACTS.c.name == "salt")).scalar_one()
+            salt = connection.execute(sa.select(FACTS.c.value).where(FACTS.c.name == "salt")).scalar()
+            if not salt:
+                salt = secrets.token_bytes(32)
+                connection.execute(sa.insert(FACTS), [{"name": "salt", "value": salt}])
             last = connection.execute(sa.select(sa.func.max(EVENTS.c.row))).scalar()
             snapshot = connection.execute(sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.row.desc()).limit(1)).first()
         self.salt = bytes(salt)
         self.id = blake2b(self.salt, digest_size=8).hexdigest()
         # after retention there may be no row left: the numbers go on from the snapshot's
         self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
-        self.gone_before_s = snapshot.gone_before_s if snapshot else 0.0
+        self.gone_before_s = min(snapshot.gone_before_s, time.time()) if snapshot else 0.0
         self._cut = self._deletable = snapshot.cut if snapshot else 0
         self._durable_row, self._tidied_s = self.last_row, 0.0
         self._waiting: list[tuple[sa.Table, dict[str, Any]]] = []
@@ -114,6 +83,10 @@ class Journal:
     def put_reply(self, key: str, digest: str, status: str) -> None:
         """Queue what was replied to a request with this idempotency key; `digest` is that of its body."""
         self._waiting.append((REPLIES, {"key": key, "digest": digest, "status": status, "time_s": time.time()}))
+
+    def put_fact(self, name: str, value: bytes) -> None:
+        """Queue what is to be known under this name from now on."""
+        self._waiting.append((FACTS, {"name": name, "value": value}))
 
     @property
     def busy(self) -> bool:
@@ -154,7 +127,7 @@ class Journal:
             events = [row for table, row in rows if table is EVENTS]
             if events:
                 connection.execute(sa.insert(EVENTS), events)
-            for table, key in ((SNAPSHOTS, "row"), (REPLIES, "key")):
+            for table, key in ((SNAPSHOTS, "row"), (REPLIES, "key"), (FACTS, "name")):
                 latest = {row[key]: row for other, row in rows if other is table}
                 if latest:
                     connection.execute(sa.delete(table).where(table.c[key].in_(list(latest))))
@@ -236,7 +209,8 @@ class Journal:
                 going = [row for row in rows if row.row <= beyond or row.time_s < limit_s]
                 if not going or (len(going) < BATCH and not tidy):
                     return cut, time_s
-                cut, time_s = going[-1].row, max(time_s, *(row.time_s for row in going))
+                past = [row.time_s for row in going if row.time_s <= now_s]  # a clock that ran ahead dates nothing
+                cut, time_s = going[-1].row, max([time_s, *past])
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -245,7 +219,7 @@ class Journal:
         with self.engine.connect() as connection:
             newest = sa.select(SNAPSHOTS.c.row, SNAPSHOTS.c.body).order_by(SNAPSHOTS.c.row.desc()).limit(1)
             found = connection.execute(newest).first()
-        return (found.row, _SNAPSHOT.decode(found.body)) if found else (0, None)
+        return (found.row, SNAPSHOT.decode(found.body)) if found else (0, None)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -276,10 +250,6 @@ class Journal:
         for page in self.pages(after):
             yield from page
 
-    def find(self, decision_id: str, up_to: float = inf) -> list[Event]:
-        """The durable events of one decision, in order; up to a row, if given."""
-        return self.find_all([decision_id], up_to)[decision_id]
-
     def find_all(self, decision_ids: Collection[str], up_to: float = inf) -> dict[str, list[Event]]:
         """The durable events of each of these decisions, in order; up to a row, if given."""
         wanted, found = list(decision_ids), {decision_id: list[Event]() for decision_id in decision_ids}
@@ -292,6 +262,12 @@ class Journal:
                 for kind, decision_id, body in connection.execute(query):
                     found[decision_id].append(decode(kind, body))
         return found
+
+    def fact(self, name: str) -> bytes | None:
+        """What was put last under this name."""
+        with self.engine.connect() as connection:
+            value = connection.execute(sa.select(FACTS.c.value).where(FACTS.c.name == name)).scalar()
+        return None if value is None else bytes(value)
 
     def reply(self, key: str) -> tuple[str, str] | None:
         """Digest and status of the reply to an idempotency key, if there was one."""

@@ -14,8 +14,9 @@ from hashlib import blake2b
 from math import inf
 
 from deployments.identity import Identity
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
 from deployments.lineage import Lineage, Succession
+from deployments.snapshot import Snapshot
 from policies.base import Policy
 from policies.ledger import ACCEPTED, HELD, NOTED, UNKNOWN, Event, Ledger, Record
 from policies.signals import implied
@@ -55,6 +56,7 @@ class Memory:
         self.policy, self.sequence, self.version = make(), 0, 0
         self._make, self._applied, self._time_s = make, applied, 0.0
         self._busy: set[str] = set()
+        self.whole = True  # False while the policy lacks what the journal has
         self._restore()
 
     # --- from the journal ---------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ class Memory:
             applied=self._note,
             trust=trust,
         )
-        self._trust = trust
+        self.trust = trust
         for events in self.journal.find_all(snapshot.held if snapshot else (), up_to=row).values():
             for event in events:
                 self.ledger.apply(event, None)
@@ -122,12 +124,14 @@ class Memory:
         """Go on with another policy: it takes over what was learned (before), or learns it anew from the journal."""
         before = before or self.snapshot()
         self._make, self.policy = make, make()
-        if self.take(before):
+        if self.whole and self.take(before):
             return
+        self.whole = False  # if this fails, the next call must not take what it left for what was learned
         while self.journal.busy:
             await self.journal.flush()
         self.policy = make()
         self._restore(whole=True)
+        self.whole = True
 
     def snapshot(self) -> Snapshot:
         """All that is learned now."""
@@ -135,12 +139,17 @@ class Memory:
         state, held = self.policy.state(), self.ledger.held
         now = Snapshot(self.policy.name, names, self.sequence, self.version, state, held=held)
         now = replace(now, row=self.journal.last_row, journal=self.journal.id, lineage=self.lineage.state())
-        now = replace(now, trust=self._trust.state())
+        now = replace(now, trust=self.trust.state())
         return self._complete(now)
+
+    def put_snapshot(self) -> None:
+        """Queue a snapshot for the next write, unless it would lack what the journal has."""
+        if self.whole:
+            self.journal.put_snapshot(self.snapshot())
 
     async def save(self) -> None:
         """Write a snapshot; returns when it is durable."""
-        self.journal.put_snapshot(self.snapshot())
+        self.put_snapshot()
         await self.journal.flush()
 
     async def serve(self, digests: Mapping[str, str]) -> None:
@@ -255,7 +264,8 @@ class Memory:
         Returns:
             See there; or BUSY, or REUSED.
         """
-        digest = blake2b(f"{item.decision_id}\n{item.score!r}\n{item.source}".encode(), digest_size=32).hexdigest()
+        digest = _digest(f"{item.decision_id}\n{item.score!r}\n{item.source}")
+        key = _digest(key)  # of any length, and with any characters
         if key in self._busy:
             return BUSY
         self._busy.add(key)
@@ -266,6 +276,10 @@ class Memory:
             return (await self.feedback([item], time_s, (key, digest)))[0]
         finally:
             self._busy.discard(key)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=32).hexdigest()
 
 
 @contextmanager

@@ -7,12 +7,13 @@ MLflow, and a promotion is refused before anything happens if the log does not s
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from deployments.evaluation import Evaluator
-from deployments.journal import Snapshot
 from deployments.settings import GatewaySettings
-from deployments.versions import Registry
+from deployments.snapshot import Snapshot
+from deployments.versions import Registry, UnknownVersionError
 from policies.roles import CHALLENGER, CHAMPION, ROLES
 
 
@@ -93,7 +94,7 @@ class Promotions:
             summary = (await self._router.summary.remote())["rollout"]
             seats, report = summary["roles"], None
             if to == CHAMPION:
-                report = await self._evaluate(version)
+                report = await self._judged(version, bool(override))
                 if not report["promote"] and not override:
                     raise RefusedError(f"{report['reason']}. To promote it all the same, say why: override_gate")
                 await self.publish(by=by)  # what the predecessor knows now is kept as a version, too
@@ -124,7 +125,8 @@ class Promotions:
         await asyncio.to_thread(self._registry.set_aliases, wanted)
         for change in summary["history"]:
             if (loser := change.get("loser")) and loser not in self._tagged:
-                await asyncio.to_thread(self._registry.tag, loser, {"rolled_back": change["reason"]})
+                with suppress(UnknownVersionError):  # somebody tidied up
+                    await asyncio.to_thread(self._registry.tag, loser, {"rolled_back": change["reason"]})
                 self._tagged.add(loser)
 
     async def _evaluate(self, version: int) -> dict[str, Any]:
@@ -139,6 +141,15 @@ class Promotions:
         report |= {"version": version, "champion_version": before, "evaluated": _now()}
         await asyncio.to_thread(self._registry.attach, version, report)
         return report
+
+    async def _judged(self, version: int, overridden: bool) -> dict[str, Any]:
+        """The report; where the gate is passed by anyway, also one that says why there can be none."""
+        try:
+            return await self._evaluate(version)
+        except ValueError as error:
+            if not overridden:
+                raise
+            return {"promote": False, "reason": f"it could not be evaluated: {error}", "version": version}
 
     async def _champion(self) -> int:
         version = (await self._router.summary.remote())["rollout"]["roles"][CHAMPION]["version"]

@@ -12,8 +12,8 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from deployments.journal import Snapshot
 from deployments.settings import GatewaySettings
+from deployments.snapshot import Snapshot
 from policies.base import Policy
 from policies.gate import Watch
 from policies.ledger import Event, Record

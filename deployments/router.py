@@ -7,8 +7,7 @@ lock. What happened is put into the journal before anybody is told that it was a
 import asyncio
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from math import inf
 from typing import Any
@@ -16,47 +15,48 @@ from typing import Any
 import numpy as np
 
 from deployments import collector, logs
-from deployments.journal import DAY_S, Journal, Snapshot
+from deployments.journal import DAY_S, Journal
+from deployments.live import Live
 from deployments.memory import Memory
 from deployments.refit import Refitter
 from deployments.rollout import Rollout, champion_of
 from deployments.seating import operate
-from deployments.settings import GatewaySettings
+from deployments.settings import GatewaySettings, latest
+from deployments.snapshot import Snapshot
 from deployments.telemetry import Telemetry
 from policies.forecast import Forecaster
-from policies.ledger import IMPLICIT, Event, Record
-from policies.meter import Meter
+from policies.ledger import Event, Record
 from policies.pacer import Pacer, paced
 from policies.roles import CHAMPION, Roles
-from policies.types import FORCED, Decision, Feedback, ModelState, Outcome, Request
+from policies.types import Decision, Feedback, ModelState, Outcome, Request
 
 SNAPSHOT_EVERY = 500  # rows of the journal
-RECENT = 200  # routed decisions over which shares are counted
-STALE_S = 30.0  # after which a silent ingress no longer counts as having requests in flight
+AHEAD_S = 3600.0  # by so much a clock that jumps is believed, where rows are let go by their age
+SETTINGS = "settings"  # the fact of the journal that has those that were handed over last
 log = logging.getLogger(__name__)
 
-Watch = Callable[[], dict[str, int]]
+Watch = Callable[[Collection[str]], dict[str, int]]
 
 
 class Router:
     """Decides, observes, takes feedback, and explains; survives its own death through the journal.
 
     Args:
-        settings: of the gateway.
-        watch: blocking call that gives the number of ready replicas of each arm.
+        settings: of the gateway, when this actor was made; those that were handed over since then are in the journal,
+            which matters when Ray restarts the actor with the same arguments.
+        watch: blocking call that gives the number of ready replicas of each of these arms.
     """
 
     def __init__(self, settings: GatewaySettings, watch: Watch):
         logs.configure("router")
+        self._born_s = time.time() - time.monotonic()
         self._watch, self._telemetry = watch, Telemetry()
         self._rng = np.random.default_rng()  # fresh after a restart, or it would repeat its own exploration
-        self._replicas: dict[str, int] = {}
-        self._in_flight: dict[str, tuple[float, dict[str, int]]] = {}  # by ingress: when told, and what
-        self._recent: deque[Decision] = deque(maxlen=RECENT)
-        self._counts: Counter[str] = Counter()
+        self._live = Live()
         self._watching: asyncio.Task[None] | None = None
+        self._journal = Journal(settings.journal)
+        settings = latest(self._journal.fact(SETTINGS), settings)
         self._heed(settings)
-        self._journal = Journal(settings.journal, settings.journal_keep_days, settings.journal_max_rows)
         self._refitter = Refitter(settings.arms(), self._journal, rest=100.0)
         self._snapshot_row, snapshot = self._journal.snapshot()
         self._rollout = Rollout(settings, snapshot)
@@ -66,8 +66,9 @@ class Router:
 
     def _heed(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._meters = {arm.name: Meter() for arm in settings.arms()}
+        self._live.heed(settings.models)
         self._pacer = Pacer(settings.max_mean_cost_usd or inf)
+        self._journal.keep_days, self._journal.max_rows = settings.journal_keep_days, settings.journal_max_rows
 
     def _complete(self, snapshot: Snapshot) -> Snapshot:
         """What else is learned here, in the same snapshot."""
@@ -91,65 +92,34 @@ class Router:
     def _note(self, event: Event, record: Record) -> None:
         """Measure what was folded into the policy."""
         self._rollout.note(event, record)
+        self._live.note(event, record)
         if isinstance(event, Decision):
             self._pacer.decided(event)
-            self._counts["forced" if event.fallback == FORCED else "routed"] += 1
-            self._counts["fallback"] += event.fallback not in ("", FORCED)
-            if event.fallback != FORCED:
-                self._recent.append(event)
-        elif (meter := self._meters.get(record.decision.arm)) is not None:
-            if isinstance(event, Outcome):
-                meter.observe(event, time.time())
-                self._pacer.finished(record.decision, event)
-            elif event.source != IMPLICIT:
-                meter.score(event.score)
-                self._counts["feedback"] += 1
+        elif isinstance(event, Outcome) and record.decision.arm in self._settings.models:
+            self._pacer.finished(record.decision, event)
 
     async def _keep_watch(self) -> None:
-        """Every other second: how many replicas are ready; what is queued goes to disk; the profiler's forecasts are
-        refitted, and a snapshot is taken, when due.
-        """
         while True:
             try:
-                self._replicas = await asyncio.to_thread(self._watch)
-                await self._memory.serve(getattr(self._watch, "digests", {}))
-                self._telemetry.live(self._states(), self._shares(), self._qualities())
-                waiting = self._journal.waiting_rows
-                self._telemetry.watched(time.time(), waiting, self._policy.name, self._rollout.version)
-                refitted = await self._refitter.turn()
-                if refitted or self._rollout.changed or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
-                    self._snapshot_row, self._rollout.changed = self._journal.last_row, False
-                    self._journal.put_snapshot(self._memory.snapshot())
-                await self._journal.flush()
-                await self._memory.retire(time.time())
+                await self._look()
             except Exception:
                 log.exception("the router's watch failed; it goes on")
             await asyncio.sleep(2.0)
 
-    def _states(self, but: str = "") -> dict[str, ModelState]:
-        now, in_flight = time.time(), Counter[str]()
-        for ingress, (told, counts) in self._in_flight.items():
-            if now - told < STALE_S and ingress != but:
-                in_flight.update(counts)
-        return {
-            name: meter.state(
-                now,
-                in_flight[name],
-                replicas=self._replicas.get(name, 1),
-                healthy=not self._replicas or self._replicas.get(name, 0) > 0,
-            )
-            for name, meter in self._meters.items()
-        }
-
-    def _shares(self) -> dict[str, float]:
-        counts = Counter(decision.arm for decision in self._recent)
-        return {name: counts[name] / max(1, len(self._recent)) for name in self._meters}
-
-    def _qualities(self) -> dict[str, float]:
-        return {
-            name: float(np.mean([d.estimate(name).quality for d in self._recent])) if self._recent else 0.0
-            for name in self._meters
-        }
+    async def _look(self) -> None:
+        """Every other second: how many replicas are ready; what is queued goes to disk; the profiler's forecasts are
+        refitted, and a snapshot is taken, when due.
+        """
+        self._live.replicas = await asyncio.to_thread(self._watch, tuple(self._settings.models))
+        await self._memory.serve(getattr(self._watch, "digests", {}))
+        self._telemetry.live(self._live.states(), self._live.shares(), self._live.qualities())
+        self._telemetry.watched(time.time(), self._journal.waiting_rows, self._policy.name, self._rollout.version)
+        refitted = await self._refitter.turn()
+        if refitted or self._rollout.changed or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
+            self._snapshot_row, self._rollout.changed = self._journal.last_row, False
+            self._memory.put_snapshot()
+        await self._journal.flush()
+        await self._memory.retire(min(time.time(), self._born_s + time.monotonic() + AHEAD_S))
 
     @property
     def _version_name(self) -> str:
@@ -157,19 +127,22 @@ class Router:
 
     async def configure(self, settings: GatewaySettings) -> None:
         """Take over changed settings; what was learned about the arms that stay is kept."""
-        if settings == self._settings and self._rollout.knows(settings):
+        if settings == self._settings and self._rollout.knows(settings) and self._memory.whole:
             return
         before = self._memory.snapshot()
         if settings.policy.name != self._settings.policy.name:
-            self._recent.clear()  # what the journal is replayed for will be counted again
-            self._counts.clear()
+            self._live.forget()  # what the journal is replayed for will be counted again
         self._heed(settings)
         self._refitter.configure(settings.arms())
         self._rollout.configure(settings)
-        self._journal.keep_days, self._journal.max_rows = settings.journal_keep_days, settings.journal_max_rows
         self._memory.window_s = settings.feedback_window_days * DAY_S
         await self._memory.rebuild(self._rollout.make, before)
+        self._journal.put_fact(SETTINGS, settings.model_dump_json().encode())
         await self._memory.save()
+
+    async def settings(self) -> GatewaySettings:
+        """Those that were handed over last."""
+        return self._settings
 
     async def decide(self, requests: list[Request], ingress: str, in_flight: dict[str, int]) -> list[Decision]:
         """Decide a batch.
@@ -180,9 +153,9 @@ class Router:
             in_flight: how many requests of its own each arm is answering for it now.
         """
         began = time.perf_counter()
-        self._in_flight[ingress] = (time.time(), in_flight)
+        self._live.told(ingress, in_flight)
         requests = paced(requests, self._pacer.cost_weight)
-        decided = self._policy.decide(requests, self._states(), self._rng, self._sequence)
+        decided = self._policy.decide(requests, self._live.states(), self._rng, self._sequence)
         self._memory.sequence += len(decided)
         now, label = time.time(), self._rollout.label_of
         decisions = [d.made(request, label(d), now) for d, request in zip(decided, requests, strict=True)]
@@ -194,7 +167,7 @@ class Router:
         """Learn from answers; returns when they are durable. The decisions travel with them, in case this actor
         died in between or never saw them.
         """
-        self._in_flight[ingress] = (time.time(), in_flight)
+        self._live.told(ingress, in_flight)
         decisions = {decision.id: decision for decision, _ in finished}
         unheard = self._memory.unheard(decisions.values())
         if unheard:
@@ -242,7 +215,7 @@ class Router:
         found = champion_of(self._memory.snapshot())
         alone = len(self._rollout.roles.members) == 1
         found = replace(found, pacer=self._pacer.state()) if ingress and alone else found
-        return found, self._states(ingress), self._version_name
+        return found, self._live.states(ingress), self._version_name
 
     async def forecaster(self, version: int) -> Forecaster | None:
         """What the profiler says of answers; None if the caller's version is the present one."""
@@ -261,7 +234,8 @@ class Router:
 
     async def checkpoint(self) -> Snapshot:
         """The champion as it is now; returns when every row that it has learned from is durable."""
-        snapshot = champion_of(self._memory.snapshot())
+        snapshot = self._memory.snapshot()
+        snapshot = replace(champion_of(snapshot), trust=snapshot.trust)  # who is believed is learned, too
         await self._journal.flush()
         return snapshot
 
@@ -272,13 +246,13 @@ class Router:
 
     async def summary(self) -> dict[str, Any]:
         """What an operator wants to see at a glance, as plain data."""
-        states, shares, qualities = self._states(), self._shares(), self._qualities()
+        states, shares, qualities = self._live.states(), self._live.shares(), self._live.qualities()
         arms = {arm.name: arm for arm in self._policy.arms}
         return {
             "policy": self._policy.name,
             "policy_version": self._version_name,
             "decisions": self._sequence,
-            "counts": dict(self._counts),
+            "counts": dict(self._live.counts),
             "quarantined": dict(self._memory.quarantined),
             "in_doubt": sorted(self._memory.silenced - self._memory.quarantined.keys()),
             "rollout": self._rollout.summary(),

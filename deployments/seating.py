@@ -10,9 +10,10 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
 from deployments.memory import Memory
 from deployments.rollout import Rollout
+from deployments.snapshot import Snapshot
 from policies.base import Policy
 from policies.ledger import Event, Record
 from policies.roles import Recorder
@@ -38,8 +39,9 @@ class Branch:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """As Journal's: the whole journal's."""
-        return self._journal.lineage
+        """As Journal's, but for the successions after its last row."""
+        whole = self._journal.lineage
+        return whole | {"successions": [each for each in whole.get("successions", ()) if each["row"] <= self._up_to]}
 
     def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
         """As Journal's."""
@@ -86,8 +88,9 @@ def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], u
     """
     row = row_of(snapshot, journal)
     held, newest = snapshot.held if row else (), journal.snapshot()[1]
-    # who is known to lie by now is not listened to on the way
-    start = replace(snapshot, held=held, trust=newest.trust if newest else {})
+    # versions of before `trust` was published do not listen to those who are known to lie by now
+    trust = snapshot.trust or (newest.trust if newest else {})
+    start = replace(snapshot, held=held, trust=trust if row else {})
     return fold(Branch(journal, row, start, up_to), make).policy
 
 

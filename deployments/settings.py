@@ -138,6 +138,16 @@ class GatewaySettings(Strict):
         return tuple(model.arm(name) for name, model in self.models.items())
 
 
+def latest(kept: bytes | None, given: GatewaySettings) -> GatewaySettings:
+    """The settings that a journal kept, as JSON; the given ones if it kept none, or such as are valid no more."""
+    if kept is None:
+        return given
+    try:
+        return GatewaySettings.model_validate_json(kept).model_copy(update={"journal": given.journal})
+    except ValidationError:
+        return given
+
+
 class ObjectiveSettings(Strict):
     """What a request is worth: see policies/types.py, Objective."""
 

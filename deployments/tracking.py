@@ -26,7 +26,7 @@ class Tracker:
     """Carries the router's figures and versions to MLflow.
 
     Args:
-        settings: of the gateway.
+        settings: of the gateway, when this actor was made; the router knows if there are others by now.
         router: handle of the router actor.
         start: of this system, in seconds since the epoch; a tracker that died comes back with the same.
     """
@@ -42,16 +42,30 @@ class Tracker:
 
     async def start(self) -> bool:
         """Begin to track, once; False if no MLflow is configured."""
+        await self._heed()
         if self._settings.mlflow_uri is None:
             return False
         if self._turning is None:
             self._turning = asyncio.create_task(self._turn())
         return True
 
+    async def _heed(self) -> None:
+        """Take over the settings of today; the connection is made anew with them, and goes on where this one was."""
+        try:
+            settings = await self._router.settings.remote()
+        except Exception as error:
+            log.warning("the router cannot be asked for the settings (%s); going on with those there are", error)
+            return
+        if settings != self._settings:
+            async with self._lock:
+                self._settings, self._registry = settings, None
+
     async def _turn(self) -> None:
         while True:
             try:
-                await self._track()
+                await self._heed()
+                if self._settings.mlflow_uri is not None:
+                    await self._track()
                 self._telemetry.turned(time.time(), True)
             except Exception as error:
                 self._telemetry.turned(time.time(), False)
@@ -65,13 +79,23 @@ class Tracker:
                 uri = self._settings.mlflow_uri
                 assert uri is not None
                 registry = await asyncio.to_thread(Registry, uri, self._settings.experiment)
-                newest = await asyncio.to_thread(registry.latest)
-                if newest is not None and await self._router.adopt.remote(newest):
-                    log.info("the router starts from policy version %d", newest.version)
+                await self._offer(registry)
                 await self._export_to(registry)
                 self._promotions = Promotions(self._settings, registry, self._router, self._run_id)
                 self._registry = registry
             return self._registry
+
+    async def _offer(self, registry: Registry) -> None:
+        """Offer the newest version to the router, which takes it if it knows nothing; a damaged one is left alone."""
+        if not (version := await asyncio.to_thread(registry.latest)):
+            return
+        try:
+            newest = await asyncio.to_thread(registry.load, version)
+        except Exception as error:  # of whoever keeps the files, too
+            log.warning("policy version %d is not offered to the router: %s", version, error)
+            return
+        if await self._router.adopt.remote(newest):
+            log.info("the router starts from policy version %d", version)
 
     async def _export_to(self, registry: Registry) -> None:
         journal = Identity(await self._router.salt.remote()).hash("journal")
@@ -84,7 +108,12 @@ class Tracker:
 
     async def _track(self) -> None:
         registry = await self._connect()
-        await self._exporter.turn(time.time())
+        try:
+            await self._exporter.turn(time.time())
+        finally:  # versions need not wait for figures
+            await self._carry(registry)
+
+    async def _carry(self, registry: Registry) -> None:
         summary = await self._router.summary.remote()
         metrics = {f"count/{key}": value for key, value in summary["counts"].items()}
         metrics |= {f"profiler/{key}": value for key, value in summary["profiler"].items()}
@@ -95,8 +124,8 @@ class Tracker:
         if time.time() - self._published_at >= self._settings.publish_every_s:
             self._published_at = time.time()
             if summary["decisions"] != self._published_sequence:
-                self._published_sequence = summary["decisions"]
                 await self._promotions.publish()
+                self._published_sequence = summary["decisions"]
         await self._promotions.mirror()
 
     async def operate(self, verb: str, options: dict[str, Any]) -> Any:

@@ -9,20 +9,20 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import policies
-from deployments.journal import Snapshot
+from deployments.snapshot import Snapshot
 from policies.registry import make_policy
 from policies.types import Arm
 
 MODEL = "router-policy"
-HEAD = ("policy", "options", "arms", "sequence", "row", "journal", "held")  # of a Snapshot, in policy.json
+HEAD = ("policy", "options", "arms", "sequence", "row", "journal", "held", "trust")  # of a Snapshot, in policy.json
 EVALUATION = "evaluation"  # tag with the path of the newest report; `evaluation.…` are its main figures
 
 
@@ -47,7 +47,7 @@ def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
     head = json.loads((folder / "policy.json").read_text())
     with np.load(folder / "posterior.npz", allow_pickle=False) as arrays:
         state = {name: arrays[name].astype(np.float64) for name in arrays.files}
-    rest = {key: head[key] for key in ("options", "row", "journal") if key in head}  # early versions lack them
+    rest = {key: head[key] for key in ("options", "row", "journal", "trust") if key in head}  # early versions lack them
     held = tuple(head.get("held", ()))
     found = Snapshot(head["policy"], tuple(head["arms"]), int(head["sequence"]), version, state, held=held, **rest)
     try:
@@ -86,6 +86,18 @@ def code_digest() -> str:
 
 class UnknownVersionError(ValueError):
     """There is no such version."""
+
+
+@contextmanager
+def _known(version: int) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UnknownVersionError(f"there is no version {version} of {MODEL}; `list` shows those there are") from None
 
 
 class Registry:
@@ -169,10 +181,10 @@ class Registry:
             folder = download_artifacts(artifact_uri=f"models:/{MODEL}/{version}", dst_path=name)
             return load_policy(Path(folder), version, digest)
 
-    def latest(self) -> Snapshot | None:
-        """The champion, or where nobody is, the newest version; checked. None if there is none."""
-        numbers = [int(v.version) for v in self.client.search_model_versions(f"name = '{MODEL}'")]
-        return self.load(self.aliases().get("champion", max(numbers))) if numbers else None
+    def latest(self) -> int:
+        """The number of the champion, or where nobody is, of the newest version; 0 if there is none."""
+        newest = self.client.search_model_versions(f"name = '{MODEL}'", 1, order_by=["version_number DESC"])
+        return self.aliases().get("champion", int(newest[0].version)) if newest else 0
 
     def list(self) -> list[dict[str, Any]]:
         """All versions, the newest first, as plain data."""
@@ -191,16 +203,8 @@ class Registry:
         return plain
 
     def _find(self, version: int) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with _known(version):
             return self.client.get_model_version(MODEL, str(version))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UnknownVersionError(
-                f"there is no version {version} of {MODEL}; `list` shows those there are"
-            ) from None
 
     @staticmethod
     def _plain(found: Any, aliases: Mapping[str, int]) -> dict[str, Any]:
@@ -211,12 +215,13 @@ class Registry:
 
     def ancestor(self, version: int, row: int) -> int:
         """The version from which this one goes on that had learned up to that row or less; else its first."""
-        while True:
-            tags = self._find(version).tags
-            parent = int(tags.get("parent", 0))
-            if int(tags.get("row", 0)) <= row or not parent:
-                return version
-            version = parent
+        tags = self._find(version).tags
+        while int(tags.get("row", 0)) > row and (parent := int(tags.get("parent", 0))):
+            try:
+                tags, version = self._find(parent).tags, parent
+            except UnknownVersionError:  # somebody tidied up: the oldest that is left
+                break
+        return version
 
     # --- what is noted on them ----------------------------------------------------------------------------------
 
@@ -231,8 +236,9 @@ class Registry:
 
     def tag(self, version: int, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        for key, value in tags.items():
-            self.client.set_model_version_tag(MODEL, str(version), key, str(value)[:5000])
+        with _known(version):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(MODEL, str(version), key, str(value)[:5000])
 
     def aliases(self) -> dict[str, int]:
         """Versions by alias; none if nothing was registered yet."""
@@ -246,11 +252,12 @@ class Registry:
             return {}
 
     def set_aliases(self, wanted: Mapping[str, int]) -> None:
-        """Have exactly these roles point to these versions; aliases of other names are left alone."""
+        """Have exactly these roles point to these versions, where they are; other aliases are left alone."""
         there = self.aliases()
         for alias in ("champion", "challenger", "shadow"):
             version = wanted.get(alias, 0)
             if version and there.get(alias) != version:
-                self.client.set_registered_model_alias(MODEL, alias, str(version))
+                with suppress(UnknownVersionError), _known(version):
+                    self.client.set_registered_model_alias(MODEL, alias, str(version))
             elif not version and alias in there:
                 self.client.delete_registered_model_alias(MODEL, alias)

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import yaml
 
-from deployments.journal import Snapshot
 from deployments.lint import lint
+from deployments.snapshot import Snapshot
 from policies.ledger import Ledger
 from policies.thompson import Thompson
 from policies.types import Arm, Feedback, Objective, Outcome, Request

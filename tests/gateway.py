@@ -47,7 +47,7 @@ class Gateway:
         )
         self.models = {name: FakeModel(name) for name in self.settings.models}
         self.replicas = dict.fromkeys(self.models, 1)
-        self.router = Remote(Router(self.settings, lambda: self.replicas))
+        self.router = Remote(Router(self.settings, lambda _: self.replicas))
         self.profiler = Remote(Profiler(self.settings, lambda _: self.router))
         self.ingress = Ingress.__new__(Ingress)
         self.client = TestClient(self._app(), raise_server_exceptions=False)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from deployments.codec import decode, encode
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
+from deployments.snapshot import Snapshot
 from policies.thompson import Thompson
 from policies.types import Arm, Decision, Feedback, Objective, Outcome, Request
 from tests.helpers import make_profile
@@ -34,7 +35,7 @@ def test_events_come_back_as_they_were(url: str) -> None:
     assert first.objective == decision.objective and first.estimates == decision.estimates
     assert np.array_equal(first.profile.features, decision.profile.features)
     assert first.profile.kind == decision.profile.kind and first.policy_version == decision.policy_version
-    assert len(Journal(url).find("d0")) == 3 and len(Journal(url).find("d0", up_to=2)) == 2
+    assert [len(Journal(url).find_all(["d0"], up_to)["d0"]) for up_to in (99, 2)] == [3, 2]
 
 
 def test_the_newest_snapshot_comes_back_and_old_ones_go(url: str) -> None:

@@ -167,8 +167,9 @@ def test_feedback_only_from_the_key_that_owns_the_decision(locked: Locked) -> No
     assert locked.call("op", "GET", "/v1/router/state").json()["counts"].get("feedback", 0) == before
     assert locked.score("ann", decision_id).json()["status"] == "accepted"
     assert locked.score("op", decision_id, 0.5, "judge").json()["status"] == "accepted"
-    eventually(lambda: len(locked.router.thing._journal.find(decision_id)) == 4)  # outcomes travel in batches
-    events = locked.router.thing._journal.find(decision_id)
+    find_all = locked.router.thing._journal.find_all
+    eventually(lambda: len(find_all([decision_id])[decision_id]) == 4)  # outcomes travel in batches
+    events = find_all([decision_id])[decision_id]
     assert events[0].owner == "ann" and {event.owner for event in events if hasattr(event, "owner")} == {"ann", "*"}
 
 

@@ -151,8 +151,9 @@ def test_digests_come_from_what_serve_has_deployed(monkeypatch: pytest.MonkeyPat
             return {"applications": {"large": app | {"deployed_app_config": {"args": CONFIG}}, "small": app}}
 
     monkeypatch.setattr("deployments.app._get_global_client", lambda **_: Client())
-    watch = ReplicaCounter(("small", "large", "gone"))
-    assert watch() == {"small": 1, "large": 1, "gone": 0} and watch.digests == {"large": digest_of(CONFIG)}
+    watch = ReplicaCounter()
+    assert watch(("small", "large", "gone")) == {"small": 1, "large": 1, "gone": 0}
+    assert watch.digests == {"large": digest_of(CONFIG)}
 
 
 def test_replicas_serve_on_while_the_controller_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,8 +169,8 @@ def test_replicas_serve_on_while_the_controller_comes_back(monkeypatch: pytest.M
 
     monkeypatch.setattr("deployments.app._get_global_client", lambda **_: Client())
     found += [{}, small("RUNNING"), {}, small("RECOVERING"), small("STARTING")]
-    watch = ReplicaCounter(("small",))
-    assert [watch().get("small") for _ in range(5)] == [None, 1, 1, 1, 0]
+    watch = ReplicaCounter()
+    assert [watch(["small"]).get("small") for _ in range(5)] == [None, 1, 1, 1, 0]
 
 
 def test_a_request_is_decided_after_a_succession(url: str) -> None:

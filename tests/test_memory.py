@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 from msgspec import structs
 
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
 from deployments.memory import Memory
 from deployments.schema import SNAPSHOTS
+from deployments.snapshot import Snapshot
 from policies.static import Static
 from policies.thompson import Thompson
 from policies.types import Arm, Decision, Feedback, Objective, Outcome, Request

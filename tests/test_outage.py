@@ -35,7 +35,7 @@ class Load:
 
     def __init__(self, folder: Path):
         settings = {"models": {"small": {}, "large": {}}, "journal": f"sqlite:///{folder}/journal.db"}
-        self.router = Router(GatewaySettings.model_validate(settings), lambda: {"small": 1, "large": 1})
+        self.router = Router(GatewaySettings.model_validate(settings), lambda _: {"small": 1, "large": 1})
         self.times: list[float] = []
         self.waits: list[float] = []
         self.scores = 0

@@ -118,7 +118,7 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
     """The price is in the logged objective of automatic requests only, and the account survives a restart."""
     gateway = Gateway(tmp_path)
     gateway.settings = gateway.settings.model_copy(update={"max_mean_cost_usd": 1e-6})
-    gateway.router.thing = Router(gateway.settings, lambda: gateway.replicas)
+    gateway.router.thing = Router(gateway.settings, lambda _: gateway.replicas)
     with gateway.client:
         for _ in range(12):
             gateway.chat()
@@ -135,7 +135,7 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
     ]
     assert len(costs) == 13 and budget["mean_cost_usd"] == pytest.approx(np.mean(costs))
     assert budget["account"] == pytest.approx(sum(cost / 1e-6 - 1 for cost in costs))
-    replayed = Router(gateway.settings, lambda: gateway.replicas)  # from the journal's rows
+    replayed = Router(gateway.settings, lambda _: gateway.replicas)  # from the journal's rows
     kept = {name: float(value[0]) for name, value in router._pacer.state().items()}
     assert {name: float(value[0]) for name, value in replayed._pacer.state().items()} == pytest.approx(kept)
 
@@ -144,6 +144,6 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
         await router._journal.flush()
 
     asyncio.run(snapshot())
-    assert Router(gateway.settings, lambda: gateway.replicas)._pacer.state() == kept
-    unpaced = Router(gateway.settings.model_copy(update={"max_mean_cost_usd": None}), lambda: gateway.replicas)
+    assert Router(gateway.settings, lambda _: gateway.replicas)._pacer.state() == kept
+    unpaced = Router(gateway.settings.model_copy(update={"max_mean_cost_usd": None}), lambda _: gateway.replicas)
     assert unpaced._pacer.cost_weight == 0 and unpaced._pacer.mean_cost_usd == pytest.approx(np.mean(costs))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from deployments import profiler, refit
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
 from deployments.refit import Refitter
 from deployments.router import Router
+from deployments.snapshot import Snapshot
 from deployments.versions import load_policy, save_policy
 from policies.thompson import Thompson
 from policies.types import Arm, Decision, Feedback, Objective, Outcome
@@ -151,7 +152,7 @@ def test_new_forecasts_are_swapped_in_without_a_restart(tmp_path: Path, monkeypa
         within_seconds(lambda: made.ingress.decider._forecaster.version == 1)
         made.profiler.broken = True  # the ingress says them itself
         assert ask(made)["profile"]["profiler_version"] == 1
-    again = Router(made.settings, lambda: made.replicas)
+    again = Router(made.settings, lambda _: made.replicas)
     assert asyncio.run(again.forecaster(0)).version == 1  # type: ignore[union-attr]
     assert asyncio.run(again.forecaster(1)) is None
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.journal import Journal, Snapshot
+from deployments.journal import Journal
 from deployments.memory import Memory
 from deployments.rollout import Rollout, champion_of
 from deployments.router import Router
 from deployments.seating import Branch, operate
 from deployments.settings import GatewaySettings
+from deployments.snapshot import Snapshot
 from policies.roles import CHALLENGER, CHAMPION, SHADOW
 from policies.types import Decision, Feedback, Objective, Outcome, Request
 from tests.helpers import make_profile
@@ -39,7 +40,7 @@ class System:
 
     def __init__(self, settings: GatewaySettings, seed: int = 0):
         self.settings, self.rng = settings, np.random.default_rng(seed)
-        self.router = Router(settings, dict)
+        self.router = Router(settings, lambda _: {})
         self.router._rng = np.random.default_rng(seed)
 
     @property

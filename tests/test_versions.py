@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deployments.journal import Snapshot
+from deployments.snapshot import Snapshot
 from deployments.versions import (
     MODEL,
     Registry,
@@ -79,14 +79,14 @@ def test_a_version_of_an_earlier_release_can_still_be_read(tmp_path: Path) -> No
 def test_versions_are_registered_with_their_lineage(mlflow_uri: str) -> None:
     """Against a real MLflow store on disk: parent, code and data of each; the champion comes back, or the newest."""
     registry = Registry(mlflow_uri, "test")
-    assert registry.latest() is None and registry.aliases() == {} and registry.list() == []
+    assert registry.latest() == 0 and registry.aliases() == {} and registry.list() == []
     run = registry.start_run("a run", {"kind": "test"})
     registry.log(run, {"reward": 0.5}, step=3)
     snapshot = replace(make_snapshot(), row=120, journal="ab12", options={"exploration": 0.3})
     assert registry.publish(snapshot, run) == 1
     assert registry.publish(replace(snapshot, version=1, row=240), run, {"by": "anna"}) == 2
     assert registry.publish(replace(snapshot, version=2, row=360), run) == 3
-    newest = registry.latest()
+    newest = registry.load(registry.latest())
     assert newest is not None and (newest.version, newest.row, newest.options) == (3, 360, {"exploration": 0.3})
     assert np.array_equal(newest.state["quality.moment"], snapshot.state["quality.moment"])
     tags = registry.show(2)["tags"]
@@ -109,7 +109,7 @@ def test_aliases_follow_and_reports_are_attached(mlflow_uri: str) -> None:
     registry.set_aliases({"champion": 2, "challenger": 1})
     assert registry.aliases() == {"champion": 2, "challenger": 1, "before-friday": 1}
     assert [version["aliases"] for version in registry.list()] == [[], ["champion"], ["before-friday", "challenger"]]
-    latest = registry.latest()
+    latest = registry.load(registry.latest())
     assert latest is not None and latest.version == 2
     report = {"promote": False, "reason": "refused: too early", "lower": -0.1, "difference": {"value": 0.2}}
     registry.attach(3, report)
