@@ -257,7 +257,10 @@ class Registry:
         for alias in ("champion", "challenger", "shadow"):
             version = wanted.get(alias, 0)
             if version and there.get(alias) != version:
-                with suppress(UnknownVersionError), _known(version):
-                    self.client.set_registered_model_alias(MODEL, alias, str(version))
-            elif not version and alias in there:
+                try:
+                    with _known(version):
+                        self.client.set_registered_model_alias(MODEL, alias, str(version))
+                except UnknownVersionError:
+                    version = 0
+            if not version and alias in there:
                 self.client.delete_registered_model_alias(MODEL, alias)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from mlflow import MlflowClient
 from mlflow.tracing.client import TracingClient
 from msgspec import structs
 
-from deployments.exporter import ALL, PAGE, Exporter, Folder
+from deployments.codec import encode
+from deployments.exporter import ALL, PAGE, PAGES, Batch, Exporter, Folder
 from deployments.journal import Journal
 from deployments.memory import Memory
 from deployments.runs import Runs, trace_id
@@ -238,3 +240,42 @@ def test_the_tracker_carries_what_a_gateway_did(tmp_path: Path, client: MlflowCl
     assert metrics["count/routed"] == 5 and 0 < metrics["reward"] <= 0.25
     (assessment,) = TracingClient(client.tracking_uri).get_trace_info(trace_id(ids[0])).assessments
     assert assessment.feedback.value == 0.25
+
+
+def test_a_turn_ends_though_rows_come_faster_than_they_go() -> None:
+    """Or nothing else of the tracker would ever have its turn."""
+    body = encode(Outcome("d0"))
+
+    class Nowhere:
+        def connect(self) -> tuple[int, dict[str, Any]]:
+            return 0, {}
+
+        def send(self, _: Batch) -> None:
+            pass
+
+    async def endless(after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        return [(after + 1 + i, 0.0, "outcome", body) for i in range(most)]
+
+    exporter = Exporter(Remote(SimpleNamespace(rows=endless)), Nowhere(), 5.0, 0.0)
+    assert [asyncio.run(exporter.turn(0.0)) for _ in range(2)] == [PAGES * PAGE] * 2
+    assert exporter.row == 2 * PAGES * PAGE
+
+
+def test_versions_do_not_wait_for_figures(tmp_path: Path, mlflow_uri: str) -> None:
+    """One is published though the exporter cannot go on."""
+    gateway = Gateway(tmp_path, mlflow_uri=mlflow_uri, experiment="stuck", publish_every_s=1e-3)
+
+    async def stuck(_: float) -> int:
+        raise OSError("a figure that MLflow does not take")
+
+    async def play(tracker: Tracker) -> list[Any]:
+        registry = await tracker._connect()
+        tracker._exporter.turn = stuck  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="does not take"):
+            await tracker._track()
+        return registry.list()
+
+    with gateway.client:
+        gateway.chat()
+        eventually(lambda: not gateway.ingress.decider._reporting)
+        assert len(asyncio.run(play(Tracker(gateway.settings, gateway.router, 7.0)))) == 1

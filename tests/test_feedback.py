@@ -164,3 +164,12 @@ def test_a_decision_is_written_with_all_that_judging_it_needs(gateway: Gateway) 
         assert sum(e.propensity for e in eligible) == pytest.approx(1)
         assert {e.arm for e in row.estimates} == {"small", "large", "minilm"}
     assert [e.arm for e in forced.estimates if not e.removed_by] == ["large"]
+
+
+def test_the_longest_key_fits_the_database(gateway: Gateway, tmp_path: Path) -> None:
+    """PostgreSQL counts characters; a row that it refuses would be tried again before all others, for ever."""
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    assert send(gateway, decision_id, 0.5, "k" * 255).status_code == 200
+    with sqlite3.connect(tmp_path / "journal.db") as connection:
+        ((length,),) = connection.execute("SELECT length(key) FROM replies").fetchall()
+    assert length <= 255 and send(gateway, decision_id, 0.5, "k" * 254).json()["status"] == "duplicate"

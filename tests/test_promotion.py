@@ -15,7 +15,7 @@ from deployments.policy import parse, run
 from deployments.promotion import RefusedError
 from deployments.tracking import Tracker
 from deployments.version_routes import _told
-from deployments.versions import Registry, UnknownVersionError
+from deployments.versions import MODEL, Registry, UnknownVersionError
 from policies.types import Feedback, Objective, Outcome, Request
 from tests.fakes import Remote
 from tests.gateway import Gateway
@@ -135,6 +135,32 @@ def test_a_challenger_gets_its_share_and_a_shadow_none(operated: Operated) -> No
     assert operated.command("rollback --role challenger")["roles"].keys() == {"champion", "shadow"}
     difference = operated.command("diff 2 3")
     assert difference["decide_otherwise"] == 1.0 and difference["shares"][0]["small"] == 1.0
+
+
+def test_versions_that_were_deleted_hold_nobody_up(operated: Operated) -> None:
+    """Not the mirror of a rollback, nor a promotion for which somebody answers."""
+    operated.command("register")
+    operated.command("register --policy always --options", '{"arm": "small"}')
+    operated.serve(100)
+    operated.command("promote 2 --override-gate --reason", "a drill")
+    operated.command("rollback --reason", "over")
+    operated.registry.client.delete_model_version(MODEL, "2")
+    tracker = operated.tracker.thing
+    tracker._promotions._tagged.clear()  # as after a restart
+    operated.command("register")
+    operated.command("register --policy always --options", '{"arm": "large"}')
+    number = max(version["version"] for version in operated.registry.list())
+    operated.registry.client.delete_model_version(MODEL, str(number - 1))  # the champion's own
+    assert operated.command(f"promote {number} --override-gate --reason", "x")["roles"]["champion"]["version"] == number
+
+
+def test_a_damaged_version_does_not_hold_up_the_tracker(operated: Operated) -> None:
+    """It is not offered to a router, and that is all; the figures and the commands go on."""
+    operated.command("register")
+    operated.registry.tag(1, {"sha256": "another"})
+    operated.tracker = Remote(Tracker(operated.settings, operated.router, 0.0))
+    assert "champion" in operated.command("list")
+    assert operated.command("register") == "registered as version 2"
 
 
 def test_what_cannot_be_done_is_said_in_words(operated: Operated, tmp_path: Path) -> None:

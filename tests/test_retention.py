@@ -78,6 +78,21 @@ def test_rows_are_bounded_by_age_and_their_feedback_is_refused(url: str) -> None
     assert same(memory, again)
 
 
+def test_a_clock_that_ran_ahead_refuses_nothing_later(url: str) -> None:
+    """What was written then goes by number like all else, and scores of today still count, also after a restart."""
+    journal, now = Journal(url, max_rows=2 * BATCH), time.time()
+    memory = make(journal)
+    decide(memory, BATCH, now)
+    age(journal, journal.last_row, -400 * DAY_S)
+    young = decide(memory, 2 * BATCH, now)
+    for _ in range(2):
+        asyncio.run(memory.retire(now))
+    assert rows(journal)[0] > BATCH
+    for each in (memory, make(Journal(url))):
+        assert each.journal.gone_before_s <= now
+        assert asyncio.run(each.feedback([Feedback(young[-1].id, 1.0, time_s=now)], now)) != [EXPIRED]
+
+
 def test_nothing_goes_before_a_snapshot_has_it(url: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """With the snapshot not on disk, all rows stay."""
     journal, now = Journal(url, max_rows=BATCH), time.time()
