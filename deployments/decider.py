@@ -11,10 +11,11 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import replace
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -39,6 +40,7 @@ OBSERVE_EVERY_S = 0.25  # outcomes travel together: nobody waits for them
 OBSERVED = 1000  # at a time
 OBSERVE_S = 10.0
 PATIENCE_S = 300.0  # how long an outcome waits for a router that does not take it
+UNHEARD = 20_000  # outcomes that wait at most: some 100 MB
 PAUSES_S = 0.5, 2.0  # before the router is asked again: the first, and the longest
 UNKNOWN = ModelState()
 PROBE = Request("", TaskProfile(np.eye(1, features.D)[0], "chat", features.KINDS[-1], 1), Objective())
@@ -71,7 +73,8 @@ class Decider:
         self._rng = np.random.default_rng()
         self._profile = Coalescer(self._profile_batch)
         self._decide = Coalescer(self._decide_batch, calls=1)  # a second one at a time would be mostly its own cost
-        self._reporting: list[tuple[Decision, Outcome]] = []  # what the router has not heard of yet
+        self._reporting: deque[tuple[Decision, Outcome]] = deque()  # what the router has not heard of yet
+        self._sent = self._lost = 0  # of these: the first, that are on their way; and those that had to give way
         self._unlogged: list[tuple[Decision, Outcome, str]] = []  # and the log, with the request's id
         self._telling: asyncio.Task[None] | None = None
 
@@ -184,6 +187,11 @@ class Decider:
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Tell the router, and the log, what came of a decision, without waiting; keeps trying while it is away."""
         self._reporting.append((decision, outcome))
+        if len(self._reporting) > UNHEARD:
+            self._reporting.popleft()
+            self._sent, self._lost = max(0, self._sent - 1), self._lost + 1
+            if self._lost % OBSERVED == 1:
+                log.error("the router is away, and outcomes are lost: %d so far", self._lost)
         self._unlogged.append((decision, outcome, logs.REQUEST_ID.get()))
         if self._telling is None or self._telling.done():
             nobodys = Context()  # or all log lines would have the id of the request that is here now
@@ -192,7 +200,8 @@ class Decider:
     async def _tell(self) -> None:
         while self._reporting:
             await asyncio.sleep(OBSERVE_EVERY_S)
-            finished, waited, pause = self._foretold(self._reporting[:OBSERVED]), 0.0, PAUSES_S[0]
+            finished, began, pause = self._foretold([*islice(self._reporting, OBSERVED)]), time.monotonic(), PAUSES_S[0]
+            self._sent = len(finished)
             while True:
                 unlogged, self._unlogged = self._unlogged, []
                 for row in unlogged:  # the log need not wait until the router is back
@@ -202,14 +211,16 @@ class Decider:
                         await self.router.observe.remote(finished, self._name, dict(self.in_flight))
                     break
                 except Exception as error:
-                    if waited >= PATIENCE_S:
+                    if time.monotonic() - began >= PATIENCE_S:
                         log.error("%d outcomes were lost: the router was away for %g s", len(finished), PATIENCE_S)
                         break
                     name = type(error).__name__
                     log.warning("the router did not take %d outcomes (%s); trying again", len(finished), name)
                     await asyncio.sleep(pause)
-                    waited, pause = waited + pause, min(PAUSES_S[1], 2 * pause)
-            del self._reporting[: len(finished)]
+                    pause = min(PAUSES_S[1], 2 * pause)
+            while self._sent:
+                self._reporting.popleft()
+                self._sent -= 1
 
     def _foretold(self, finished: list[tuple[Decision, Outcome]]) -> list[tuple[Decision, Outcome]]:
         """With the forecasts in all profiles; nobody has learned from these outcomes yet."""
@@ -232,5 +243,6 @@ class Decider:
             # a crowd that comes at once is load to each of its members; nobody is load to itself
             itself = Counter({request.objective.models[0] for request in requests if request.forced})
             load = dict(self.in_flight + self._forced - itself)
-            decisions: list[Decision] = await self.router.decide.remote(requests, self._name, load)
+            waits_s = {arm: wait_s for arm in load if (wait_s := self.wait_s(arm))}
+            decisions: list[Decision] = await self.router.decide.remote(requests, self._name, load, waits_s)
         return decisions

@@ -7,9 +7,10 @@ lock. What happened is put into the journal before anybody is told that it was a
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -144,18 +145,27 @@ class Router:
         """Those that were handed over last."""
         return self._settings
 
-    async def decide(self, requests: list[Request], ingress: str, in_flight: dict[str, int]) -> list[Decision]:
+    async def decide(
+        self,
+        requests: list[Request],
+        ingress: str,
+        in_flight: dict[str, int],
+        waits_s: Mapping[str, float] = MappingProxyType({}),
+    ) -> list[Decision]:
         """Decide a batch.
 
         Args:
             requests: what to decide.
             ingress: who asks.
             in_flight: how many requests of its own each arm is answering for it now.
+            waits_s: for a place at each arm there, in seconds; where it is left out, nobody waits.
         """
         began = time.perf_counter()
         self._live.told(ingress, in_flight)
         requests = paced(requests, self._pacer.cost_weight)
-        decided = self._policy.decide(requests, self._live.states(), self._rng, self._sequence)
+        states = self._live.states()
+        states |= {arm: replace(states[arm], wait_s=wait_s) for arm, wait_s in waits_s.items() if arm in states}
+        decided = self._policy.decide(requests, states, self._rng, self._sequence)
         self._memory.sequence += len(decided)
         now, label = time.time(), self._rollout.label_of
         decisions = [d.made(request, label(d), now) for d, request in zip(decided, requests, strict=True)]

@@ -10,6 +10,7 @@ from policies.types import Arm, Decision, ModelState, Objective, Outcome, Reques
 
 State = dict[str, NDArray[np.float64]]
 
+SLACK = 1.05  # on a context, where an answer's limit is counted: the engine knows better what is just too long
 PRIOR = 0.5  # score
 PRIOR_BY_DECADE = 0.1  # score for a price ten times higher
 
@@ -86,6 +87,9 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
     # inputs of an embedding request are read one by one; their model, which nobody chooses, knows which is too long
     if profile.task != "embed" and profile.prompt_tokens >= arm.context_tokens:
         return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
+    if profile.prompt_tokens + profile.max_output_tokens > SLACK * arm.context_tokens:
+        both = f"prompt of {profile.prompt_tokens} tokens, with {profile.max_output_tokens} for the answer,"
+        return f"{both} does not fit its context of {arm.context_tokens}"
     if not state.healthy:
         return "no healthy replica"
     return ""

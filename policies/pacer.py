@@ -30,10 +30,12 @@ INTEGRAL_MOST = 9.0  # the price settles between START · exp(-9) and START · e
 FORGIVEN = 1000.0  # requests' worth, owed or saved, beyond which the account does not remember
 MARGIN = 2.0  # standard deviations of the account
 STEADY = 200.0  # requests over which the scatter of costs is averaged
+STAND_INS = ("model", "hedge")  # fallbacks of a second decision for the same request
 
 
 class Pacer:
-    """The account and the price of one stream. Told of decisions and outcomes, once each; forced ones don't count.
+    """The account and the price of one stream. Told of decisions and outcomes, once each; forced ones don't count, and
+    what stands in for another decision costs, but is no further request.
 
     Args:
         ceiling_usd: mean cost per routed request to stay under; infinite for none.
@@ -73,6 +75,9 @@ class Pacer:
         if decision.fallback == FORCED:
             return
         cost_usd = decision.estimate().cost_usd
+        if decision.fallback in STAND_INS:
+            self._charge(cost_usd, cost_usd / self.ceiling_usd)
+            return
         self.requests += 1
         self._charge(cost_usd, cost_usd / self.ceiling_usd - 1)
         beyond = min(cost_usd / self.ceiling_usd - 1, REACH)
@@ -83,8 +88,9 @@ class Pacer:
             self.integral = max(-INTEGRAL_MOST, min(INTEGRAL_MOST, integral))
 
     def finished(self, decision: Decision, outcome: Outcome) -> None:
-        """Put what it did cost, known late, in the place of what was expected."""
-        if decision.fallback != FORCED:
+        """Put what it did cost, known late, in the place of what was expected; if nobody knows, that stays."""
+        unknown = outcome.status == "disconnected" and not outcome.cost_usd
+        if decision.fallback != FORCED and not unknown:
             difference = outcome.cost_usd - decision.estimate().cost_usd
             self._charge(difference, difference / self.ceiling_usd)
 

@@ -141,7 +141,8 @@ class Thompson:
         rows, masks = [], []
         for i, (request, objective) in enumerate(zip(requests, objectives)):
             profile, row = request.profile, list[str]()
-            if alike := profile.prompt_tokens < self._shortest:  # what holds for one, holds for all that ask alike
+            needed = profile.prompt_tokens + profile.max_output_tokens
+            if alike := needed < self._shortest:  # what holds for one, holds for all that ask alike
                 key = profile.task, objective.models, objective.unavailable, healthy
                 row, mask = self._known.get(key, _NOTHING)
             if not row:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deployments import decider as decider_module
 from deployments import feedback
 from deployments.memory import Memory
 from policies.types import Outcome
@@ -103,3 +104,26 @@ def test_decisions_are_new_only_once(gateway: Gateway) -> None:
     memory.ledger._records.clear()
     assert memory.unheard([decision]) == []
     assert inside(gateway, memory.observe, [(decision, Outcome(decision_id))], 0.0) == []
+
+
+def test_the_router_hears_how_long_one_waits_for_a_place(gateway: Gateway) -> None:
+    """Or a line in front of a model would count nowhere while the router is asked."""
+    gateway.tune(decide_here_s=0.0)
+    decider = gateway.ingress.decider
+    decider.in_flight["large"] += 1
+    decider.wait_s = {"small": 99.0, "large": 7.0, "minilm": 0.0}.__getitem__
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    eventually(lambda: record(gateway, decision_id))
+    small, large = (record(gateway, decision_id).decision.estimate(arm).latency_s for arm in ("small", "large"))
+    assert large > 7.0 and small < 7.0, "nobody waits where nothing is in flight"
+
+
+def test_what_the_router_has_not_heard_of_is_bounded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long outage must not cost the ingress its memory: the oldest give way, the latest are told."""
+    monkeypatch.setattr(decider_module, "UNHEARD", 5)
+    gateway.router.broken = True
+    ids = [gateway.chat().headers["x-router-decision-id"] for _ in range(12)]
+    assert len(gateway.ingress.decider._reporting) == 5
+    gateway.router.broken = False
+    eventually(lambda: not gateway.ingress.decider._reporting)
+    assert [record(gateway, decision_id) is not None for decision_id in ids] == [False] * 7 + [True] * 5

@@ -51,6 +51,22 @@ def test_the_mean_ends_within_half_a_percent_under_the_ceiling(
     assert np.mean(ends) < (0.001 if late else 0)  # costs on their way are four percent higher than expected
 
 
+@pytest.mark.parametrize(("status", "fallback"), [("disconnected", ""), ("ok", "hedge"), ("ok", "model")])
+def test_what_nobody_hears_of_costs_all_the_same(status: str, fallback: str) -> None:
+    """Clients that leave before the end, and decisions that stand in for others: no request, no credit, but a cost."""
+    pacer = Pacer(1.0)
+    for n in range(200):
+        first, second = (
+            Decision(f"{n}{why}", "a", n, "", PROFILE, Objective(), (ArmEstimate("a", cost_usd=0.4),), fallback=why)
+            for why in ("", fallback)
+        )
+        for decision in (first, second)[: 1 + bool(fallback)]:
+            pacer.decided(decision)
+            pacer.finished(decision, Outcome(decision.id, status, cost_usd=0.4 if status == "ok" else 0.0))
+    assert pacer.requests == 200 and pacer.mean_cost_usd == pytest.approx(0.8 if fallback else 0.4)
+    assert pacer.account == pytest.approx(200 * ((0.8 if fallback else 0.4) - 1.0))
+
+
 def test_the_scale_of_money_changes_nothing() -> None:
     """The same stream at a millionth of the prices is decided alike."""
     one, other = (np.array(spend(Pacer(ceiling), 500, 3)) / ceiling for ceiling in (1e-6, 1.0))

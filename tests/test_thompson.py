@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies import features
 from policies.base import prior_quality
 from policies.registry import make_policy
 from policies.thompson import Settings, Thompson
@@ -176,6 +177,16 @@ def test_limits_on_latency_and_cost_remove_arms_with_a_reason() -> None:
     assert late.arm == dear.arm == "small" and none.arm == ""
     assert "expected latency" in late.estimate("large").removed_by
     assert "expected cost" in dear.estimate("large").removed_by
+
+
+def test_an_answer_that_may_be_longer_than_the_context_has_room_for_goes_elsewhere() -> None:
+    """Where the engine would refuse the request; what is about as long as the context is for the engine to say."""
+    policy = Thompson([Arm("short", context_tokens=512), Arm("long", context_tokens=4096)])
+    profiles = [features.profile("Write.", None, "chat", 300, limit) for limit in (1000, 212, 220, 0, 9000)]
+    requests = [Request(str(i), profile, Objective()) for i, profile in enumerate(profiles)]
+    made = policy.decide(requests, {}, np.random.default_rng(0), 0)
+    assert ["does not fit" in d.estimate("short").removed_by for d in made] == [True, False, False, False, True]
+    assert made[0].arm == "long" and made[4].arm == ""
 
 
 def test_words_of_haste_and_care_move_the_trade_off() -> None:

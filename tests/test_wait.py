@@ -21,6 +21,7 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
                 body = {"model": model, "messages": [{"role": "user", "content": "Why?"}]}
                 return (await client.post("/v1/chat/completions", json=body)).headers["x-router-decision-id"]
 
+            await ask("small")  # known then: of what is not, even a long wait may be worth a try
             await ask("large")  # from which the line knows how long a place is held
             crowd = [asyncio.create_task(ask("large")) for _ in range(3)]
             while gateway.ingress.dispatcher.admission.lines["large"].waiting < 2:
