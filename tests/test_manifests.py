@@ -157,3 +157,31 @@ def test_the_dockerfile_installs_what_the_makefile_does() -> None:
     assert "make .venv/installed" in text and "'.[gpu]'" in text
     assert text.index("USER router") < text.index("COPY")
     assert {".venv", "var", ".git"} <= set((DEPLOY / "Dockerfile.dockerignore").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("given", "has_it", "asked"),
+    [
+        ("", "torch==2.13.0+cpu", [""]),
+        ("", "download.pytorch.org", ["", "https://download.pytorch.org/whl/cpu"]),
+        ("https://mirror.example", "mirror.example", ["https://mirror.example"]),
+        ("https://mirror.example", "download.pytorch.org", ["https://mirror.example"]),
+    ],
+)
+def test_torch_is_looked_for_where_pip_looks_and_then_at_pytorchs_own(
+    tmp_path: Path, given: str, has_it: str, asked: list[str]
+) -> None:
+    """The CPU build is on PyTorch's index only; TORCH_INDEX names another one. Found nowhere, it says what to set."""
+    programs, log = tmp_path / ".venv/bin", tmp_path / "log"
+    programs.mkdir(parents=True)
+    (tmp_path / "requirements.txt").touch()
+    (programs / "python").write_text('#!/bin/sh\n[ "$2" != "import torch" ]\n')
+    (programs / "pip").write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{has_it}*|*-r*) ;; *) exit 1;; esac\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), ".venv/installed", f"TORCH_INDEX={given}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    tries = [line for line in log.read_text().splitlines() if "torch==" in line]
+    assert [line.partition("--index-url ")[2] for line in tries] == asked
+    assert (done.returncode == 0) == (has_it in tries[-1]) == (tmp_path / ".venv/installed").exists()
+    assert done.returncode == 0 or "make TORCH_INDEX=" in done.stdout
