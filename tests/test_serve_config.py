@@ -9,15 +9,16 @@ import yaml
 
 from deployments.launch import load
 from deployments.lint import lint
-from deployments.settings import GatewaySettings
+from deployments.settings import GatewaySettings, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("serve_config.yaml", "serve_config.gpu.yaml")
+WHOLE = (*FILES, "deploy/rayservice.yaml")
 
 
 def read(name: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
-    return config
+    return config if "spec" not in config else yaml.safe_load(config["spec"]["serveConfigV2"])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -38,6 +39,23 @@ def test_every_arm_has_an_application_and_every_application_an_arm(name: str) ->
         options = application["args"].get("deployment_config") or application["deployments"][0]
         assert options["max_queued_requests"] > 0 and options["max_ongoing_requests"] <= 1000
         assert options["autoscaling_config"]["target_ongoing_requests"] < options["max_ongoing_requests"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_all_ingresses_admit_wakes_the_autoscaler_and_fits_into_the_engine(name: str) -> None:
+    """Of each model: above its target, or no replica is ever added; not above what Serve and vLLM run at once, or
+    requests wait where priorities do not reach. And an ingress refuses by a 429 before Serve refuses it.
+    """
+    *served, gateway = read(name)["applications"]
+    ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
+    admission = Tuning.model_validate(ingress["user_config"]).admission
+    admitted = ingress["num_replicas"] * admission.running
+    for application in served:
+        options = application["args"].get("deployment_config") or application["deployments"][0]
+        most = application["args"].get("engine_kwargs", {}).get("max_num_seqs", admitted)
+        assert options["autoscaling_config"]["target_ongoing_requests"] < admitted, application["name"]
+        assert admitted <= min(options["max_ongoing_requests"], most), application["name"]
+    assert admission.requests < ingress["max_ongoing_requests"]
 
 
 def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
