@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from deployments import dataplane
 from deployments.lint import lint
 from deployments.settings import GatewaySettings
 from tests.balancer import within
@@ -62,13 +63,20 @@ def test_it_deploys_what_serve_config_gpu_says() -> None:
     assert GatewaySettings.model_validate(gateway["args"]).journal.startswith("postgresql+psycopg://")
 
 
-def test_every_pod_asks_for_a_token_and_has_bounds() -> None:
-    """RAY_AUTH_MODE explicit, memory limited, secrets by reference, the port that the balancer asks."""
+def test_every_pod_asks_for_a_token_and_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_AUTH_MODE explicit, memory limited, secrets by reference, the port that the balancer asks, and the data plane
+    that `make serve` has.
+    """
     port = CONFIG["http_options"]["port"]
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    monkeypatch.delenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", raising=False)
+    here = dataplane.environment(tmp_path, 0)
     for container in pods():
         environment = {e["name"]: e.get("value") for e in container["env"]}
         assert environment["RAY_AUTH_MODE"] == "token" == SERVICE["spec"]["rayClusterConfig"]["authOptions"]["mode"]
         assert environment["PGPASSWORD"] is None  # from the secret
+        for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+            assert environment[name] == here[name] == "1"
         assert {p["name"]: p["containerPort"] for p in container["ports"]}["serve"] == port
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
         (mount,) = container["volumeMounts"]
