@@ -15,11 +15,14 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
+.PHONY: serve reload stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
 	test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
+
+reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; what did not change goes on
+	@$(PY) -m deployments.launch reload
 
 stop: .venv/installed  ## end exactly what `make serve` started
 	@$(PY) -m deployments.launch down

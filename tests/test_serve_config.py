@@ -4,9 +4,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 import yaml
 
+from deployments import launch
 from deployments.launch import load
 from deployments.lint import lint
 from deployments.settings import GatewaySettings, Tuning
@@ -101,6 +104,42 @@ def test_a_typo_names_the_key_and_the_nearest_valid_one(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit, match=r"max_queued_request'; did you mean 'max_queued_requests'"):
         load(path, tmp_path, 0)
+
+
+def test_reload_gives_the_running_system_its_changed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `up` had laid it out, or Serve would take all for changed; and only where there is one."""
+    config = read("serve_config.yaml")
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    before = load(path, tmp_path, 70)
+    with pytest.raises(SystemExit, match="make serve"):
+        launch.reload(before)  # nothing with this folder's mark runs
+    ingress = config["applications"][-1]["deployments"][0]
+    ingress["user_config"]["presets"]["slow"] = {"latency_weight": 0.01}
+    path.write_text(yaml.safe_dump(config))
+    sent: list[tuple[str, dict[str, Any]]] = []
+
+    def put(url: str, json: dict[str, Any], **_: Any) -> httpx.Response:
+        sent.append((url, json))
+        return httpx.Response(200)
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        now = "RUNNING" if len(sent) == 1 else "NOT_STARTED"
+        return httpx.Response(200, json={"applications": {a["name"]: {"status": now} for a in config["applications"]}})
+
+    monkeypatch.setattr(launch.Cluster, "processes", lambda self: [psutil.Process()])
+    monkeypatch.setattr(launch.httpx, "put", put)
+    monkeypatch.setattr(launch.httpx, "get", get)
+    arguments = ["launch", "reload", "--config", str(path), "--state", str(tmp_path), "--offset", "70"]
+    monkeypatch.setattr(launch.sys, "argv", arguments)
+    launch.main()
+    ((url, given),) = sent
+    assert url == "http://127.0.0.1:8335/api/serve/applications/" and given["http_options"]["port"] == 8070
+    (changed,) = [
+        new for new, old in zip(given["applications"], before.config["applications"], strict=True) if new != old
+    ]
+    assert changed["args"] == before.config["applications"][-1]["args"]  # the journal's place, too
+    assert changed["deployments"][0]["user_config"] == ingress["user_config"]
 
 
 def test_arms_keep_the_order_of_the_file() -> None:
