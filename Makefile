@@ -1,8 +1,10 @@
 # Two commands: `make serve` and `make test`. Everything they need is installed into .venv the first time.
 
 PYTHON ?= python3.11
-# Where pip finds no CPU build of torch by itself, name PyTorch's own index of CPU wheels here.
+# Where the CPU build of torch comes from; empty: from pip's own index, or from PyTorch's where that has none.
 TORCH_INDEX ?=
+PYTORCH_INDEX = https://download.pytorch.org/whl/cpu
+TORCH = .venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps torch==2.13.0+cpu
 SEED ?= 1
 
 export RAY_AUTH_MODE = disabled
@@ -13,11 +15,14 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
+.PHONY: serve reload stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
 	test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
 	@$(PY) -m deployments.launch up
+
+reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; what did not change goes on
+	@$(PY) -m deployments.launch reload
 
 stop: .venv/installed  ## end exactly what `make serve` started
 	@$(PY) -m deployments.launch down
@@ -76,9 +81,8 @@ clean: stop  ## forget what was learned, and the logs
 	@test -d .venv || $(PYTHON) -m venv .venv || python3 -m venv .venv
 	@.venv/bin/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed: make PYTHON=..."'
 	@.venv/bin/python -c 'import torch' 2>/dev/null \
-		|| .venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps \
-			$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0+cpu \
-		|| { echo "no CPU build of torch found: make TORCH_INDEX=<PyTorch's index of CPU wheels> $(MAKECMDGOALS)"; exit 1; }
+		|| $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),2>/dev/null || $(TORCH) --index-url $(PYTORCH_INDEX)) \
+		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
 	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q -r requirements.txt
 	@.venv/bin/python -c 'import policies.kernels, policies.forecast'  # compiles them, so that the first start need not
 	@touch $@

@@ -1,7 +1,8 @@
 """The recorded public streams as portfolios of arms: prompts × models × scores × costs, with the product's features.
 
-Read from the folder that the setting ROUTER_DATA names (see its README for sources and licences); nothing of it is
-copied into the project. Embeddings and texts go through the same code as live requests.
+Read from the folder that the setting ROUTER_DATA names; nothing of it is copied into the project. README.md, under
+"Decisions, beside other routers", has the sources, their licences and the columns. Embeddings and texts go through the
+same code as live requests.
 """
 
 import os
@@ -22,6 +23,13 @@ MMLUPRO = {
     "mmlupro_llama31": ("Meta-Llama-3_1-8B-Instruct", "Meta-Llama-3_1-70B-Instruct"),
     "mmlupro_qwen15": ("Qwen1.5-7B-Chat", "Qwen1.5-72B-Chat", "Qwen1.5-110B"),
     "mmlupro_mid4": ("Phi-3-mini-4k-instruct", "mathstral-7B", "Mixtral-8x7B-Instruct-v0.1", "Yi-34B"),
+}
+SOURCES = {  # folder: repository and commit on GitHub
+    "routellm_mmlu": "lm-sys/RouteLLM 0b64fda",
+    "routellm_gsm8k": "lm-sys/RouteLLM 0b64fda",
+    "mmlupro": "TIGER-AI-Lab/MMLU-Pro f418b11",
+    "pareto_k4": "ParetoBandit/ParetoBandit 72ccbef",
+    "llmrouter14": "ulab-uiuc/LLMRouter 4e7a796",
 }
 PORTFOLIOS = (
     *("routellm_mmlu", "routellm_gsm8k", "mmlupro_llama31", "mmlupro_qwen15"),
@@ -69,8 +77,12 @@ def data_folder(given: str | None = None) -> Path:
         SystemExit: they are not there.
     """
     folder = Path(given or os.environ.get("ROUTER_DATA") or ROOT.parent / "shared" / "data")
-    if not (folder / "README.md").is_file():
-        raise SystemExit(f"no recorded streams at {folder}; name their folder by --data or ROUTER_DATA")
+    if not any((folder / source / "train.parquet").is_file() for source in SOURCES):
+        made_from = "".join(f"\n  {source}/train.parquet, dev.parquet: {of}" for source, of in SOURCES.items())
+        raise SystemExit(
+            f"no recorded streams at {folder}; name their folder by --data or ROUTER_DATA. They are made of what these "
+            f'public repositories recorded (columns: README.md, "Decisions, beside other routers"):{made_from}'
+        )
     return folder
 
 

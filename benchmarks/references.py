@@ -32,12 +32,6 @@ def by_shuffle(
     return found | {"oracle": np.array([utility[row].max(axis=1).mean() for row in rows])}
 
 
-def references(name: str, cost_weight: float, shuffles: int, requests: int, splits: Any, data: Any) -> dict[str, float]:
-    """The means of `by_shuffle`."""
-    found = by_shuffle(name, cost_weight, shuffles, requests, splits, data)
-    return {key: float(values.mean()) for key, values in found.items()}
-
-
 def ridge(features: Vector, scores: Vector, penalty: float = PENALTY) -> Vector:
     """[D, K] weights of the ridge regression of scores [M, K] on features [M, D]."""
     return np.asarray(np.linalg.solve(features.T @ features + penalty * np.eye(features.shape[1]), features.T @ scores))

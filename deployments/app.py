@@ -14,8 +14,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.context import _get_global_client
 
+from deployments.dataplane import loopback_only
 from deployments.embedder import EmbeddingServer
 from deployments.ingress import Ingress
+from deployments.keys import FILE, how
 from deployments.lineage import digest_of
 from deployments.profiler import Profiler
 from deployments.router import Router
@@ -28,11 +30,21 @@ ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
 
 def gateway(args: dict[str, Any]) -> Application:
-    """The application with the URL: ingress and profiler."""
+    """The application with the URL: ingress and profiler.
+
+    Raises:
+        ValueError: the arguments are wrong, or everybody could reach it without a key.
+    """
     try:
         settings = GatewaySettings.model_validate(args)
     except ValidationError as error:
         raise ValueError(f"serve_config.yaml, args of the gateway: {explain(error)}") from None
+    if settings.keys is None and not loopback_only():  # `serve deploy` and KubeRay come here without lint.py
+        raise ValueError(
+            "serve_config.yaml, args of the gateway: keys is missing, and other machines may reach the gateway: write "
+            f"`keys: {{file: {FILE}}}` there and make a key with `{how(FILE)}`; without keys it is started on loopback "
+            "only, by `python -m deployments.launch up` with http_options.host 127.0.0.1"
+        )
     profiler = serve.deployment(
         Profiler, name="Profiler", ray_actor_options={"num_cpus": 0, "runtime_env": ONE_THREAD}, max_surge_percent=100
     ).bind(settings, connect_router)

@@ -24,11 +24,6 @@ class Breaker:
         self._probing = False
 
     @property
-    def closed(self) -> bool:
-        """Whether everybody gets through."""
-        return self._until is None
-
-    @property
     def admits(self) -> bool:
         """Whether the next request gets through."""
         return self._until is None or (not self._probing and self._clock() >= self._until)

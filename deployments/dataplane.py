@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORTS = {"HAProxy metrics": 9101, "HAProxy statistics": 8404, "Serve's fallback proxy": 8500}
 REPLICA_PORTS = (30_000, 100)  # the first at which ingress replicas listen, and how many
 
@@ -72,6 +73,11 @@ def on_loopback() -> None:
         from ray.serve._private import replica
 
         replica.add_port_to_grpc_server = lambda server, at: add(server, at.replace("[::]", "127.0.0.1"))
+
+
+def loopback_only() -> bool:
+    """Whether the gateway can be reached from this machine only, as far as the environment of the cluster tells."""
+    return os.environ.get("ROUTER_GATEWAY", "").rpartition(":")[0] in LOOPBACK
 
 
 def understudy(state: Path) -> list[str]:

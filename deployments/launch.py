@@ -1,4 +1,4 @@
-"""Start and stop the whole system on this machine: `python -m deployments.launch up|down|status`.
+"""Start and stop the whole system on this machine: `python -m deployments.launch up|down|reload|status`.
 
 Starts MLflow, Ray and every application of serve_config.yaml, all on loopback, and shows how far it is. Every process
 it starts carries a mark in its environment, by which `down` finds exactly these, whatever became of their parents.
@@ -126,11 +126,7 @@ def up(cluster: Cluster) -> None:
     _wait_for(cluster.url("Ray dashboard") + "/api/version", "Ray", cluster, began, process)
     _spawn(cluster, "understudy", dataplane.understudy(cluster.state))
     say("deploying " + ", ".join(a["name"] for a in cluster.config["applications"]), began)
-    config = {**cluster.config, "http_options": {**cluster.config["http_options"], "port": cluster.gateway_port}}
-    answer = httpx.put(cluster.url("Ray dashboard") + "/api/serve/applications/", json=config, timeout=60)
-    if answer.is_error:
-        raise SystemExit(f"Serve refused the configuration: {answer.text[:2000]}")
-    _wait_for_applications(cluster, began)
+    _deploy(cluster, began)
     # the router looks every other second; until then it holds a model that just became ready for absent
     _wait_for(cluster.url("gateway") + "/readyz?models=all", "the gateway", cluster, began)
     _wait_for(cluster.url("MLflow") + "/health", "MLflow", cluster, began)
@@ -145,6 +141,19 @@ curl {cluster.url("gateway")}/v1/chat/completions -H 'content-type: application/
   -d '{{"model": "auto", "messages": [{{"role": "user", "content": "What is 347 plus 586?"}}]}}'
 """
     )
+
+
+def reload(cluster: Cluster) -> None:
+    """Give the running system its file as it is now: what did not change goes on as it is.
+
+    Raises:
+        SystemExit: it does not run, or Serve refused the file.
+    """
+    began = time.monotonic()
+    if not cluster.processes():
+        raise SystemExit("it is not running; `make serve` starts it")
+    _deploy(cluster, began)
+    say("applied", began)
 
 
 def down(cluster: Cluster) -> None:
@@ -239,6 +248,14 @@ def _wait_for(
     raise SystemExit(f"{what} did not answer at {url}; see the logs in {cluster.state}")
 
 
+def _deploy(cluster: Cluster, began: float) -> None:
+    config = {**cluster.config, "http_options": {**cluster.config["http_options"], "port": cluster.gateway_port}}
+    answer = httpx.put(cluster.url("Ray dashboard") + "/api/serve/applications/", json=config, timeout=60)
+    if answer.is_error:
+        raise SystemExit(f"Serve refused the configuration: {answer.text[:2000]}")
+    _wait_for_applications(cluster, began)
+
+
 def _wait_for_applications(cluster: Cluster, began: float) -> None:
     seen: dict[str, str] = {}
     url = cluster.url("Ray dashboard") + "/api/serve/applications/"
@@ -260,13 +277,13 @@ def _wait_for_applications(cluster: Cluster, began: float) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("up", "down", "status"))
+    parser.add_argument("verb", choices=("up", "down", "reload", "status"))
     parser.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
     parser.add_argument("--state", type=Path, default=ROOT / "var", help="journal, MLflow and logs live here")
     parser.add_argument("--offset", type=int, default=0, help="added to all ports")
     arguments = parser.parse_args()
     cluster = load(arguments.config, arguments.state, arguments.offset)
-    {"up": up, "down": down, "status": status}[arguments.verb](cluster)
+    {"up": up, "down": down, "reload": reload, "status": status}[arguments.verb](cluster)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from deployments.dataplane import LOOPBACK
 from deployments.keys import FILE, Keyring, how
 from deployments.settings import GatewaySettings, Tuning, explain
 from policies.registry import make_policy
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LLM_CONFIG = (  # fields of ray.serve.llm.LLMConfig; importing it would cost this check many seconds of vLLM
     *("model_loading_config", "llm_engine", "engine_kwargs", "accelerator_type", "accelerator_config"),
     *("placement_group_config", "runtime_env", "lora_config", "deployment_config", "server_cls"),

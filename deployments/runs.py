@@ -1,4 +1,4 @@
-"""MLflow's runs and traces: where the exporter's figures go. With tracking.py the only file that imports mlflow.
+"""MLflow's runs and traces: where the exporter's figures go. With versions.py the only file that imports mlflow.
 
 One run for each start of the system holds the figures of all decisions, unbroken; under it is one for each policy
 version that decided. How far the journal was carried stands in a tag, written when all figures up to there are in,

@@ -162,11 +162,12 @@ class ObjectiveSettings(Strict):
 class AdmissionSettings(Strict):
     """How much one ingress replica takes on (deployments/admission.py); what is more gets a 429 at once.
 
-    running: requests that a replica of a model is given at once; above its target_ongoing_requests, or Serve never
-        adds a replica, and not above its max_num_seqs, or they wait where priorities do not reach.
+    running: requests that a replica of a model is given at once. Those of all ingress replicas together must be above
+        its target_ongoing_requests, or Serve never adds a replica, and not above its max_ongoing_requests and
+        max_num_seqs, or they wait where priorities do not reach.
     waiting: places in the line in front of each model.
     wait_s: nobody waits longer in it, nor joins it when it would take longer.
-    requests: running and waiting, over all models.
+    requests: running and waiting, over all models; below max_ongoing_requests of the Ingress.
     """
 
     running: int = Field(32, ge=1)

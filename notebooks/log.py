@@ -74,17 +74,33 @@ def fold(events: list[Event], arms: tuple[Arm, ...], truth: pd.DataFrame | None 
     return DecisionLog(arms, events, [record for record in records if record is not None], truth)
 
 
-def load(where: str = "") -> DecisionLog:
+def arms_in(events: list[Event], configured: tuple[Arm, ...]) -> tuple[Arm, ...]:
+    """The arms that could have answered a chat, as the decisions' own estimates list them, today's first.
+
+    What they cost is known of those only that are configured.
+    """
+    chats = [e for e in events if isinstance(e, Decision) and e.fallback != FORCED and e.profile.task != "embed"]
+    could = {estimate.arm for decision in chats for estimate in decision.estimates if not estimate.removed_by}
+    names = dict.fromkeys(e.arm for decision in reversed(chats) for e in decision.estimates if e.arm in could)
+    known = {arm.name: arm for arm in configured}
+    return tuple(known.get(name, Arm(name)) for name in names)
+
+
+def load(where: str = "", config: str = "") -> DecisionLog:
     """The log of a journal (sqlite:///... or postgresql+psycopg://...), by default the bundled one.
+
+    Args:
+        where: URL of the journal.
+        config: the file that its system was started with, for the arms' prices; by default serve_config.yaml.
 
     Raises:
         ValueError: there are no routed decisions in it.
     """
     if where:
-        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-        gateway = next(a for a in config["applications"] if a["import_path"].endswith(":gateway"))
-        arms = GatewaySettings.model_validate(gateway["args"]).arms()
-        log = fold([event for _, event in Journal(where).replay()], tuple(a for a in arms if "chat" in a.tasks))
+        applications = yaml.safe_load((ROOT / (config or "serve_config.yaml")).read_text())["applications"]
+        gateway = next(a for a in applications if a["import_path"].endswith(":gateway"))
+        events = [event for _, event in Journal(where).replay()]
+        log = fold(events, arms_in(events, GatewaySettings.model_validate(gateway["args"]).arms()))
     else:
         bundle = msgspec.msgpack.decode(lzma.decompress(BUNDLED.read_bytes()))
         truth = pd.DataFrame(bundle["truth"])

@@ -1,6 +1,7 @@
 """The notebook as a report: executed, written as one HTML file, and put into MLflow. `make report`.
 
-JOURNAL=sqlite:///var/journal.db looks at that journal; the bundled log is the default.
+JOURNAL=sqlite:///var/journal.db looks at that journal; the bundled log is the default. CONFIG=FILE says what its arms
+cost, if that is not in serve_config.yaml.
 """
 
 import argparse

@@ -15,8 +15,6 @@ class Meter:
         self._averages: dict[str, float] = {}
         self._tokens: deque[tuple[float, int]] = deque()
         self._in_window = 0  # their sum: every decision asks for it
-        self.answered = 0
-        self.scored = 0
 
     def _average(self, name: str, value: float) -> None:
         before = self._averages.get(name, value)
@@ -26,7 +24,6 @@ class Meter:
         """Take in one outcome that arrived at this time."""
         if outcome.status == "rejected":
             return
-        self.answered += 1
         self._average("error_rate", float(outcome.status == "error"))
         if outcome.status != "ok":
             return
@@ -39,7 +36,6 @@ class Meter:
 
     def score(self, score: float) -> None:
         """Take in the score of one answer."""
-        self.scored += 1
         self._average("accuracy", score)
 
     def state(self, time_s: float, in_flight: int, replicas: int, healthy: bool) -> ModelState:

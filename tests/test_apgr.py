@@ -1,11 +1,13 @@
 """RouteLLM's measures of two-model routing, and the other figures of the quality benchmark."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks import apgr, micro, tables
-from benchmarks.portfolios import data_folder
+from benchmarks.portfolios import ROOT, SOURCES, data_folder
 from policies.features import D
 
 
@@ -44,6 +46,22 @@ def test_no_gap_is_an_error() -> None:
     """Where the strong model is worse there is nothing to recover."""
     with pytest.raises(ValueError, match=r"not better than the weak one: by -0\.5"):
         apgr.recovered(np.zeros(2), np.array([1.0, 1.0]), np.array([1.0, 0.0]))
+
+
+def test_missing_streams_are_named_with_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the error and by the README, with the columns that are read; a folder that has one is taken as it is."""
+    monkeypatch.setenv("ROUTER_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match="ROUTER_DATA") as refused:
+        data_folder()
+    readme = (ROOT / "README.md").read_text()
+    for folder, source in SOURCES.items():
+        assert f"{folder}/train.parquet" in str(refused.value) and source in str(refused.value)
+        assert folder in readme and source in readme
+    for column in ("prompt_id", "cost_usd", "prompt_tokens", "output_tokens", "split"):
+        assert column in readme
+    (tmp_path / "pareto_k4").mkdir()
+    (tmp_path / "pareto_k4/train.parquet").touch()
+    assert data_folder() == tmp_path
 
 
 def test_what_was_learned_ranks_held_out_prompts() -> None:

@@ -14,7 +14,7 @@ import openai
 import pytest
 import yaml
 
-from deployments import keys
+from deployments import app, keys
 from deployments.keys import Keyring, add
 from deployments.launch import load
 from deployments.limits import Bucket
@@ -262,6 +262,23 @@ def test_keys_are_required_as_soon_as_others_can_reach_it(tmp_path: Path, host: 
         load(path, tmp_path, 0)
     add(tmp_path / "keys.json", "ann", ALL)
     assert load(path, tmp_path, 0).config["http_options"].get("host") == host
+
+
+@pytest.mark.parametrize("listens", [None, "", "0.0.0.0:8000", ":::8000", "127.0.0.1:8000", "::1:8000"])
+def test_the_gateway_itself_wants_keys_unless_it_is_known_to_be_on_loopback(
+    monkeypatch: pytest.MonkeyPatch, listens: str | None
+) -> None:
+    """`serve deploy` and KubeRay build it without the launcher and its check, and Serve opens it to every address."""
+    monkeypatch.delenv("ROUTER_GATEWAY", raising=False)
+    if listens is not None:
+        monkeypatch.setenv("ROUTER_GATEWAY", listens)
+    arguments = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][-1]["args"]
+    if listens in ("127.0.0.1:8000", "::1:8000"):
+        assert app.gateway(arguments)
+    else:
+        with pytest.raises(ValueError, match=r"keys is missing.*python -m deployments\.keys add"):
+            app.gateway(arguments)
+    assert app.gateway({**arguments, "keys": {"file": "var/keys.json"}})
 
 
 def test_openais_client_understands_refusals(locked: Locked) -> None:

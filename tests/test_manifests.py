@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from deployments import dataplane
 from deployments.lint import lint
 from deployments.settings import GatewaySettings
 from tests.balancer import within
@@ -55,21 +56,27 @@ def test_the_rayservice_keeps_kuberays_schema() -> None:
 
 
 def test_it_deploys_what_serve_config_gpu_says() -> None:
-    """But for the journal: its nodes share no disk. Whoever changes one file changes the other."""
+    """Whoever changes one file changes the other; both keep the journal off the nodes, which share no disk."""
     assert lint(CONFIG) == []
-    ours, theirs = (next(a for a in c["applications"] if a["name"] == "gateway")["args"] for c in (CONFIG, GPU))
-    assert ours.pop("journal").startswith("postgresql+psycopg://") and theirs.pop("journal")
     assert CONFIG == GPU
-    GatewaySettings.model_validate(ours)
+    gateway = next(a for a in GPU["applications"] if a["name"] == "gateway")
+    assert GatewaySettings.model_validate(gateway["args"]).journal.startswith("postgresql+psycopg://")
 
 
-def test_every_pod_asks_for_a_token_and_has_bounds() -> None:
-    """RAY_AUTH_MODE explicit, memory limited, secrets by reference, the port that the balancer asks."""
+def test_every_pod_asks_for_a_token_and_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAY_AUTH_MODE explicit, memory limited, secrets by reference, the port that the balancer asks, and the data plane
+    that `make serve` has.
+    """
     port = CONFIG["http_options"]["port"]
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    monkeypatch.delenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", raising=False)
+    here = dataplane.environment(tmp_path, 0)
     for container in pods():
         environment = {e["name"]: e.get("value") for e in container["env"]}
         assert environment["RAY_AUTH_MODE"] == "token" == SERVICE["spec"]["rayClusterConfig"]["authOptions"]["mode"]
         assert environment["PGPASSWORD"] is None  # from the secret
+        for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+            assert environment[name] == here[name] == "1"
         assert {p["name"]: p["containerPort"] for p in container["ports"]}["serve"] == port
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
         (mount,) = container["volumeMounts"]
@@ -157,3 +164,31 @@ def test_the_dockerfile_installs_what_the_makefile_does() -> None:
     assert "make .venv/installed" in text and "'.[gpu]'" in text
     assert text.index("USER router") < text.index("COPY")
     assert {".venv", "var", ".git"} <= set((DEPLOY / "Dockerfile.dockerignore").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("given", "has_it", "asked"),
+    [
+        ("", "torch==2.13.0+cpu", [""]),
+        ("", "download.pytorch.org", ["", "https://download.pytorch.org/whl/cpu"]),
+        ("https://mirror.example", "mirror.example", ["https://mirror.example"]),
+        ("https://mirror.example", "download.pytorch.org", ["https://mirror.example"]),
+    ],
+)
+def test_torch_is_looked_for_where_pip_looks_and_then_at_pytorchs_own(
+    tmp_path: Path, given: str, has_it: str, asked: list[str]
+) -> None:
+    """The CPU build is on PyTorch's index only; TORCH_INDEX names another one. Found nowhere, it says what to set."""
+    programs, log = tmp_path / ".venv/bin", tmp_path / "log"
+    programs.mkdir(parents=True)
+    (tmp_path / "requirements.txt").touch()
+    (programs / "python").write_text('#!/bin/sh\n[ "$2" != "import torch" ]\n')
+    (programs / "pip").write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{has_it}*|*-r*) ;; *) exit 1;; esac\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), ".venv/installed", f"TORCH_INDEX={given}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    tries = [line for line in log.read_text().splitlines() if "torch==" in line]
+    assert [line.partition("--index-url ")[2] for line in tries] == asked
+    assert (done.returncode == 0) == (has_it in tries[-1]) == (tmp_path / ".venv/installed").exists()
+    assert done.returncode == 0 or "make TORCH_INDEX=" in done.stdout

@@ -1,15 +1,18 @@
 """The notebook runs from top to bottom, on the bundled log and on a journal; what its numbers say is right."""
 
+import asyncio
 import lzma
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from deployments.journal import Journal
 from notebooks import analysis, figures, report
 from notebooks.log import BUNDLED, DecisionLog, load
-from policies.types import FORCED
+from policies.types import FORCED, ArmEstimate
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,22 @@ def test_the_log_is_the_demo_that_was_measured(log: DecisionLog) -> None:
     assert (frame.arm.to_numpy() == auto.model.to_numpy()).all()
     assert frame.score.to_numpy() == pytest.approx(auto.right.to_numpy())
     assert frame.utility.mean() == pytest.approx(auto.utility.mean(), abs=0.02)  # the client's clock, and the router's
+
+
+def test_a_journal_of_other_models_is_a_log_of_these(log: DecisionLog, tmp_path: Path) -> None:
+    """The arms are those of its own decisions, without the one that only embeds; prices by the file that is named."""
+    renamed = {"nano": "qwen3-4b", "small": "elsewhere", "large": "qwen3-14b"}
+    url = f"sqlite:///{tmp_path}/journal.db"
+    journal = Journal(url)
+    for record in log.records[:40]:
+        decision = record.decision
+        seen = tuple(e._replace(arm=renamed[e.arm]) for e in decision.estimates if e.arm in renamed)
+        seen += (ArmEstimate("qwen3-embedding", removed_by="it cannot do chat"),)
+        journal.put(msgspec.structs.replace(decision, arm=renamed[decision.arm], estimates=seen))
+    asyncio.run(journal.flush())
+    found = load(url, "serve_config.gpu.yaml")
+    assert len(found.records) == 40 and found.names == list(renamed.values())
+    assert [arm.output_price_usd for arm in found.arms] == pytest.approx([0.12e-6, 0.0, 0.4e-6])
 
 
 def test_off_policy_intervals_cover_what_was_measured(log: DecisionLog) -> None:

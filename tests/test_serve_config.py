@@ -4,20 +4,24 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 import yaml
 
+from deployments import launch
 from deployments.launch import load
 from deployments.lint import lint
-from deployments.settings import GatewaySettings
+from deployments.settings import GatewaySettings, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("serve_config.yaml", "serve_config.gpu.yaml")
+WHOLE = (*FILES, "deploy/rayservice.yaml")
 
 
 def read(name: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
-    return config
+    return config if "spec" not in config else yaml.safe_load(config["spec"]["serveConfigV2"])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -38,6 +42,23 @@ def test_every_arm_has_an_application_and_every_application_an_arm(name: str) ->
         options = application["args"].get("deployment_config") or application["deployments"][0]
         assert options["max_queued_requests"] > 0 and options["max_ongoing_requests"] <= 1000
         assert options["autoscaling_config"]["target_ongoing_requests"] < options["max_ongoing_requests"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_all_ingresses_admit_wakes_the_autoscaler_and_fits_into_the_engine(name: str) -> None:
+    """Of each model: above its target, or no replica is ever added; not above what Serve and vLLM run at once, or
+    requests wait where priorities do not reach. And an ingress refuses by a 429 before Serve refuses it.
+    """
+    *served, gateway = read(name)["applications"]
+    ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
+    admission = Tuning.model_validate(ingress["user_config"]).admission
+    admitted = ingress["num_replicas"] * admission.running
+    for application in served:
+        options = application["args"].get("deployment_config") or application["deployments"][0]
+        most = application["args"].get("engine_kwargs", {}).get("max_num_seqs", admitted)
+        assert options["autoscaling_config"]["target_ongoing_requests"] < admitted, application["name"]
+        assert admitted <= min(options["max_ongoing_requests"], most), application["name"]
+    assert admission.requests < ingress["max_ongoing_requests"]
 
 
 def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -83,6 +104,42 @@ def test_a_typo_names_the_key_and_the_nearest_valid_one(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit, match=r"max_queued_request'; did you mean 'max_queued_requests'"):
         load(path, tmp_path, 0)
+
+
+def test_reload_gives_the_running_system_its_changed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `up` had laid it out, or Serve would take all for changed; and only where there is one."""
+    config = read("serve_config.yaml")
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    before = load(path, tmp_path, 70)
+    with pytest.raises(SystemExit, match="make serve"):
+        launch.reload(before)  # nothing with this folder's mark runs
+    ingress = config["applications"][-1]["deployments"][0]
+    ingress["user_config"]["presets"]["slow"] = {"latency_weight": 0.01}
+    path.write_text(yaml.safe_dump(config))
+    sent: list[tuple[str, dict[str, Any]]] = []
+
+    def put(url: str, json: dict[str, Any], **_: Any) -> httpx.Response:
+        sent.append((url, json))
+        return httpx.Response(200)
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        now = "RUNNING" if len(sent) == 1 else "NOT_STARTED"
+        return httpx.Response(200, json={"applications": {a["name"]: {"status": now} for a in config["applications"]}})
+
+    monkeypatch.setattr(launch.Cluster, "processes", lambda self: [psutil.Process()])
+    monkeypatch.setattr(launch.httpx, "put", put)
+    monkeypatch.setattr(launch.httpx, "get", get)
+    arguments = ["launch", "reload", "--config", str(path), "--state", str(tmp_path), "--offset", "70"]
+    monkeypatch.setattr(launch.sys, "argv", arguments)
+    launch.main()
+    ((url, given),) = sent
+    assert url == "http://127.0.0.1:8335/api/serve/applications/" and given["http_options"]["port"] == 8070
+    (changed,) = [
+        new for new, old in zip(given["applications"], before.config["applications"], strict=True) if new != old
+    ]
+    assert changed["args"] == before.config["applications"][-1]["args"]  # the journal's place, too
+    assert changed["deployments"][0]["user_config"] == ingress["user_config"]
 
 
 def test_arms_keep_the_order_of_the_file() -> None:

@@ -92,8 +92,8 @@ def saturated(system: str, model: str, clients: int = 24) -> Iterator[None]:
         load.join()
 
 
-def test_accuracy_rises_as_it_learns(learned: list[Answer]) -> None:
-    """The last third is better than the first, and no answer came by a fallback more than now and then."""
+def test_most_answers_are_right_once_it_has_learned(learned: list[Answer]) -> None:
+    """In the last third, which is not worse than the first by more than chance; fallbacks come now and then only."""
     third = LEARNED // 3
     right = [answer.right for answer in learned]
     assert sum(right[-third:]) > sum(right[:third]) - 5 and sum(right[-third:]) > 0.7 * third
