@@ -84,12 +84,12 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
         return reason
     if profile.task not in arm.tasks:
         return f"does not do the task '{profile.task}'"
-    # inputs of an embedding request are read one by one; their model, which nobody chooses, knows which is too long
-    if profile.task != "embed" and profile.prompt_tokens >= arm.context_tokens:
-        return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
-    if profile.prompt_tokens + profile.max_output_tokens > SLACK * arm.context_tokens:
-        both = f"prompt of {profile.prompt_tokens} tokens, with {profile.max_output_tokens} for the answer,"
-        return f"{both} does not fit its context of {arm.context_tokens}"
+    if profile.task != "embed":  # whose inputs are read one by one; its model, which nobody chooses, knows which is long
+        if profile.prompt_tokens >= arm.context_tokens:
+            return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
+        if profile.prompt_tokens + profile.max_output_tokens > SLACK * arm.context_tokens:
+            both = f"prompt of {profile.prompt_tokens} tokens, with {profile.max_output_tokens} for the answer,"
+            return f"{both} does not fit its context of {arm.context_tokens}"
     if not state.healthy:
         return "no healthy replica"
     return ""
