@@ -177,12 +177,12 @@ class Ledger:
         record.times[event.source] = event.time_s
         if earlier == event.score:
             return REPEATED
-        before = dict(record.votes())
+        before, corrected = dict(record.votes()), earlier if record.owners.get(event.source) == event.owner else None
         record.scores[event.source], record.owners[event.source] = event.score, event.owner
         self._applied(event, record)
         if policy is not None:
             _replace(policy, record.decision, before, record.votes())
-            if self.trust is not None and self.trust.observe(event, record.decision):
+            if self.trust is not None and self.trust.observe(event, record.decision, corrected):
                 self._turn(self.trust, event, policy)
         return ACCEPTED
 

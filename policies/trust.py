@@ -89,10 +89,11 @@ class Trust:
         self._keys: dict[str, _Key] = {}
         self._all: dict[Cell, tuple[float, float, int]] = {}  # of all keys: weight, weighted sum of means, how many
 
-    def observe(self, event: Feedback, decision: Decision) -> bool:
+    def observe(self, event: Feedback, decision: Decision, corrected: float | None = None) -> bool:
         """Take in a score; whether its key's standing changes, which `turn` then does.
 
-        It changes by its own scores alone; one that an operator vouches for ends every doubt.
+        It changes by its own scores alone; one that an operator vouches for ends every doubt. A score that the key
+        itself has `corrected` counts no more: what it says in the end is what the policy learns from.
         """
         name = event.owner
         if name in ANYBODY:
@@ -103,7 +104,7 @@ class Trust:
             return event.trusted
         profile = decision.profile
         cell = decision.arm, profile.kind, min(GRADES - 1, int(GRADES * profile.complexity))
-        self._learn(key, cell, event.score, decision.estimate().quality)
+        self._learn(key, cell, event.score, decision.estimate().quality, corrected)
         return self._standing(event) != (SILENCED if name in self.silenced else HEARD)
 
     def recent(self, name: str) -> list[str]:
@@ -147,13 +148,16 @@ class Trust:
             self._count(cell, mean, -1)
         key.cells.clear()
 
-    def _learn(self, key: _Key, cell: Cell, score: float, expected: float) -> None:
+    def _learn(self, key: _Key, cell: Cell, score: float, expected: float, corrected: float | None) -> None:
         before = key.cells.get(cell)
         if before is not None:
             self._count(cell, before, -1)
         n, mean, logged = before or _Mean(0.0, 0.0, 0.0)
-        n = min(n + 1.0, RECENT)
-        after = _Mean(n, mean + (score - mean) / n, logged + (expected - logged) / min(n, RECENT_EXPECTED))
+        if corrected is not None and n > 0.0:
+            after = _Mean(n, min(max(mean + (score - corrected) / n, 0.0), 1.0), logged)
+        else:
+            n = min(n + 1.0, RECENT)
+            after = _Mean(n, mean + (score - mean) / n, logged + (expected - logged) / min(n, RECENT_EXPECTED))
         self._count(cell, after, 1)
         if (gone := _newest(key.cells, cell, after, CELLS)) is not None:
             self._count(*gone, -1)
