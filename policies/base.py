@@ -46,7 +46,8 @@ class Policy(Protocol):
     def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """Fold in a quality score in [0, 1] for the chosen arm; weight -1 takes an earlier one back exactly.
 
-        `again`: it counted before or was held back (trust.py), so it says nothing of how things have changed.
+        `again`: it counted before, was held back (trust.py) or takes the place of one that its source has corrected, so
+        it says nothing of how things have changed.
         """
 
     def state(self) -> State:

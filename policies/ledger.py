@@ -205,4 +205,4 @@ def _replace(
             policy.score(decision, score, weight=-WEIGHTS.get(source, 1.0))
     for source, score in after.items():
         if before.get(source) != score:
-            policy.score(decision, score, weight=WEIGHTS.get(source, 1.0), again=again)
+            policy.score(decision, score, weight=WEIGHTS.get(source, 1.0), again=again or source in before)

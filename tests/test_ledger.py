@@ -38,7 +38,21 @@ def test_a_second_score_of_the_same_source_replaces_the_first() -> None:
     once.score(decision, 0.0)
     once.score(decision, 0.5)
     for name, value in once.state().items():
-        assert np.allclose(value, policy.state()[name], atol=1e-12)
+        # the watch for change heard the first one
+        assert name in ("drift.better", "drift.worse") or np.allclose(value, policy.state()[name], atol=1e-12), name
+
+
+def test_corrections_of_one_score_are_no_change_of_the_arm() -> None:
+    """The watch for change hears a vote once; twenty bad ones in a row would be an alarm."""
+    (decision,) = decisions(1)
+    policy, ledger = Thompson(ARMS), Ledger()
+    ledger.apply(decision, policy)
+    ledger.apply(Feedback("d0", 1.0), policy)
+    before = policy.drift.state()
+    for i in range(40):
+        assert ledger.apply(Feedback("d0", 0.01 * (i % 2), time_s=1.0 + i), policy) == ACCEPTED
+    assert all(np.array_equal(value, before[name]) for name, value in policy.drift.state().items())
+    assert policy.drift.known[policy._names.index(decision.arm)] == 1
 
 
 def test_what_comes_before_its_decision_waits_for_it() -> None:
