@@ -78,7 +78,7 @@ class TaskProfile:
     kind: what sort of work it is, one of features.KINDS.
     prompt_tokens: counted or estimated.
     max_output_tokens: the client's own limit, or 0.
-    output_tokens: usual for its kind; the fixed base on top of which each arm's answers are learned.
+    output_tokens: usual for its kind, whatever the limit: the fixed base on top of which answers are learned.
     complexity, accuracy_sensitivity, time_sensitivity: in [0, 1]; sensitivities are 0 when nothing was said.
     reasons: what was seen in the text, in words.
     expected_output_tokens: as learned from finished requests (forecast.py); 0 where nobody said.
