@@ -10,6 +10,7 @@ from policies.types import Arm, Decision, ModelState, Objective, Outcome, Reques
 
 State = dict[str, NDArray[np.float64]]
 
+SHARED = ("reference", "latest")  # last part of the names of arrays in a State that are of all arms together
 PRIOR = 0.5  # score
 PRIOR_BY_DECADE = 0.1  # score for a price ten times higher
 
@@ -104,7 +105,7 @@ def realign(
     """What was learned about some arms, laid out for others: known arms keep their rows, new ones start afresh.
 
     Args:
-        state: arrays whose first axis is the arms `before`, or of shape [1] for what all arms share.
+        state: arrays whose first axis is the arms `before`, but for those that all arms share (SHARED).
         before: names of the arms of `state`.
         after: names of the arms wanted.
         fresh: the state of a policy over `after` that knows nothing; gives the shapes.
@@ -117,7 +118,7 @@ def realign(
         known = state.get(key)
         if known is None or known.shape[1:] != blank.shape[1:]:
             continue  # left out: restore() will say that it is missing
-        if blank.shape == (1,) and known.shape == (1,):
+        if key.rpartition(".")[2] in SHARED:
             aligned[key] = known.copy()
             continue
         aligned[key] = np.stack([known[rows[name]] if name in rows else blank[i] for i, name in enumerate(after)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policies.base import Policy
-from policies.registry import POLICIES, make_policy
+from policies.registry import POLICIES, make_policy, rearm
 from policies.types import Arm, ModelState, Objective, Outcome
 from tests.helpers import make_request
 
@@ -90,6 +90,18 @@ def test_learning_about_one_arm_leaves_the_others_alone(policy: Policy) -> None:
         assert 0 < after.quality < before.quality
     else:
         assert before.quality == after.quality
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_arm_in_anothers_place_starts_afresh(policy: Policy, arms: tuple[Arm, ...], count: int) -> None:
+    """Alone or not: nothing but the clock goes on."""
+    known, others = arms[:count], tuple(replace(arm, name=f"new {arm.name}") for arm in arms[:count])
+    taught, fresh = make_policy(policy.name, known), make_policy(policy.name, others)
+    teach(taught)
+    after = rearm(taught, others)
+    for name, value in after.state().items():
+        wanted = taught if name.endswith((".reference", ".latest")) else fresh
+        assert np.array_equal(value, wanted.state()[name]), name
 
 
 def test_the_context_is_not_written_to(policy: Policy) -> None:
