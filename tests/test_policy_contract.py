@@ -115,6 +115,14 @@ def test_the_context_is_not_written_to(policy: Policy) -> None:
     policy.score(decision, 1.0)
 
 
+def test_always_without_a_name_takes_the_largest_that_can(arms: tuple[Arm, ...]) -> None:
+    """The last arm does embeddings only; a named one that is left out gives way to the first that is left."""
+    rng = np.random.default_rng(0)
+    largest, embedder = make_policy("always", arms), make_policy("always", arms, {"arm": "embedder"})
+    assert [policy.decide([make_request()], {}, rng, 0)[0].arm for policy in (largest, embedder)] == ["large", "small"]
+    assert largest.decide([make_request(task="embed")], {}, rng, 0)[0].arm == "embedder"
+
+
 def test_an_unknown_policy_names_the_known_ones(arms: tuple[Arm, ...]) -> None:
     """A typo in the config says what to write instead."""
     with pytest.raises(ValueError, match=f"unknown policy 'tompson'; choose one of: {', '.join(POLICIES)}"):

@@ -93,7 +93,8 @@ def test_a_target_keeps_the_limits_and_the_health_that_were_logged(arms: tuple[A
         for e in sick.estimates
     )
     records[1].decision = structs.replace(sick, estimates=estimates)
-    found = replay.target_probabilities(records, make_policy("always", arms), ("small", "large", "embedder", "new"))
+    always = make_policy("always", arms, {"arm": "embedder"})
+    found = replay.target_probabilities(records, always, ("small", "large", "embedder", "new"))
     assert found.tolist() == [[1, 0, 0, 0]] * 3  # its favourite, the embedder, is not allowed: the first that is left
     uniform = replay.target_probabilities(records, make_policy("uniform", arms), ("small", "large", "embedder"))
     assert uniform.tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0.5, 0.5, 0]]
