@@ -177,7 +177,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     sequence: how many decisions came before it; the clock of forgetting.
     arm: empty when no arm was eligible.
-    fallback: why the router itself did not decide ("" if it did; FORCED if the client named the model).
+    fallback: "" for none; "profiler" or "router" that did not answer in time, so it was done without; of a second try,
+        "model" if the first one failed or "hedge" if it was silent for too long; FORCED if the client named the model.
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; feedback comes from the same.
