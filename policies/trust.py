@@ -44,7 +44,7 @@ ERRORS = 0.25  # standard errors by which what others give is moved towards the 
 GRADES = 5  # of complexity
 CELLS = 64  # of a key, the latest
 TAKEN_BACK = 200  # decisions of a key, the latest, whose votes are taken back
-ANYBODY = ("", "*")  # no key, or an operator's (ledger.py): never suspect, and no witness
+UNJUDGED = ("", "*")  # no key, or an operator's (ledger.py): never suspect, and no witness
 
 HEARD, SILENCED, QUARANTINED = range(3)  # how a key stands
 
@@ -96,7 +96,7 @@ class Trust:
         itself has `corrected` counts no more: what it says in the end is what the policy learns from.
         """
         name = event.owner
-        if name in ANYBODY:
+        if name in UNJUDGED:
             return False
         key = self._keys.setdefault(name, _Key())
         _newest(key.decisions, event.decision_id, None, TAKEN_BACK)
