@@ -23,7 +23,7 @@ each weighing as a group does in a random-effects model (n / (n + m) for n score
 Analysis, 3rd ed., 2013, ch. 5), so that many scores are no majority; that follows an arm that changes for all.
 
 Needed: at least three other keys in a cell, and fewer hostile keys than honest ones. Not seen: a key that lies now and
-then. All is a function of the journal in its order, so a replay finds the same.
+then, or that soon takes its lies back. All is a function of the journal in its order, so a replay finds the same.
 """
 
 from collections import OrderedDict

@@ -114,7 +114,11 @@ def counted_once(made: list, events: list) -> Thompson:
 def test_any_order_and_repetition_gives_the_same_posterior(data: st.DataObject) -> None:
     """Decisions late or early, outcomes, several sources, corrections, implicit scores: each counts exactly once."""
     made, sources = decisions(5), st.sampled_from(["user", "judge", IMPLICIT])
-    events: list = [Outcome(d.id, "ok", 0.1, 0.3 + i / 10, 20, 5 + i) for i, d in enumerate(made) if i != 3]
+    events: list = [
+        Outcome(d.id, "ok", 0.1, 0.3 + i / 10, 20, 5 + 70 * i, finish_reason="stop" if i % 3 else "length")
+        for i, d in enumerate(made)
+        if i != 2
+    ]
     for clock, (i, source, score) in enumerate(
         data.draw(st.lists(st.tuples(st.integers(0, 4), sources, st.sampled_from([0.0, 0.3, 0.7, 1.0])), max_size=14))
     ):
