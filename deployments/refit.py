@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,8 +73,15 @@ class Refitter:
         except ValueError as error:
             log.warning("the snapshot's forecasts are not taken over (%s)", error)
 
-    async def turn(self) -> bool:
-        """Read what is new, and refit if enough has happened; True if there is a new version."""
+    async def turn(self, silenced: Collection[str] = ()) -> bool:
+        """Read what is new, and refit if enough has happened.
+
+        Args:
+            silenced: whose scores do not count now (policies/trust.py).
+
+        Returns:
+            Whether there is a new version.
+        """
         if self._journal.last_row > self._read:
             await asyncio.to_thread(self._catch_up)
         began = time.monotonic()
@@ -82,7 +89,7 @@ class Refitter:
             return False
         self._fitted = self._journal.last_row
         before = self.forecaster
-        fitted = await asyncio.to_thread(self._refit, before)
+        fitted = await asyncio.to_thread(self._refit, before, frozenset(silenced))
         self._rested_s = time.monotonic() + self._rest * (time.monotonic() - began)
         if fitted.version == before.version or self.forecaster.version != before.version:
             return False  # nothing new, or a published version was taken over meanwhile
@@ -97,6 +104,9 @@ class Refitter:
             self._ledger.apply(event, policy=None)
             self._read = row
 
-    def _refit(self, before: Forecaster) -> Forecaster:
+    def _refit(self, before: Forecaster, silenced: Collection[str]) -> Forecaster:
         found = (self._ledger.get(decision_id) for decision_id in self._ids)
-        return before.refit([record for record in found if record is not None])
+        records = [record for record in found if record is not None]
+        for record in records:
+            record.silenced = silenced
+        return before.refit(records)

@@ -115,7 +115,7 @@ class Router:
         await self._memory.serve(getattr(self._watch, "digests", {}))
         self._telemetry.live(self._live.states(), self._live.shares(), self._live.qualities())
         self._telemetry.watched(time.time(), self._journal.waiting_rows, self._policy.name, self._rollout.version)
-        refitted = await self._refitter.turn()
+        refitted = await self._refitter.turn(self._memory.silenced)
         if refitted or self._rollout.changed or self._journal.last_row - self._snapshot_row >= SNAPSHOT_EVERY:
             self._snapshot_row, self._rollout.changed = self._journal.last_row, False
             self._memory.put_snapshot()

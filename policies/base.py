@@ -11,6 +11,7 @@ from policies.types import Arm, Decision, ModelState, Objective, Outcome, Reques
 State = dict[str, NDArray[np.float64]]
 
 SLACK = 1.05  # on a context, where an answer's limit is counted: the engine knows better what is just too long
+SHARED = ("reference", "latest")  # last part of the names of arrays in a State that are of all arms together
 PRIOR = 0.5  # score
 PRIOR_BY_DECADE = 0.1  # score for a price ten times higher
 
@@ -47,7 +48,8 @@ class Policy(Protocol):
     def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
         """Fold in a quality score in [0, 1] for the chosen arm; weight -1 takes an earlier one back exactly.
 
-        `again`: it counted before or was held back (trust.py), so it says nothing of how things have changed.
+        `again`: it counted before, was held back (trust.py) or takes the place of one that its source has corrected, so
+        it says nothing of how things have changed.
         """
 
     def state(self) -> State:
@@ -84,7 +86,9 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
         return reason
     if profile.task not in arm.tasks:
         return f"does not do the task '{profile.task}'"
-    if profile.task != "embed":  # whose inputs are read one by one; its model, which nobody chooses, knows which is long
+    if (
+        profile.task != "embed"
+    ):  # whose inputs are read one by one; its model, which nobody chooses, knows which is long
         if profile.prompt_tokens >= arm.context_tokens:
             return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
         if profile.prompt_tokens + profile.max_output_tokens > SLACK * arm.context_tokens:
@@ -107,7 +111,7 @@ def realign(
     """What was learned about some arms, laid out for others: known arms keep their rows, new ones start afresh.
 
     Args:
-        state: arrays whose first axis is the arms `before`, or of shape [1] for what all arms share.
+        state: arrays whose first axis is the arms `before`, but for those that all arms share (SHARED).
         before: names of the arms of `state`.
         after: names of the arms wanted.
         fresh: the state of a policy over `after` that knows nothing; gives the shapes.
@@ -120,7 +124,7 @@ def realign(
         known = state.get(key)
         if known is None or known.shape[1:] != blank.shape[1:]:
             continue  # left out: restore() will say that it is missing
-        if blank.shape == (1,) and known.shape == (1,):
+        if key.rpartition(".")[2] in SHARED:
             aligned[key] = known.copy()
             continue
         aligned[key] = np.stack([known[rows[name]] if name in rows else blank[i] for i, name in enumerate(after)])

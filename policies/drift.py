@@ -57,7 +57,7 @@ class Drift:
         return changed
 
     def recount(self, arm: int, by: int) -> None:
-        """Scores were taken back, or count again."""
+        """Scores were taken back, or count again or in the place of these."""
         self.known[arm] = max(0, self.known[arm] + by)
 
     def state(self) -> dict[str, Vector]:

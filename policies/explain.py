@@ -8,6 +8,13 @@ from msgspec import structs
 from policies.ledger import Record
 from policies.types import FORCED, Decision
 
+FALLBACKS = {  # Decision.fallback in words
+    "profiler": "The profiler did not answer in time; the text was read without its embedding.",
+    "router": "The router did not answer in time; the ingress decided on its last snapshot of the policy.",
+    "model": "This is a second try: the model that was chosen first failed before its answer began.",
+    "hedge": "This is a second try: the model that was chosen first was silent for too long, and another was asked.",
+}
+
 
 def explain(record: Record) -> dict[str, Any]:
     """Why this arm, what was expected of each, and what came of it, as plain data."""
@@ -56,7 +63,7 @@ def summary(decision: Decision) -> str:
     if decision.fallback == FORCED:
         return " ".join([*sentences, f"The client named the model {decision.arm}; the router did not choose."])
     if decision.fallback:
-        sentences.append(f"Decided without the router or by default, because of: {decision.fallback}.")
+        sentences.append(FALLBACKS.get(decision.fallback, f"Another way was taken: {decision.fallback}."))
     if chosen.utility or chosen.latency_s:
         sentences.append(
             f"{decision.arm} was chosen with probability {chosen.propensity:.2f}: expected score {chosen.quality:.2f}, "

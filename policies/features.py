@@ -89,7 +89,7 @@ def profile(
         kind=kind,
         prompt_tokens=prompt_tokens,
         max_output_tokens=max_output_tokens,
-        output_tokens=min(OUTPUT_TOKENS[kind], max_output_tokens or OUTPUT_TOKENS[kind]),
+        output_tokens=OUTPUT_TOKENS[kind],
         complexity=complexity,
         accuracy_sensitivity=1.0 if care else 0.0,
         time_sensitivity=1.0 if haste else 0.0,

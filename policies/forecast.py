@@ -153,21 +153,23 @@ class Forecaster:
     def refit(self, records: Sequence[Record]) -> "Forecaster":
         """What finished requests teach about the same arms, as the next version.
 
-        A part stays as it is where the records hold too little for it: less than ENOUGH answers, or less than half the
-        weight of what it was fitted on, as when a new log begins beside a version that was published elsewhere.
+        A part stays as it is where the records hold too little for it: less than ENOUGH answers, or less than half of
+        what it was fitted on, as when a new log begins beside a version that was published elsewhere. That, too, is
+        forgotten with the decisions: the longer the log, the less counts what was before it.
 
         Args:
-            records: in any order; those without outcome, score or known arm tell nothing.
+            records: of all decisions in the log, in any order; those without outcome, score or known arm tell nothing.
         """
         ordered = sorted(records, key=lambda record: record.decision.sequence)
         found: dict[str, Any] = {}
         figures = dict(zip(FIGURES, self.figures.tolist(), strict=True))
         answers, scored = lengths(ordered), labelled(ordered, self.arms)
-        if answers.weight.sum() >= max(ENOUGH, figures["answers_weight"] / 2):
+        half = FORGETTING ** len(ordered) / 2
+        if answers.weight.sum() >= max(ENOUGH, figures["answers_weight"] * half):
             w, variance = fit_lengths(answers)
             found |= {"lengths": w, "variance": np.array([min(variance, 1.0)])}
             figures |= {"answers_weight": float(answers.weight.sum())} | _lengths_error(answers)
-        if scored.weight.sum() >= max(ENOUGH, figures["scores_weight"] / 2):
+        if scored.weight.sum() >= max(ENOUGH, figures["scores_weight"] * half):
             learned, measured = _sufficiency(scored, self.arms)
             found |= learned
             figures |= {"scores_weight": float(scored.weight.sum())} | measured

@@ -47,8 +47,11 @@ class HierarchicalPosterior(LinearPosterior):
         self._due = 0
 
     def _refit(self) -> None:
-        """Everything, as a function of the sums alone. The covariance is that of δ_k, θ being taken at its mean: it
-        is the same for all arms, and what all share decides nothing between them.
+        """Everything, as a function of the sums alone. The covariance is that of δ_k, θ being taken at its mean.
+
+        That leaves out θ's own variance, which reaches w_k as G_k Λ^-1 G_kᵀ. It is an approximation: an arm without
+        data (G = 1) bears more of it than a known one (G near 0), so the difference of two such comes out too certain,
+        with a deviation of 0.17 instead of 0.21 in an example of two arms.
         """
         self._due = self._interval()
         residual, count = float(self._residual().sum()), float(self.count.sum())

@@ -71,9 +71,18 @@ class LatencyModel:
         self.ttft.add(arm, x, log(ttft_s), at, weight=by_ttft)
         if pace > 0:
             self.tpot.add(arm, x, log(pace), at, weight=by_pace * min(1.0, (outcome.output_tokens - 1) / 8))
-        if outcome.status == "ok" and outcome.output_tokens:
+        if outcome.status == "ok" and outcome.output_tokens and _shows_length(decision, outcome):
             beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
             self.tokens.add(arm, profile.features, beyond, at)
+
+
+def _shows_length(decision: Decision, outcome: Outcome) -> bool:
+    """Whether it shows how long such answers get. One that a limit cut off says only that it would have been longer:
+    that is news where the decision expected a shorter one, and then its length is the least that can be learned.
+    """
+    expected, limit = decision.estimate().output_tokens, decision.profile.max_output_tokens or inf
+    cut = outcome.finish_reason == "length"
+    return not cut or (expected or decision.profile.output_tokens) < min(outcome.output_tokens, limit)
 
 
 def _split(estimate: ArmEstimate, outcome: Outcome) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -177,12 +177,12 @@ class Ledger:
         record.times[event.source] = event.time_s
         if earlier == event.score:
             return REPEATED
-        before = dict(record.votes())
+        before, corrected = dict(record.votes()), earlier if record.owners.get(event.source) == event.owner else None
         record.scores[event.source], record.owners[event.source] = event.score, event.owner
         self._applied(event, record)
         if policy is not None:
             _replace(policy, record.decision, before, record.votes())
-            if self.trust is not None and self.trust.observe(event, record.decision):
+            if self.trust is not None and self.trust.observe(event, record.decision, corrected):
                 self._turn(self.trust, event, policy)
         return ACCEPTED
 
@@ -205,4 +205,4 @@ def _replace(
             policy.score(decision, score, weight=-WEIGHTS.get(source, 1.0))
     for source, score in after.items():
         if before.get(source) != score:
-            policy.score(decision, score, weight=WEIGHTS.get(source, 1.0), again=again)
+            policy.score(decision, score, weight=WEIGHTS.get(source, 1.0), again=again or source in before)

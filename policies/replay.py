@@ -12,8 +12,9 @@ from policies.ledger import Record
 from policies.overlap import Log
 from policies.types import FORCED, ArmEstimate, Decision, ModelState, Request, Vector
 
-# The second try after a model failed is nobody's free choice; the router's stand-in is, on the policy of its snapshot.
-NOT_DRAWN = (FORCED, "model")
+# A second try, after a model failed ("model") or was silent for too long ("hedge"), is nobody's free choice; the
+# router's stand-in is, on the policy of its snapshot.
+NOT_DRAWN = (FORCED, "model", "hedge")
 Reward = Callable[[Record], float]
 
 
@@ -95,8 +96,8 @@ def to_log(records: Sequence[Record], arms: Sequence[str], reward: Reward = util
 def target_probabilities(records: Sequence[Record], policy: Policy, arms: Sequence[str]) -> Vector:
     """[N, K] probabilities with which a policy, as it is now, would have taken each arm at each of these decisions.
 
-    It meets the load and health that were logged, and learns nothing. A row is all 0 where it would have found no
-    arm within the request's limits.
+    It meets the load, waits and health that were logged, and learns nothing. A row is all 0 where it would have found
+    no arm within the request's limits.
 
     Args:
         records: N of them.
@@ -121,8 +122,16 @@ def apart(one: Vector, other: Vector) -> float:
 
 
 def _state(estimate: ArmEstimate) -> ModelState:
-    """What the log tells of an arm at a decision: load is per replica, so that one replica with it is as good."""
-    return ModelState(in_flight=round(estimate.load), healthy=estimate.removed_by != "no healthy replica")
+    """What the log tells of an arm at a decision: load is per replica, so that one replica with it is as good.
+
+    The wait for a place is what the expected latency has beyond that of the tokens; less than 1 µs is rounding.
+    """
+    answer_s = estimate.ttft_s + max(estimate.output_tokens - 1.0, 0.0) * estimate.tpot_s
+    return ModelState(
+        in_flight=round(estimate.load),
+        healthy=estimate.removed_by != "no healthy replica",
+        wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
+    )
 
 
 def _request(decision: Decision) -> Request:

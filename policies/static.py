@@ -90,7 +90,7 @@ class Uniform(Static):
 
 
 class Always(Static):
-    """The named arm, or if a limit removes it the first that is left; by default the largest."""
+    """The named arm, or if a limit removes it the first that is left; without a name the largest that is left."""
 
     name = "always"
 
@@ -99,8 +99,10 @@ class Always(Static):
         names = [a.name for a in arms]
         if arm and arm not in names:
             raise ValueError(f"unknown arm '{arm}'; choose one of: {', '.join(names)}")
-        self.arm = names.index(arm) if arm else len(names) - 1
+        self.arm = names.index(arm) if arm else None
 
     def wants(self, request: Request, eligible: Sequence[int], rng: np.random.Generator) -> dict[int, float]:
         """See Static."""
+        if self.arm is None:
+            return {eligible[-1]: 1.0}
         return {self.arm if self.arm in eligible else eligible[0]: 1.0}

@@ -23,7 +23,7 @@ each weighing as a group does in a random-effects model (n / (n + m) for n score
 Analysis, 3rd ed., 2013, ch. 5), so that many scores are no majority; that follows an arm that changes for all.
 
 Needed: at least three other keys in a cell, and fewer hostile keys than honest ones. Not seen: a key that lies now and
-then. All is a function of the journal in its order, so a replay finds the same.
+then, or that soon takes its lies back. All is a function of the journal in its order, so a replay finds the same.
 """
 
 from collections import OrderedDict
@@ -44,7 +44,7 @@ ERRORS = 0.25  # standard errors by which what others give is moved towards the 
 GRADES = 5  # of complexity
 CELLS = 64  # of a key, the latest
 TAKEN_BACK = 200  # decisions of a key, the latest, whose votes are taken back
-ANYBODY = ("", "*")  # no key, or an operator's (ledger.py): never suspect, and no witness
+UNJUDGED = ("", "*")  # no key, or an operator's (ledger.py): never suspect, and no witness
 
 HEARD, SILENCED, QUARANTINED = range(3)  # how a key stands
 
@@ -89,13 +89,14 @@ class Trust:
         self._keys: dict[str, _Key] = {}
         self._all: dict[Cell, tuple[float, float, int]] = {}  # of all keys: weight, weighted sum of means, how many
 
-    def observe(self, event: Feedback, decision: Decision) -> bool:
+    def observe(self, event: Feedback, decision: Decision, corrected: float | None = None) -> bool:
         """Take in a score; whether its key's standing changes, which `turn` then does.
 
-        It changes by its own scores alone; one that an operator vouches for ends every doubt.
+        It changes by its own scores alone; one that an operator vouches for ends every doubt. A score that the key
+        itself has `corrected` counts no more: what it says in the end is what the policy learns from.
         """
         name = event.owner
-        if name in ANYBODY:
+        if name in UNJUDGED:
             return False
         key = self._keys.setdefault(name, _Key())
         _newest(key.decisions, event.decision_id, None, TAKEN_BACK)
@@ -103,7 +104,7 @@ class Trust:
             return event.trusted
         profile = decision.profile
         cell = decision.arm, profile.kind, min(GRADES - 1, int(GRADES * profile.complexity))
-        self._learn(key, cell, event.score, decision.estimate().quality)
+        self._learn(key, cell, event.score, decision.estimate().quality, corrected)
         return self._standing(event) != (SILENCED if name in self.silenced else HEARD)
 
     def recent(self, name: str) -> list[str]:
@@ -147,13 +148,16 @@ class Trust:
             self._count(cell, mean, -1)
         key.cells.clear()
 
-    def _learn(self, key: _Key, cell: Cell, score: float, expected: float) -> None:
+    def _learn(self, key: _Key, cell: Cell, score: float, expected: float, corrected: float | None) -> None:
         before = key.cells.get(cell)
         if before is not None:
             self._count(cell, before, -1)
         n, mean, logged = before or _Mean(0.0, 0.0, 0.0)
-        n = min(n + 1.0, RECENT)
-        after = _Mean(n, mean + (score - mean) / n, logged + (expected - logged) / min(n, RECENT_EXPECTED))
+        if corrected is not None and n > 0.0:
+            after = _Mean(n, min(max(mean + (score - corrected) / n, 0.0), 1.0), logged)
+        else:
+            n = min(n + 1.0, RECENT)
+            after = _Mean(n, mean + (score - mean) / n, logged + (expected - logged) / min(n, RECENT_EXPECTED))
         self._count(cell, after, 1)
         if (gone := _newest(key.cells, cell, after, CELLS)) is not None:
             self._count(*gone, -1)

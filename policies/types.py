@@ -78,7 +78,7 @@ class TaskProfile:
     kind: what sort of work it is, one of features.KINDS.
     prompt_tokens: counted or estimated.
     max_output_tokens: the client's own limit, or 0.
-    output_tokens: usual for its kind; the fixed base on top of which each arm's answers are learned.
+    output_tokens: usual for its kind, whatever the limit: the fixed base on top of which answers are learned.
     complexity, accuracy_sensitivity, time_sensitivity: in [0, 1]; sensitivities are 0 when nothing was said.
     reasons: what was seen in the text, in words.
     expected_output_tokens: as learned from finished requests (forecast.py); 0 where nobody said.
@@ -177,7 +177,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     sequence: how many decisions came before it; the clock of forgetting.
     arm: empty when no arm was eligible.
-    fallback: why the router itself did not decide ("" if it did; FORCED if the client named the model).
+    fallback: "" for none; "profiler" or "router" that did not answer in time, so it was done without; of a second try,
+        "model" if the first one failed or "hedge" if it was silent for too long; FORCED if the client named the model.
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; feedback comes from the same.

@@ -9,8 +9,10 @@ import pytest
 from deployments import decider as decider_module
 from deployments import feedback
 from deployments.memory import Memory
-from policies.types import Outcome
+from policies.explain import summary
+from policies.types import Objective, Outcome
 from tests.gateway import Gateway, eventually
+from tests.helpers import make_request
 
 
 @pytest.fixture
@@ -51,6 +53,24 @@ def test_feedback_that_is_faster_than_the_outcome_counts(gateway: Gateway) -> No
     status = gateway.client.post("/v1/feedback", json={"decision_id": decision_id, "score": 1.0}).status_code
     assert status in (200, 202)
     eventually(lambda: (known := record(gateway, decision_id)) and known.scores == {"user": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("fallback", "said"),
+    [
+        ("", ". small was chosen with probability"),
+        ("profiler", "The profiler did not answer in time; the text was read without its embedding. small was chosen"),
+        ("router", "The router did not answer in time; the ingress decided on its last snapshot"),
+        ("model", "a second try: the model that was chosen first failed"),
+        ("hedge", "a second try: the model that was chosen first was silent for too long"),
+        ("forced", "The client named the model small; the router did not choose."),
+    ],
+)
+def test_an_explanation_says_which_way_a_decision_was_made(gateway: Gateway, fallback: str, said: str) -> None:
+    """Each fallback in its own words, between what was asked and what was chosen."""
+    request = make_request(objective=Objective(models=("small",)))
+    decision = gateway.ingress.decider.decide_here(request, fallback)
+    assert decision.fallback == fallback and said in summary(decision)
 
 
 def test_a_decision_is_explained_as_soon_as_its_answer_is_there(gateway: Gateway) -> None:

@@ -42,7 +42,7 @@ def test_without_the_profiler_the_text_alone_is_profiled(gateway: Gateway) -> No
     answer = gateway.chat()
     assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "profiler"
     found = gateway.client.get(f"/v1/router/decisions/{answer.headers['x-router-decision-id']}").json()
-    assert found["fallback"] == "profiler" and "because of: profiler" in found["summary"]
+    assert found["fallback"] == "profiler" and "read without its embedding" in found["summary"]
 
 
 def test_a_short_text_needs_no_profiler(gateway: Gateway) -> None:

@@ -62,8 +62,9 @@ def test_without_an_embedding_its_columns_are_zero() -> None:
     assert not found.features[1 : 1 + EMBEDDING_COLUMNS].any() and found.features[1 + EMBEDDING_COLUMNS :].any()
 
 
-def test_expected_output_tokens_keep_the_clients_limit() -> None:
-    """An essay is expected to be longer than a sorted list, and no answer longer than what the client takes."""
+def test_the_usual_length_is_that_of_the_kind_of_work() -> None:
+    """An essay is longer than a sorted list; the client's limit is no part of the base on which lengths are learned."""
     essay, listed = (profile(text, None, "chat", 9) for text in ("Write an essay.", "Sort these: 3 1 2"))
     assert essay.output_tokens > listed.output_tokens > 0
-    assert profile("Write an essay.", None, "chat", 9, max_output_tokens=7).output_tokens == 7
+    limited = profile("Write an essay.", None, "chat", 9, max_output_tokens=7)
+    assert limited.output_tokens == essay.output_tokens and limited.max_output_tokens == 7

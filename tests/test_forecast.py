@@ -130,6 +130,18 @@ def test_a_short_log_does_not_replace_what_a_long_one_taught() -> None:
     assert published.refit(world(1200, 8)).version == 2
 
 
+def test_where_few_answers_are_scored_from_now_on_it_goes_on_learning() -> None:
+    """From all to a twentieth between two fits, while one arm breaks: the first fit does not stand for ever."""
+    dense = world(3000, 13, lambda arm, x: 0.9)
+    sparse = world(5000, 14, lambda arm, x: 0.1 if arm == "large" else 0.9, start=3000)
+    sparse = [record if n % 20 == 0 else replace(record, scores={}) for n, record in enumerate(sparse)]
+    first = Forecaster.prior(ARMS).refit(dense)
+    fitted = first.refit(dense + sparse)
+    assert fitted.reliability()["scores_weight"] < first.reliability()["scores_weight"] / 2
+    (profile,) = fitted.complete([dense[0].decision.profile])
+    assert profile.sufficiency["large"] < 0.5 < 0.8 < profile.sufficiency["small"]
+
+
 def test_errors_count_as_insufficient_and_who_left_says_nothing() -> None:
     """As in the policy."""
     records = world(400, 9, lambda arm, x: 1.0)

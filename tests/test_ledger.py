@@ -38,7 +38,21 @@ def test_a_second_score_of_the_same_source_replaces_the_first() -> None:
     once.score(decision, 0.0)
     once.score(decision, 0.5)
     for name, value in once.state().items():
-        assert np.allclose(value, policy.state()[name], atol=1e-12)
+        # the watch for change heard the first one
+        assert name in ("drift.better", "drift.worse") or np.allclose(value, policy.state()[name], atol=1e-12), name
+
+
+def test_corrections_of_one_score_are_no_change_of_the_arm() -> None:
+    """The watch for change hears a vote once; twenty bad ones in a row would be an alarm."""
+    (decision,) = decisions(1)
+    policy, ledger = Thompson(ARMS), Ledger()
+    ledger.apply(decision, policy)
+    ledger.apply(Feedback("d0", 1.0), policy)
+    before = policy.drift.state()
+    for i in range(40):
+        assert ledger.apply(Feedback("d0", 0.01 * (i % 2), time_s=1.0 + i), policy) == ACCEPTED
+    assert all(np.array_equal(value, before[name]) for name, value in policy.drift.state().items())
+    assert policy.drift.known[policy._names.index(decision.arm)] == 1
 
 
 def test_what_comes_before_its_decision_waits_for_it() -> None:
@@ -100,7 +114,11 @@ def counted_once(made: list, events: list) -> Thompson:
 def test_any_order_and_repetition_gives_the_same_posterior(data: st.DataObject) -> None:
     """Decisions late or early, outcomes, several sources, corrections, implicit scores: each counts exactly once."""
     made, sources = decisions(5), st.sampled_from(["user", "judge", IMPLICIT])
-    events: list = [Outcome(d.id, "ok", 0.1, 0.3 + i / 10, 20, 5 + i) for i, d in enumerate(made) if i != 3]
+    events: list = [
+        Outcome(d.id, "ok", 0.1, 0.3 + i / 10, 20, 5 + 70 * i, finish_reason="stop" if i % 3 else "length")
+        for i, d in enumerate(made)
+        if i != 2
+    ]
     for clock, (i, source, score) in enumerate(
         data.draw(st.lists(st.tuples(st.integers(0, 4), sources, st.sampled_from([0.0, 0.3, 0.7, 1.0])), max_size=14))
     ):

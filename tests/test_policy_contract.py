@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policies.base import Policy
-from policies.registry import POLICIES, make_policy
+from policies.registry import POLICIES, make_policy, rearm
 from policies.types import Arm, ModelState, Objective, Outcome
 from tests.helpers import make_request
 
@@ -92,6 +92,18 @@ def test_learning_about_one_arm_leaves_the_others_alone(policy: Policy) -> None:
         assert before.quality == after.quality
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_arm_in_anothers_place_starts_afresh(policy: Policy, arms: tuple[Arm, ...], count: int) -> None:
+    """Alone or not: nothing but the clock goes on."""
+    known, others = arms[:count], tuple(replace(arm, name=f"new {arm.name}") for arm in arms[:count])
+    taught, fresh = make_policy(policy.name, known), make_policy(policy.name, others)
+    teach(taught)
+    after = rearm(taught, others)
+    for name, value in after.state().items():
+        wanted = taught if name.endswith((".reference", ".latest")) else fresh
+        assert np.array_equal(value, wanted.state()[name]), name
+
+
 def test_the_context_is_not_written_to(policy: Policy) -> None:
     """Features arrive read-only from another process; a policy must not mind."""
     request = make_request()
@@ -101,6 +113,14 @@ def test_the_context_is_not_written_to(policy: Policy) -> None:
     (decision,) = policy.decide([frozen], {}, np.random.default_rng(0), 0)
     policy.learn(decision, Outcome(decision.id, "ok", 0.1, 0.2, 20, 5))
     policy.score(decision, 1.0)
+
+
+def test_always_without_a_name_takes_the_largest_that_can(arms: tuple[Arm, ...]) -> None:
+    """The last arm does embeddings only; a named one that is left out gives way to the first that is left."""
+    rng = np.random.default_rng(0)
+    largest, embedder = make_policy("always", arms), make_policy("always", arms, {"arm": "embedder"})
+    assert [policy.decide([make_request()], {}, rng, 0)[0].arm for policy in (largest, embedder)] == ["large", "small"]
+    assert largest.decide([make_request(task="embed")], {}, rng, 0)[0].arm == "embedder"
 
 
 def test_an_unknown_policy_names_the_known_ones(arms: tuple[Arm, ...]) -> None:

@@ -24,13 +24,13 @@ ARMS = (Arm("small"), Arm("large"))
 CHATS = 60
 
 
-def happen(journal: Journal, first: int, count: int, good: str) -> None:
-    """So many finished requests, answered in turn; only one arm's answers are any good."""
+def happen(journal: Journal, first: int, count: int, good: str, owner: str = "") -> None:
+    """So many finished requests of a key, answered in turn; only one arm's answers are any good."""
     for n in range(first, first + count):
         arm = ARMS[n % 2].name
-        journal.put(Decision(f"d{n}", arm, n, "", make_profile(f"What is {n} plus {n * 7}?"), Objective()))
+        journal.put(Decision(f"d{n}", arm, n, "", make_profile(f"What is {n} plus {n * 7}?"), Objective(), owner=owner))
         journal.put(Outcome(f"d{n}", output_tokens=5))
-        journal.put(Feedback(f"d{n}", float(arm == good)))
+        journal.put(Feedback(f"d{n}", float(arm == good), owner=owner))
     asyncio.run(journal.flush())
 
 
@@ -78,6 +78,19 @@ def test_a_corrected_score_counts_once(journal: Journal) -> None:
     assert asyncio.run(refitter.turn())
     assert min(chances(refitter).values()) > 0.9
     assert refitter.forecaster.reliability()["scored"] == 450  # nine of ten blocks of 500
+
+
+def test_scores_that_do_not_count_for_the_policy_do_not_count_here(journal: Journal) -> None:
+    """Of a key in doubt or in quarantine, for as long as it is: as if it had given none."""
+    refitter = Refitter(ARMS, journal)
+    happen(journal, 0, 200, "large", "ann")
+    happen(journal, 200, 200, "small", "liar")
+    assert asyncio.run(refitter.turn({"liar"}))
+    assert chances(refitter)["large"] > 0.9 and chances(refitter)["small"] < 0.1
+    assert refitter.forecaster.reliability()["scored"] == 180  # nine of ten blocks
+    happen(journal, 400, 200, "large", "ann")
+    assert asyncio.run(refitter.turn())
+    assert refitter.forecaster.reliability()["scored"] == 540
 
 
 def test_a_restart_learns_the_same_from_the_journal(journal: Journal) -> None:

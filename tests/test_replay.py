@@ -8,8 +8,8 @@ from policies import replay
 from policies.base import Policy
 from policies.ledger import Record
 from policies.registry import make_policy
-from policies.types import FORCED, Arm, ArmEstimate, Decision, Objective, Outcome, Request
-from tests.helpers import make_profile
+from policies.types import FORCED, Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request
+from tests.helpers import make_profile, make_request
 
 
 def decide(policy: Policy, n: int, objective: Objective | None = None) -> list[Record]:
@@ -23,12 +23,13 @@ def decide(policy: Policy, n: int, objective: Objective | None = None) -> list[R
 
 def test_only_what_was_drawn_counts(arms: tuple[Arm, ...]) -> None:
     """Forced decisions, second tries and what the policies learned from are left out; the router's stand-in is not."""
-    records = decide(make_policy("uniform", arms), 6)
+    records = decide(make_policy("uniform", arms), 7)
 
     def put(i: int, **change: str) -> None:
         records[i].decision = structs.replace(records[i].decision, **change)  # type: ignore[arg-type]
 
     put(1, fallback=FORCED), put(2, fallback="model"), put(3, fallback="router"), put(4, arm="")
+    put(6, fallback="hedge")
     assert [record.decision.id for record in replay.usable(records[::-1])] == ["0", "3", "5"]
     assert [record.decision.id for record in replay.usable(records, after=3)] == ["5"]
 
@@ -64,6 +65,23 @@ def test_a_target_decides_on_what_was_logged(arms: tuple[Arm, ...]) -> None:
     assert (always == [0.0, 1.0, 0.0]).all()
 
 
+def test_a_target_meets_the_wait_for_a_place_that_was_logged(arms: tuple[Arm, ...]) -> None:
+    """And where none was logged, by a rule or without a line, it meets none."""
+    policy, rng = make_policy("thompson", arms), np.random.default_rng(1)
+    line = {"small": ModelState(in_flight=2, wait_s=4.0), "large": ModelState(in_flight=1)}
+    requests = [make_request(objective=Objective(latency_weight=0.3)) for _ in range(4)]
+    records = [Record(policy.decide([request], line, rng, i)[0]) for i, request in enumerate(requests)]
+    names = replay.arms_of(records)
+    logged = replay.to_log(records, names).propensities
+    found = replay.target_probabilities(records, policy, names)
+    assert (logged[:, 0] < 0.1).all()
+    np.testing.assert_allclose(found, logged, atol=1e-6)
+    waits = [replay._state(e).wait_s for r in records for e in r.decision.estimates]
+    assert waits == pytest.approx([4.0, 0.0, 0.0] * 4)
+    ruled = decide(make_policy("static", arms), 3) + decide(policy, 3)
+    assert not any(replay._state(e).wait_s for r in ruled for e in r.decision.estimates)
+
+
 def test_a_target_keeps_the_limits_and_the_health_that_were_logged(arms: tuple[Arm, ...]) -> None:
     """An arm without a healthy replica is not chosen after the fact, nor one that the request did not allow."""
     records = decide(make_policy("uniform", arms), 3, Objective(models=("small", "large")))
@@ -75,7 +93,8 @@ def test_a_target_keeps_the_limits_and_the_health_that_were_logged(arms: tuple[A
         for e in sick.estimates
     )
     records[1].decision = structs.replace(sick, estimates=estimates)
-    found = replay.target_probabilities(records, make_policy("always", arms), ("small", "large", "embedder", "new"))
+    always = make_policy("always", arms, {"arm": "embedder"})
+    found = replay.target_probabilities(records, always, ("small", "large", "embedder", "new"))
     assert found.tolist() == [[1, 0, 0, 0]] * 3  # its favourite, the embedder, is not allowed: the first that is left
     uniform = replay.target_probabilities(records, make_policy("uniform", arms), ("small", "large", "embedder"))
     assert uniform.tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0.5, 0.5, 0]]

@@ -138,6 +138,33 @@ def test_a_missing_score_still_teaches_latency() -> None:
     assert after.latency_s == pytest.approx(2.4, rel=0.35)
 
 
+@pytest.mark.parametrize(("tokens", "limit"), [(300, 16), (1000, 400), (20, 50)])
+def test_limits_of_some_clients_do_not_change_what_is_expected_for_others(tokens: int, limit: int) -> None:
+    """Most ask for less than the answer would be, or for more than a terse arm says: each is expected right."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(0)
+    limited, free = (features.profile("Write an essay", None, "chat", 20, most) for most in (limit, 0))
+    for i in range(500):
+        profile = free if rng.random() < 0.2 else limited
+        (decision,) = policy.decide([Request("r", profile, Objective(models=("large",)))], {}, rng, i)
+        length = int(tokens * np.exp(0.2 * rng.standard_normal()))
+        cut = profile is limited and length > limit
+        told = limit if cut else length
+        policy.learn(decision, Outcome("r", "ok", 0.4, 2.4, 20, told, finish_reason="length" if cut else "stop"))
+    of_both = policy.decide([Request("r", profile, Objective()) for profile in (limited, free)], {}, rng, 500)
+    expected = [decision.estimate("large").output_tokens for decision in of_both]
+    assert expected[1] == pytest.approx(tokens, rel=0.1) and expected[0] == pytest.approx(min(expected[1], limit))
+
+
+def test_an_answer_cut_off_longer_than_expected_is_news() -> None:
+    """Where nobody lets the arm finish, it is expected to use up what it is given."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(0)
+    profile = features.profile("Sort these: 3 1 2", None, "chat", 20, 200)
+    for i in range(60):
+        (decision,) = policy.decide([Request("r", profile, Objective(models=("large",)))], {}, rng, i)
+        policy.learn(decision, Outcome("r", "ok", 0.4, 2.4, 20, 200, finish_reason="length"))
+    assert decision.estimate().output_tokens > 180
+
+
 def test_answers_in_one_piece_teach_the_whole_latency() -> None:
     """Without a time to the first token the sum still comes out right."""
     policy, rng = Thompson(ARMS), np.random.default_rng(0)

@@ -92,6 +92,21 @@ def test_a_hostile_key_is_found_and_leaves_nothing_behind(seed: int) -> None:
     assert same(learned, fold(votes(judges, 400, seed), without=("8 hostile",))[2])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_a_key_says_in_the_end_is_what_it_is_judged_by(seed: int) -> None:
+    """One that scores like all others and then corrects it to the opposite is found; the other way round it is not."""
+
+    def corrected() -> Iterator[tuple[Decision, Feedback]]:
+        for decision, score in votes(["honest"] * 8 + ["hostile", "honest"], 600, seed):
+            if decision.owner in ("8 hostile", "9 honest"):
+                yield decision, replace(score, score=1.0 - score.score, time_s=score.time_s - 0.5)
+            yield decision, score
+
+    _, trust, learned = fold(corrected())
+    assert list(trust.quarantined) == ["8 hostile"] == list(trust.silenced)
+    assert same(learned, fold(corrected(), without=("8 hostile",))[2])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_honest_keys_are_never_quarantined(seed: int) -> None:
     """Strict, lenient and few-worded judges among them, and an arm that fails for all in the middle."""
