@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 class Call:
     """One request on its way to an arm.
 
-    task, body: see ModelServer. rank: see admission.py. request_id: for the log.
+    task, body: see ModelServer. asked: what was to be decided. rank: see admission.py. request_id: for the log.
     """
 
     task: str
+    asked: Request
     body: dict[str, Any]
     rank: int
     request_id: str
@@ -174,7 +175,8 @@ class Dispatcher:
                 if task is not winner and not task.cancel() and not task.cancelled() and task.exception() is None:
                     answer = task.result()  # began in the same moment
                     answer.rest.cancel()
-                    self.finish(answer.decision, Outcome(answer.decision.id, "disconnected"))
+                    took_s = time.perf_counter() - answer.started
+                    self.finish(answer.decision, Outcome(answer.decision.id, "disconnected", latency_s=took_s))
 
     async def _attempt(self, decision: Decision, call: Call) -> Answer:
         arm, tuning = decision.arm, self._decider.tuning
@@ -214,7 +216,7 @@ class Dispatcher:
         except asyncio.CancelledError:  # the client left: let the engine go on to others
             if answer is not None:
                 answer.cancel()
-            self.finish(decision, Outcome(decision.id, "disconnected"))
+            self.finish(decision, Outcome(decision.id, "disconnected", latency_s=time.perf_counter() - started))
             raise
 
     def _next_best(self, failed: Decision, call: Call, fallback: str) -> Decision | None:
@@ -226,9 +228,8 @@ class Dispatcher:
         )
         if not others:
             return None
-        objective = replace(failed.objective, models=others)
-        request = Request(self._decider.new_id(), failed.profile, objective, owner=failed.owner)
-        again = self._decider.decide_here(request, fallback)
+        objective = replace(call.asked.objective, models=others)  # not the first decision's, which moved it already
+        again = self._decider.decide_here(replace(call.asked, id=self._decider.new_id(), objective=objective), fallback)
         return again if again.arm else None
 
     async def _method(self, arm: str, streams: bool) -> Any:

@@ -134,13 +134,14 @@ class Ingress:
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, request.rank())
         with self.dispatcher.admission.deciding():
-            decision = await self._decide(task, request, objective, forced, caller(http).name)
+            asked = await self._profiled(task, request, objective, forced, caller(http).name)
+            decision = await self.decider.decide(asked)
         if not decision.arm:
             raise _nobody_can(decision)
         body = request.body()
         for message in body.get("messages", ()):
             message["role"] = "system" if message["role"] == "developer" else message["role"]
-        answer = await self.dispatcher.ask(decision, Call(task, body, request.rank(), request_id))
+        answer = await self.dispatcher.ask(decision, Call(task, asked, body, request.rank(), request_id))
         decision = answer.decision
         headers = {
             "x-router-decision-id": decision.id,
@@ -163,19 +164,14 @@ class Ingress:
             self._gone(answer, "disconnected" if isinstance(error, asyncio.CancelledError) else "error")
             raise
 
-    async def _decide(self, task: str, request: AnyRequest, objective: Objective, forced: bool, owner: str) -> Decision:
-        asked, context, messages = request.texts()
-        item = {
-            "text": asked,
-            "context": context,
-            "messages": messages,
-            "task": task,
-            "max_output_tokens": request.limit(),
-        }
-        profile, fallback = await self.decider.profile(item)
-        return await self.decider.decide(
-            Request(self.decider.new_id(), profile, objective, forced, fallback, *self.decider.traces(context), owner)
-        )
+    async def _profiled(
+        self, task: str, request: AnyRequest, objective: Objective, forced: bool, owner: str
+    ) -> Request:
+        text, context, messages = request.texts()
+        item = {"text": text, "context": context, "messages": messages, "task": task}
+        profile, fallback = await self.decider.profile(item | {"max_output_tokens": request.limit()})
+        traces = self.decider.traces(context)
+        return Request(self.decider.new_id(), profile, objective, forced, fallback, *traces, owner)
 
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
         """What this request wants, and whether the client named the model itself."""
@@ -295,5 +291,6 @@ def _nobody_can(decision: Decision) -> ApiError:
     if any(e.removed_by in ("no healthy replica", RESTING) for e in allowed):
         return ApiError.later(503, f"no model can take this request now ({reasons})", 5.0, "model_unavailable")
     if allowed and all("does not fit" in e.removed_by for e in allowed):
-        return ApiError(400, f"the prompt is too long; shorten it ({reasons})", code="context_length_exceeded")
+        message = f"the prompt is too long; shorten it, or lower max_tokens ({reasons})"
+        return ApiError(400, message, code="context_length_exceeded")
     return ApiError(400, f"no model can keep the limits of this request; relax them ({reasons})", "router")

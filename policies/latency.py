@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import inf, log, log1p
 
 import numpy as np
+from msgspec import structs
 
 from policies import kernels
 from policies.features import D
@@ -61,8 +62,16 @@ class LatencyModel:
         return kernels.expect(features, asked, load, total, self._terms, *beliefs)
 
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
-        """Fold in how long an answer took and was, as far as it tells."""
+        """Fold in how long an answer took and was, as far as it tells.
+
+        One that was given up before its first token says only how long it took at least: that is news where it was
+        longer than the whole was expected to take, and then counts as if it had come then.
+        """
         estimate, profile, at = decision.estimate(), decision.profile, decision.sequence
+        if outcome.status == "disconnected" and outcome.ttft_s <= 0:
+            if outcome.latency_s - outcome.waited_s <= _whole_s(estimate, estimate.output_tokens):
+                return
+            outcome = structs.replace(outcome, output_tokens=max(1, round(estimate.output_tokens)))
         (ttft_s, pace), (by_ttft, by_pace) = _split(estimate, outcome)
         if ttft_s <= 0:
             return
@@ -74,6 +83,11 @@ class LatencyModel:
         if outcome.status == "ok" and outcome.output_tokens and _shows_length(decision, outcome):
             beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
             self.tokens.add(arm, profile.features, beyond, at)
+
+
+def _whole_s(estimate: ArmEstimate, tokens: float) -> float:
+    """Seconds that an answer of so many tokens was expected to take once it had a place."""
+    return estimate.ttft_s + max(tokens - 1, 0) * estimate.tpot_s
 
 
 def _shows_length(decision: Decision, outcome: Outcome) -> bool:
@@ -98,7 +112,7 @@ def _split(estimate: ArmEstimate, outcome: Outcome) -> tuple[tuple[float, float]
     if outcome.ttft_s > outcome.waited_s:
         pace = (outcome.latency_s - outcome.ttft_s) / further if further else 0.0
         return (outcome.ttft_s - outcome.waited_s, pace), (1.0, 1.0)
-    expected = estimate.ttft_s + further * estimate.tpot_s
+    expected = _whole_s(estimate, outcome.output_tokens)
     if expected <= 0 or latency_s <= 0:
         return (0.0, 0.0), (0.0, 0.0)
     ratio, share = latency_s / expected, estimate.ttft_s / expected

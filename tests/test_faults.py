@@ -45,6 +45,23 @@ def test_without_the_profiler_the_text_alone_is_profiled(gateway: Gateway) -> No
     assert found["fallback"] == "profiler" and "read without its embedding" in found["summary"]
 
 
+def test_a_second_try_wants_what_the_client_wanted(tmp_path: Path) -> None:
+    """Neither the words of haste nor the price of the ceiling count twice, and the journal has its prompt, too."""
+    gateway = Gateway(tmp_path, max_mean_cost_usd=1e-9, store_text=True)
+    with gateway.client:
+        for arm in ("small", "large"):
+            gateway.models[arm].script = failing(RuntimeError())
+        gateway.router.thing._pacer.integral = gateway.ingress.decider._pacer.integral = 3.0
+        gateway.tune(decide_here_s=1e6)
+        assert gateway.chat(messages=[{"role": "user", "content": "Quickly, what is 3 plus 5?"}]).status_code == 503
+        eventually(lambda: not gateway.ingress.decider._reporting)
+        first, second = (r.decision for r in gateway.router.thing._memory.ledger._records.values())
+        assert (first.fallback, second.fallback) == ("", "model") and first.objective.cost_weight > 1
+        assert second.objective.latency_weight == first.objective.latency_weight == pytest.approx(0.3)
+        assert second.objective.cost_weight == pytest.approx(first.objective.cost_weight, rel=0.2)
+        assert second.prompt_hash == first.prompt_hash != "" and second.prompt == first.prompt
+
+
 def test_a_short_text_needs_no_profiler(gateway: Gateway) -> None:
     """The ingress reads it itself, and sees the same in it."""
     gateway.ingress.reconfigure({"profile_here_chars": 0})

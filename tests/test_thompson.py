@@ -123,6 +123,19 @@ def test_a_wait_for_a_place_counts_but_is_not_the_arms_own(ttft_s: float) -> Non
     assert decision.estimate("large").latency_s == pytest.approx(here.latency_s + 3.0) and decision.arm != "large"
 
 
+def test_an_answer_that_was_given_up_teaches_how_long_it_took_at_least() -> None:
+    """Or an arm that hangs would be asked for ever while another answers in its place; a short wait is no news."""
+    policy, rng, expected = Thompson(ARMS), np.random.default_rng(0), []
+    for latency_s in (0.4, 0.0, 0.05, 10.0):
+        for i in range(40):
+            (decision,) = policy.decide([make_request(HARD, Objective(models=("large",)))], {}, rng, i)
+            status, tokens = ("ok", 11) if latency_s == 0.4 else ("disconnected", 0)
+            policy.learn(decision, Outcome(decision.id, status, 0.0, latency_s, 20, tokens))
+        expected.append(policy.decide([make_request(HARD)], {}, rng, 40)[0].estimate("large").latency_s)
+    assert expected[0] == pytest.approx(0.4, rel=0.25) and expected[0] == expected[1] == expected[2]
+    assert expected[3] > 2.0
+
+
 def test_a_missing_score_still_teaches_latency() -> None:
     """Outcomes alone move the expected latency and length, and leave the quality where it was."""
     policy, rng = Thompson(ARMS), np.random.default_rng(0)
