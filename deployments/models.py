@@ -10,14 +10,20 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from vllm.exceptions import VLLMClientError
 
 from deployments import dataplane, orphans
+from deployments.errors import is_branch
 from deployments.watchdog import ANSWER_S, Watchdog
 
-REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
+REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union of two
+    "chat": TypeAdapter(ChatCompletionRequest),
+    "completion": TypeAdapter(CompletionRequest),
+    "embed": TypeAdapter(EmbeddingRequest),
+}
 WARM_UP: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
     "completion": {"prompt": "Hello", "max_tokens": 8},
@@ -108,11 +114,13 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     def _request(self, task: str, body: dict[str, Any]) -> Any:
         """The engine's request, or a report that says what is wrong with it."""
         try:
-            return REQUESTS[task](model=self._llm_config.model_id, **body)
+            return REQUESTS[task].validate_python({"model": self._llm_config.model_id, **body})
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"] if not is_branch(part))
             return _failure(f"{where}: {first['msg']}" if where else first["msg"], 400, where or None)
+        except VLLMClientError as error:  # of vLLM's validators; no ValueError, so pydantic lets it pass
+            return _failure(str(error.args[0]), 400, getattr(error, "parameter", None))
 
 
 def _read(chunk: str, report: dict[str, Any]) -> bool:
