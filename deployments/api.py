@@ -1,5 +1,8 @@
 """What clients may send: OpenAI's requests as an allow-list, plus the `router` object. Unknown keys are errors."""
 
+import json
+import re
+from collections.abc import Iterator
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -9,6 +12,10 @@ from deployments.admission import BATCH, HIGH, NORMAL, RANKS
 from policies.types import Objective
 
 MAX_DEPTH, MAX_VALUES = 16, 5_000  # of what a client may nest freely: tools, schemas
+# of a schema, which the engine compiles, and nothing can stop it: seconds at these sizes, minutes at four times that
+MAX_SCHEMA, MAX_TOOLS, MAX_PATTERNS = 32_000, 128_000, 1_000
+MAX_TIMES = 128  # the compiler fails on patterns that repeat a part more often
+TIMES = re.compile(r"\{ *(\d*) *,? *(\d*) *\}")
 
 
 def _small(value: Any) -> Any:
@@ -29,10 +36,42 @@ def _small(value: Any) -> Any:
     return value
 
 
+def _patterns(schema: Any) -> Iterator[str]:
+    """All regular expressions in a schema."""
+    if isinstance(schema, dict):
+        named = schema.get("patternProperties")
+        yield from named if isinstance(named, dict) else ()
+        yield from (value for key, value in schema.items() if key == "pattern" and isinstance(value, str))
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for value in schema:
+            yield from _patterns(value)
+
+
+def _short(value: Any, most: int) -> Any:
+    """Refuse what is too long as JSON."""
+    if len(json.dumps(value)) > most:
+        raise ValueError(f"is longer than {most} characters as JSON; send less")
+    return value
+
+
+def _compilable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a schema that the engine would compile for minutes, or fail to."""
+    patterns = list(_patterns(_short(schema, MAX_SCHEMA)))
+    if sum(map(len, patterns)) > MAX_PATTERNS:
+        raise ValueError(f"has patterns of more than {MAX_PATTERNS} characters; shorten them")
+    times = [number for pattern in patterns for found in TIMES.findall(pattern) for number in found if number]
+    if any(int(number) > MAX_TIMES for number in times):
+        raise ValueError(f"has a pattern that counts beyond {MAX_TIMES}; bound the text with minLength and maxLength")
+    return schema
+
+
 Text = Annotated[str, StringConstraints(max_length=400_000)]
 Name = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Free = Annotated[dict[str, Any], AfterValidator(_small)]
+Schema = Annotated[Free, AfterValidator(_compilable)]
+Tools = Annotated[list[Schema], Field(max_length=128), AfterValidator(lambda tools: _short(tools, MAX_TOOLS))]
 TIERS = {"priority": HIGH, "auto": NORMAL, "default": NORMAL, "scale": NORMAL, "flex": BATCH}
 
 
@@ -139,6 +178,13 @@ class Generation(Strict):
         return self.model_dump(exclude_none=True, exclude={"model", "router"})
 
 
+class ResponseFormat(Strict):
+    """Text, any JSON, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
@@ -146,8 +192,8 @@ class ChatRequest(Generation):
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=5)
-    response_format: Free | None = None
-    tools: list[Free] | None = Field(None, max_length=128)
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
     tool_choice: Name | Free | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = Field(None, exclude=True)

@@ -14,7 +14,7 @@ import pytest
 from deployments import guard
 from tests.fakes import failing
 from tests.gateway import ROOT, Gateway, eventually
-from tests.hostile import ASK, CORPUS, JSON, chunks, fuzz, openai_shape, with_
+from tests.hostile import ASK, CORPUS, JSON, chunks, fuzz, openai_shape, tool, with_
 
 CASES = int(os.environ.get("ROUTER_FUZZ_CASES", "300"))
 INSIDES = re.compile(
@@ -76,6 +76,11 @@ COMMON: dict[str, Any] = {
     "logit_bias": {"50256": -100},
     "n": 1,
     "stop": ["\n"],
+    "tools": [tool({"type": "string", "pattern": "^[a-z]{1,128}$"}), tool({"pattern": {"maxLength": 5_000}})],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "a", "strict": True, "schema": {"enum": ["{200}" * i for i in range(30)]}},
+    },
     "messages": [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "refusal": None, "annotations": [], "audio": None, "function_call": None},
@@ -92,6 +97,9 @@ def test_what_openais_clients_commonly_send_is_taken(gateway: Gateway, field: st
     assert answer.status_code == 200, answer.text
     (call,) = [call for model in gateway.models.values() for call in model.calls]
     known = {"messages", "stream", "stream_options", "logit_bias", "n", "stop", "parallel_tool_calls"}
+    known |= {"tools", "response_format"}
+    if field in ("tools", "response_format"):
+        assert call[field] == COMMON[field]
     assert set(call) <= known and "refusal" not in json.dumps(call)
 
 
