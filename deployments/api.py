@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from deployments.admission import BATCH, HIGH, NORMAL, RANKS
 from policies.types import Objective
@@ -120,6 +120,7 @@ class Message(Strict):
     # in answers of OpenAI and others, which clients send back as they are; of no use to the models
     refusal: Text | None = Field(None, exclude=True)
     annotations: list[Free] | None = Field(None, max_length=128, exclude=True)
+    reasoning: Text | None = Field(None, exclude=True)
     reasoning_content: Text | None = Field(None, exclude=True)
     audio: None = Field(None, exclude=True)
     function_call: None = Field(None, exclude=True)
@@ -142,7 +143,7 @@ class Generation(Strict):
     """What chat and plain completion have in common."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -161,6 +162,10 @@ class Generation(Strict):
     user: str | None = Field(None, max_length=512, exclude=True)
     safety_identifier: str | None = Field(None, max_length=512, exclude=True)
     prompt_cache_key: str | None = Field(None, max_length=512, exclude=True)
+    prompt_cache_retention: Name | None = Field(None, exclude=True)
+    prompt_cache_options: Free | None = Field(None, exclude=True)
+    prediction: Free | None = Field(None, exclude=True)
+    moderation: Free | None = Field(None, exclude=True)
     store: bool | None = Field(None, exclude=True)
 
     def rank(self) -> int:
@@ -188,10 +193,10 @@ class ResponseFormat(Strict):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    messages: list[Message] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=5)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: Tools | None = None
     tool_choice: Name | Free | None = None
@@ -223,19 +228,27 @@ class CompletionRequest(Generation):
         return self.prompt, self.prompt, 0
 
 
+def _no_tokens(value: Any) -> Any:
+    """Refuse token ids: whoever made them took another model's tokenizer, and they would mean something else here."""
+    if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+        raise ValueError("send text rather than token ids (LangChain: check_embedding_ctx_length=False)")
+    return value
+
+
 class EmbeddingRequest(Strict):
     """POST /v1/embeddings."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    input: (
+    input: Annotated[
         Annotated[Text, StringConstraints(min_length=1)]
-        | Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=2048)]
-    )
-    encoding_format: Literal["float", "base64"] = "float"
+        | Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=2048)],
+        BeforeValidator(_no_tokens),
+    ]
+    encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = Field(None, max_length=512, exclude=True)
 
-    stream: Literal[False] = Field(False, exclude=True)
+    stream: Literal[False] | None = Field(False, exclude=True)
     router: Wishes | None = None
 
     def rank(self) -> int:

@@ -71,6 +71,15 @@ def test_many_texts_may_together_be_longer_than_one_context(gateway: Gateway) ->
     assert answer.status_code == 200 and sum(map(len, texts)) > 10 * 10_000
 
 
+@pytest.mark.parametrize("tokens", [[1, 2], [[1, 2], [3]]])
+def test_token_ids_are_refused_with_what_to_send(gateway: Gateway, tokens: Any) -> None:
+    """They are another tokenizer's, and would be other words here; nulls of OpenAI's clients are fine."""
+    answer = gateway.client.post("/v1/embeddings", json={"model": "auto", "input": tokens})
+    assert answer.status_code == 400 and "check_embedding_ctx_length=False" in answer.json()["error"]["message"]
+    nulls = {"encoding_format": None, "dimensions": None, "user": None, "stream": None}
+    assert gateway.client.post("/v1/embeddings", json={"model": "auto", "input": ["a"], **nulls}).status_code == 200
+
+
 def test_models_lists_arms_and_presets(gateway: Gateway) -> None:
     """And a single one can be asked for."""
     names = [card["id"] for card in gateway.client.get("/v1/models").json()["data"]]
@@ -99,6 +108,7 @@ BAD = [
     ({"structured_outputs": {}}, 400, "unknown key 'structured_outputs'"),
     ({"stream_options": {"x": 1}}, 400, "unknown key 'stream_options.x'"),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "list[x]": 1}]}]}, 400, "0.list[x]'"),
+    ({"messages": [{"role": "user", "content": "a"}] * 2049}, 400, "at most 2048 items"),
     ({"router": {"latency": 1}}, 400, "unknown key 'router.latency'"),
     ({"router": {"models": ["gpt"]}}, 400, "unknown model 'gpt'; choose from: small, large"),
     ({"router": {"max_latency_s": 1e-9}}, 400, "is over the limit"),
