@@ -15,6 +15,7 @@ MAX_DEPTH, MAX_VALUES = 16, 5_000  # of what a client may nest freely: tools, sc
 # of a schema, which the engine compiles, and nothing can stop it: seconds at these sizes, minutes at four times that
 MAX_SCHEMA, MAX_TOOLS, MAX_PATTERNS = 32_000, 128_000, 1_000
 MAX_TIMES = 128  # the compiler fails on patterns that repeat a part more often
+DECISION_ID = r"^[^\x00-\x1f\x7f]{1,64}$"  # PostgreSQL takes no NUL
 TIMES = re.compile(r"\{ *(\d*) *,? *(\d*) *\}")
 
 
@@ -272,7 +273,7 @@ class EmbeddingRequest(Strict):
 class FeedbackRequest(Strict):
     """POST /v1/feedback."""
 
-    decision_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    decision_id: Annotated[str, StringConstraints(pattern=DECISION_ID)]
     score: float = Field(ge=0, le=1, strict=True)
     source: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "user"
 

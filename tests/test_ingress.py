@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -173,6 +174,15 @@ def test_unknown_decisions_are_not_found(gateway: Gateway) -> None:
     ]
     assert [a.status_code for a in answers] == [404, 404]
     assert all("x-router-decision-id" in a.json()["error"]["message"] for a in answers)
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\n", "a" * 65])
+def test_what_cannot_be_a_decision_is_not_looked_for(gateway: Gateway, text: str) -> None:
+    """A database may choke on it."""
+    gateway.router.broken = True
+    answer = gateway.client.post("/v1/feedback", json={"decision_id": text, "score": 1.0})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "decision_id"
+    assert gateway.client.get(f"/v1/router/decisions/{quote(text)}").status_code == 404
 
 
 def test_unknown_paths_and_methods_have_openais_shape_too(gateway: Gateway) -> None:
