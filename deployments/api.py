@@ -1,14 +1,22 @@
 """What clients may send: OpenAI's requests as an allow-list, plus the `router` object. Unknown keys are errors."""
 
+import json
+import re
+from collections.abc import Iterator
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from deployments.admission import BATCH, HIGH, NORMAL, RANKS
 from policies.types import Objective
 
 MAX_DEPTH, MAX_VALUES = 16, 5_000  # of what a client may nest freely: tools, schemas
+# of a schema, which the engine compiles, and nothing can stop it: seconds at these sizes, minutes at four times that
+MAX_SCHEMA, MAX_TOOLS, MAX_PATTERNS = 32_000, 128_000, 1_000
+MAX_TIMES = 128  # the compiler fails on patterns that repeat a part more often
+DECISION_ID = r"^[^\x00-\x1f\x7f]{1,64}$"  # PostgreSQL takes no NUL
+TIMES = re.compile(r"\{ *(\d*) *,? *(\d*) *\}")
 
 
 def _small(value: Any) -> Any:
@@ -29,10 +37,42 @@ def _small(value: Any) -> Any:
     return value
 
 
+def _patterns(schema: Any) -> Iterator[str]:
+    """All regular expressions in a schema."""
+    if isinstance(schema, dict):
+        named = schema.get("patternProperties")
+        yield from named if isinstance(named, dict) else ()
+        yield from (value for key, value in schema.items() if key == "pattern" and isinstance(value, str))
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for value in schema:
+            yield from _patterns(value)
+
+
+def _short(value: Any, most: int) -> Any:
+    """Refuse what is too long as JSON."""
+    if len(json.dumps(value)) > most:
+        raise ValueError(f"is longer than {most} characters as JSON; send less")
+    return value
+
+
+def _compilable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a schema that the engine would compile for minutes, or fail to."""
+    patterns = list(_patterns(_short(schema, MAX_SCHEMA)))
+    if sum(map(len, patterns)) > MAX_PATTERNS:
+        raise ValueError(f"has patterns of more than {MAX_PATTERNS} characters; shorten them")
+    times = [number for pattern in patterns for found in TIMES.findall(pattern) for number in found if number]
+    if any(int(number) > MAX_TIMES for number in times):
+        raise ValueError(f"has a pattern that counts beyond {MAX_TIMES}; bound the text with minLength and maxLength")
+    return schema
+
+
 Text = Annotated[str, StringConstraints(max_length=400_000)]
 Name = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Free = Annotated[dict[str, Any], AfterValidator(_small)]
+Schema = Annotated[Free, AfterValidator(_compilable)]
+Tools = Annotated[list[Schema], Field(max_length=128), AfterValidator(lambda tools: _short(tools, MAX_TOOLS))]
 TIERS = {"priority": HIGH, "auto": NORMAL, "default": NORMAL, "scale": NORMAL, "flex": BATCH}
 
 
@@ -81,6 +121,7 @@ class Message(Strict):
     # in answers of OpenAI and others, which clients send back as they are; of no use to the models
     refusal: Text | None = Field(None, exclude=True)
     annotations: list[Free] | None = Field(None, max_length=128, exclude=True)
+    reasoning: Text | None = Field(None, exclude=True)
     reasoning_content: Text | None = Field(None, exclude=True)
     audio: None = Field(None, exclude=True)
     function_call: None = Field(None, exclude=True)
@@ -103,7 +144,7 @@ class Generation(Strict):
     """What chat and plain completion have in common."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -122,6 +163,10 @@ class Generation(Strict):
     user: str | None = Field(None, max_length=512, exclude=True)
     safety_identifier: str | None = Field(None, max_length=512, exclude=True)
     prompt_cache_key: str | None = Field(None, max_length=512, exclude=True)
+    prompt_cache_retention: Name | None = Field(None, exclude=True)
+    prompt_cache_options: Free | None = Field(None, exclude=True)
+    prediction: Free | None = Field(None, exclude=True)
+    moderation: Free | None = Field(None, exclude=True)
     store: bool | None = Field(None, exclude=True)
 
     def rank(self) -> int:
@@ -139,15 +184,22 @@ class Generation(Strict):
         return self.model_dump(exclude_none=True, exclude={"model", "router"})
 
 
+class ResponseFormat(Strict):
+    """Text, any JSON, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    messages: list[Message] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=5)
-    response_format: Free | None = None
-    tools: list[Free] | None = Field(None, max_length=128)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
     tool_choice: Name | Free | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = Field(None, exclude=True)
@@ -177,19 +229,27 @@ class CompletionRequest(Generation):
         return self.prompt, self.prompt, 0
 
 
+def _no_tokens(value: Any) -> Any:
+    """Refuse token ids: whoever made them took another model's tokenizer, and they would mean something else here."""
+    if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+        raise ValueError("send text rather than token ids (LangChain: check_embedding_ctx_length=False)")
+    return value
+
+
 class EmbeddingRequest(Strict):
     """POST /v1/embeddings."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    input: (
+    input: Annotated[
         Annotated[Text, StringConstraints(min_length=1)]
-        | Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=2048)]
-    )
-    encoding_format: Literal["float", "base64"] = "float"
+        | Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=2048)],
+        BeforeValidator(_no_tokens),
+    ]
+    encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = Field(None, max_length=512, exclude=True)
 
-    stream: Literal[False] = Field(False, exclude=True)
+    stream: Literal[False] | None = Field(False, exclude=True)
     router: Wishes | None = None
 
     def rank(self) -> int:
@@ -213,7 +273,7 @@ class EmbeddingRequest(Strict):
 class FeedbackRequest(Strict):
     """POST /v1/feedback."""
 
-    decision_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    decision_id: Annotated[str, StringConstraints(pattern=DECISION_ID)]
     score: float = Field(ge=0, le=1, strict=True)
     source: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = "user"
 

@@ -1,5 +1,6 @@
 """Errors in OpenAI's shape: what is wrong and what to change, and nothing of our insides."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+BRANCH = re.compile(r"(constrained|function)-.*|(list|dict)\[.*\]|str")
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -40,15 +42,15 @@ def respond(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONRe
     return JSONResponse(content, error.status, headers={**error.headers, **(headers or {})})
 
 
-def _is_branch(part: Any) -> bool:
+def is_branch(part: Any) -> bool:
     """Whether pydantic means a branch of a union by this part of a place: no client has heard of these."""
-    return str(part).startswith(("constrained-", "list[", "dict[", "function-", "str"))
+    return BRANCH.fullmatch(str(part)) is not None
 
 
 def _most_telling(found: Sequence[Any]) -> Any:
     """The first error; where it is of a union's branch, the one of the branch that came nearest."""
     first = found[0]
-    if not _is_branch(first["loc"][-1]):
+    if first["type"] == "extra_forbidden" or not is_branch(first["loc"][-1]):
         return first
     same = [error for error in found if error["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
     return max(same, key=lambda error: (not error["type"].endswith("_type"), len(error["loc"])))
@@ -64,7 +66,9 @@ def install(app: FastAPI) -> None:
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = _most_telling(error.errors())
-        parts = [str(p) for p in first["loc"] if p != "body" and not _is_branch(p)]
+        loc = first["loc"]
+        own = len(loc) - 1 if first["type"] == "extra_forbidden" else -1  # the client's word, whatever it is
+        parts = [str(p) for i, p in enumerate(loc) if i == own or (p != "body" and not is_branch(p))]
         where = ".".join(parts) or None
         if first["type"] == "json_invalid":
             return respond(ApiError(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}"))

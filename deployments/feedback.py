@@ -1,13 +1,14 @@
 """The router's own HTTP surface: feedback, explanations, state, health; version_routes.py has the versions."""
 
 import asyncio
+import re
 import time
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
 
-from deployments.api import FeedbackRequest
+from deployments.api import DECISION_ID, FeedbackRequest
 from deployments.decider import OBSERVE_EVERY_S, PATIENCE_S, Decider
 from deployments.errors import ApiError
 from deployments.guard import caller
@@ -63,11 +64,13 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
 
     @app.get("/v1/router/decisions/{decision_id}")
     async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
-        record = await _ask("the router", decider.router.record.remote(decision_id[:64]))
-        coming = time.time() - (decider.identity.made_at(decision_id[:64]) or 0.0) < PATIENCE_S
+        if not re.fullmatch(DECISION_ID, decision_id):
+            raise _no_such_decision(decision_id)
+        record = await _ask("the router", decider.router.record.remote(decision_id))
+        coming = time.time() - (decider.identity.made_at(decision_id) or 0.0) < PATIENCE_S
         for _ in range(LOOKS if coming and record is None else 0):  # on its way, from whichever ingress made it
             await asyncio.sleep(OBSERVE_EVERY_S)
-            if (record := await _ask("the router", decider.router.record.remote(decision_id[:64]))) is not None:
+            if (record := await _ask("the router", decider.router.record.remote(decision_id))) is not None:
                 break
         if record is None and coming:  # the request goes on, or the router was away when it ended
             raise ApiError.later(503, "this decision is still on its way to the router; try again", 2.0, "unavailable")

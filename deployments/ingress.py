@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from msgspec import structs
 
 from deployments import collector, dataplane, errors, logs
@@ -26,6 +26,7 @@ from deployments.keys import Keyring
 from deployments.limits import Limits
 from deployments.listener import Listener
 from deployments.settings import GatewaySettings, KeySettings, Tuning
+from deployments.streaming import Streamed, broken, event, shown
 from deployments.version_routes import add_version_routes
 from policies.types import FORCED, Arm, Decision, Objective, Outcome, Request
 
@@ -156,7 +157,8 @@ class Ingress:
                 return JSONResponse({"error": report["error"]}, report["status"], headers)
             listener = Listener(task, body, self.decider.store_text or self.judge.picks(decision))
             if request.stream:
-                return Streamed(self._stream(answer, listener), headers, lambda: self._gone(answer))
+                limit_s, stream = self.decider.tuning.answer_timeout_s, self._stream(answer, listener)
+                return Streamed(stream, headers, limit_s, lambda: self._gone(answer))
             listener.hear(payload)
             self.dispatcher.finish(decision, self._outcome(answer, report or {}, 0.0, listener))
             return Response(payload, media_type="application/json", headers=headers)
@@ -216,14 +218,14 @@ class Ingress:
                     payload, report = await anext(answer.rest)
             if "error" in report:
                 outcome = Outcome(decision.id, _status(report["status"]), ttft_s)
-                yield _event(_shown(report))
+                yield event(shown(report))
             else:
                 outcome = self._outcome(answer, report, ttft_s, listener)
         except Exception as error:
             log.error("the answer of %s broke off (%s)", decision.arm, type(error).__name__)
             outcome = Outcome(decision.id, "error", ttft_s)
             answer.rest.cancel()
-            yield _event(errors.body(502, "the model failed while it answered; send the request again"))
+            yield event(broken())
         finally:
             if outcome.status == "disconnected":
                 answer.rest.cancel()
@@ -253,34 +255,8 @@ class Ingress:
         )
 
 
-class Streamed(StreamingResponse):
-    """A stream that says so when it is over, also when it never began because the client was gone before."""
-
-    def __init__(self, content: AsyncIterator[bytes], headers: dict[str, str], over: Callable[[], None]):
-        super().__init__(content, media_type="text/event-stream", headers=headers)
-        self._over = over
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """See StreamingResponse."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._over()
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + bytes(JSONResponse(content).body) + b"\n\n"
-
-
 def _status(http_status: int) -> str:
     return "rejected" if http_status < 500 else "error"
-
-
-def _shown(report: dict[str, Any]) -> dict[str, Any]:
-    """An engine's error as the client may see it: a refusal says why, a failure is our affair."""
-    if report["status"] < 500:
-        return {"error": report["error"]}
-    return errors.body(502, "the model failed while it answered; send the request again")
 
 
 def _nobody_can(decision: Decision) -> ApiError:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SCOPES = ("infer", "feedback", "operate")
+LIMITS = ("requests_per_minute", "concurrency", "scores_per_minute")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 LOOK_EVERY_S = 2.0
 FILE = Path("var/keys.json")
@@ -115,8 +116,8 @@ def _parse(entry: Mapping[str, Any]) -> Key:
         raise ValueError("a key has a bad name, hash or scope")
     if set(key.scopes) - set(SCOPES):
         raise ValueError(f"unknown scope; choose from: {', '.join(SCOPES)}")
-    if any(limit is not None and limit < 1 for limit in (key.requests_per_minute, key.concurrency)):
-        raise ValueError("limits begin at 1")
+    if any(limit is not None and limit < 1 for limit in (getattr(key, name) for name in LIMITS)):
+        raise ValueError("limits begin at 1; for a key that may not ask or score at all, leave the scope out")
     return key
 
 
@@ -157,8 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", nargs="?", help="of the key's owner; other verbs are for all keys of that name")
     parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=["infer", "feedback"])
     parser.add_argument("--file", type=Path, default=FILE)
-    for limit in ("requests-per-minute", "concurrency", "scores-per-minute"):
-        parser.add_argument(f"--{limit}", type=int)
+    for limit in LIMITS:
+        parser.add_argument(f"--{limit.replace('_', '-')}", type=int)
     given = parser.parse_args(arguments)
     try:
         if given.verb == "list":
@@ -168,9 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not given.name:
             parser.error("say whose key")
         if given.verb == "add":
-            limits = {
-                name: getattr(given, name) for name in ("requests_per_minute", "concurrency", "scores_per_minute")
-            }
+            limits = {name: getattr(given, name) for name in LIMITS}
             print(add(given.file, given.name, tuple(given.scopes), **limits))
             print("this is the only time that it is shown", file=sys.stderr)
             return

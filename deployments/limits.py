@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deployments.errors import ApiError
 from deployments.keys import Key
@@ -12,6 +12,8 @@ from deployments.settings import KeySettings
 class Bucket:
     """Holds a minute's worth of tokens and gets them back evenly (a token bucket, ITU-T I.371).
 
+    `per_minute` may change while it is in use: what was taken stays taken.
+
     Args:
         per_minute: tokens.
         clock: seconds, never going back.
@@ -19,27 +21,27 @@ class Bucket:
 
     def __init__(self, per_minute: int, clock: Callable[[], float]):
         self.per_minute, self._clock = per_minute, clock
-        self._tokens, self._then = float(per_minute), clock()
+        self._taken, self._then = 0.0, clock()
 
     @property
     def left(self) -> int:
         """Whole tokens that are there now."""
         now = self._clock()
-        self._tokens = min(float(self.per_minute), self._tokens + (now - self._then) * self.per_minute / 60)
+        self._taken = max(0.0, self._taken - (now - self._then) * self.per_minute / 60)
         self._then = now
-        return int(self._tokens + 1e-9)
+        return max(0, int(self.per_minute - self._taken + 1e-9))
 
     @property
     def full_in_s(self) -> float:
         """Seconds until it is full."""
-        return (self.per_minute - self._tokens) * 60 / self.per_minute
+        return self._taken * 60 / self.per_minute
 
     def take(self) -> float:
         """Take one; returns 0, or if there is none the seconds until there is."""
         if self.left >= 1:
-            self._tokens -= 1
+            self._taken += 1
             return 0.0
-        return (1 - self._tokens) * 60 / self.per_minute
+        return (1 + self._taken - self.per_minute) * 60 / self.per_minute
 
 
 @dataclass
@@ -47,7 +49,6 @@ class _Account:
     requests: Bucket
     scores: Bucket
     running: int = 0
-    limits: tuple[int, int, int] = field(default=(0, 0, 0))
 
 
 class Limits:
@@ -62,17 +63,16 @@ class Limits:
         self._accounts: dict[str, _Account] = {}
 
     def _account(self, key: Key) -> _Account:
-        settings = self._settings
-        limits = (
-            key.requests_per_minute or settings.requests_per_minute,
-            key.scores_per_minute or settings.scores_per_minute,
-            key.concurrency or settings.concurrency,
-        )
-        account = self._accounts.get(key.name)  # by name: a second key of the same owner is no second ration
-        if account is None or account.limits != limits:
-            running = account.running if account else 0
-            buckets = Bucket(limits[0], self._clock), Bucket(limits[1], self._clock)
-            account = self._accounts[key.name] = _Account(*buckets, running, limits)
+        """By name: a second key of the same owner is no second ration. Each key is held to its own limits, and what
+        was taken with one counts for all.
+        """
+        settings, account = self._settings, self._accounts.get(key.name)
+        requests = key.requests_per_minute or settings.requests_per_minute
+        scores = key.scores_per_minute or settings.scores_per_minute
+        if account is None:
+            buckets = Bucket(requests, self._clock), Bucket(scores, self._clock)
+            account = self._accounts[key.name] = _Account(*buckets)
+        account.requests.per_minute, account.scores.per_minute = requests, scores
         return account
 
     def enter(self, key: Key) -> None:
@@ -82,10 +82,10 @@ class Limits:
             ApiError: 429, with the time after which to come back.
         """
         account = self._account(key)
-        if account.running >= account.limits[2]:
+        if account.running >= (key.concurrency or self._settings.concurrency):
             raise _refused(f"this key has {account.running} requests under way, its limit; wait for one to end", 1.0)
         if wait_s := account.requests.take():
-            raise _refused(f"this key may make {account.limits[0]} requests a minute", wait_s)
+            raise _refused(f"this key may make {account.requests.per_minute} requests a minute", wait_s)
         account.running += 1
 
     def leave(self, key: Key) -> None:
@@ -100,7 +100,9 @@ class Limits:
         """
         account = self._account(key)
         if wait_s := account.scores.take():
-            raise _refused(f"this key may give {account.limits[1]} scores a minute; send this one later", wait_s)
+            raise _refused(
+                f"this key may give {account.scores.per_minute} scores a minute; send this one later", wait_s
+            )
 
     def trusts(self, key: Key) -> bool:
         """Whether its scores count even if they contradict all others' (policies/trust.py)."""

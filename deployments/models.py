@@ -10,19 +10,27 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ray.serve.llm.deployment import LLMServer
-from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ErrorResponse
+from vllm.exceptions import VLLMClientError
 
 from deployments import dataplane, orphans
+from deployments.errors import is_branch
 from deployments.watchdog import ANSWER_S, Watchdog
 
-REQUESTS = {"chat": ChatCompletionRequest, "completion": CompletionRequest, "embed": EmbeddingRequest}
+REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union of two
+    "chat": TypeAdapter(ChatCompletionRequest),
+    "completion": TypeAdapter(CompletionRequest),
+    "embed": TypeAdapter(EmbeddingRequest),
+}
 WARM_UP: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
     "completion": {"prompt": "Hello", "max_tokens": 8},
     "embed": {"input": "Hello"},
 }
+DATA = "data: "
+FAILED = DATA + '{"error":'  # how vLLM ends a stream, whatever happened in it
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
@@ -96,7 +104,11 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         async for items in answer:
             parts: list[str] = []
             for item in items if isinstance(items, list) else [items]:
+                if isinstance(item, str) and item.startswith(FAILED):
+                    item = ErrorResponse.model_validate_json(item.removeprefix(DATA))
                 if hasattr(item, "error"):
+                    if parts:
+                        yield "".join(parts).encode(), None
                     yield _whole(item)
                     return
                 if _read(item, report) or shown:
@@ -108,28 +120,31 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     def _request(self, task: str, body: dict[str, Any]) -> Any:
         """The engine's request, or a report that says what is wrong with it."""
         try:
-            return REQUESTS[task](model=self._llm_config.model_id, **body)
+            return REQUESTS[task].validate_python({"model": self._llm_config.model_id, **body})
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"] if not is_branch(part))
             return _failure(f"{where}: {first['msg']}" if where else first["msg"], 400, where or None)
+        except VLLMClientError as error:  # of vLLM's validators; no ValueError, so pydantic lets it pass
+            return _failure(str(error.args[0]), 400, getattr(error, "parameter", None))
 
 
 def _read(chunk: str, report: dict[str, Any]) -> bool:
     """Note the usage and the end of a stream; False if the chunk is only there because we asked for usage."""
     if '"choices":[]' in chunk and '"usage":{' in chunk:
-        usage = json.loads(chunk.removeprefix("data: "))["usage"]
+        usage = json.loads(chunk.removeprefix(DATA))["usage"]
         report["prompt_tokens"], report["output_tokens"] = usage["prompt_tokens"], usage["completion_tokens"]
         return False
     if '"finish_reason":"' in chunk:
-        report["finish_reason"] = json.loads(chunk.removeprefix("data: "))["choices"][0]["finish_reason"]
+        report["finish_reason"] = json.loads(chunk.removeprefix(DATA))["choices"][0]["finish_reason"]
     return True
 
 
 def _whole(item: Any) -> tuple[bytes, dict[str, Any]]:
     if hasattr(item, "error"):  # the engine's ErrorResponse, of which there are several classes
-        code = item.error.code
-        return b"", _failure(item.error.message, code if isinstance(code, int) else 500, item.error.param)
+        code = item.error.code if isinstance(item.error.code, int) else 500
+        message = item.error.message if code < 500 else "the engine failed; its log says why"
+        return b"", _failure(message, code, item.error.param)
     usage, choices = item.usage, getattr(item, "choices", None)
     report = {
         "prompt_tokens": usage.prompt_tokens,

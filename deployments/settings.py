@@ -218,7 +218,7 @@ class Tuning(Strict):
         router hears of it with the answer; 0 asks the router each time.
     profile_timeout_s, decide_timeout_s: after these the ingress goes on without the profiler, without the router.
     first_byte_timeout_s: of a stream; after this another arm is asked, once.
-    answer_timeout_s: the same for an answer in one piece; and the longest that any stream may take.
+    answer_timeout_s: the same for an answer in one piece; and the longest that any stream may take, or take to be read.
     chunk_timeout_s: the longest pause in a stream; after it, it ends with an error event.
     hedge_after: share of max_latency_s after which a request that has one, and no first byte yet, is also given to the
         next best arm; the first to answer counts. Not given: never.

@@ -23,6 +23,16 @@ def nested(depth: int) -> Any:
     return value
 
 
+def tool(schema: Any) -> dict[str, Any]:
+    """A function whose argument `a` is of this schema."""
+    return {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
+
+
+def with_schema(schema: Any) -> bytes:
+    """A request for a chat in JSON of this schema."""
+    return with_(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
+
+
 def with_(**change: Any) -> bytes:
     """A request for a chat with something else in it."""
     return json.dumps({**ASK, **change}).encode()
@@ -40,8 +50,15 @@ CORPUS: dict[str, tuple[Any, int]] = {  # what is sent to /v1/chat/completions, 
     "JSON 10,000 deep": (b"[" * 10_000 + b"]" * 10_000, 400),
     "JSON 900 deep": (b'{"model": "auto", "messages": ' + b"[" * 900 + b"]" * 900 + b"}", 400),
     "tools 100 deep": (with_(tools=[{"a": nested(100)}]), 400),
-    "a schema of 20,000 parts": (with_(response_format={"a": [0] * 20_000}), 400),
-    "not finite in a schema": (with_(response_format={"a": float("inf")}), 400),
+    "a schema of 20,000 parts": (with_schema({"a": [0] * 20_000}), 400),
+    "not finite in a schema": (with_schema({"a": float("inf")}), 400),
+    "a schema of 127 kB": (with_schema({"enum": ["a" * i for i in range(1, 500)]}), 400),
+    "a pattern of 2,000 characters": (with_schema({"items": {"type": "string", "pattern": "(a|b)" * 400}}), 400),
+    "a property's pattern that counts to 5,000": (with_schema({"patternProperties": {"a{1, 5000}": {}}}), 400),
+    "a tool whose pattern counts to 129": (with_(tools=[tool({"pattern": "[a-z]{129}"})]), 400),
+    "a tool of 60 kB": (with_(tools=[tool({"const": "a" * 60_000})]), 400),
+    "tools of 200 kB": (with_(tools=[tool({"const": "a" * 20_000})] * 10), 400),
+    "a grammar": (with_(response_format={"type": "structural_tag", "format": {"type": "grammar"}}), 400),
     "half a million brackets": (b"[" + b"[]," * 300_000 + b"[]]", 400),
     "invalid UTF-8": (b'{"model": "\xff\xfe"}', 400),
     "lone surrogate": (b'{"model": "auto", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deployments import streaming
 from tests.fakes import failing
 from tests.gateway import Gateway, eventually
 
@@ -106,13 +107,33 @@ async def never(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, A
     await asyncio.sleep(3600)
 
 
+def talk(gateway: Gateway, receive: Any, send: Any) -> None:
+    """One streamed request to `large` by a client of its own."""
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b""}
+    scope |= {"headers": headers, "root_path": "", "scheme": "http", "server": ("a", 80), "http_version": "1.1"}
+    assert gateway.client.portal is not None
+    gateway.client.portal.call(gateway.client.app, scope, receive, send)  # type: ignore[arg-type]
+
+
+def freed(gateway: Gateway, headers: list[tuple[bytes, bytes]]) -> None:
+    """The engine was told, its place is free, and the outcome is no failure of the model."""
+    line = gateway.ingress.dispatcher.admission.lines["large"]
+    assert gateway.models["large"].cancelled == 1 and not line.running
+    assert not any(gateway.ingress.decider.in_flight.values())
+    where = f"/v1/router/decisions/{dict(headers)[b'x-router-decision-id'].decode()}"
+    eventually(lambda: gateway.client.get(where).json()["outcome"])
+    assert gateway.client.get(where).json()["outcome"]["status"] == "disconnected"
+
+
+BODY = b'{"model": "large", "stream": true, "messages": [{"role": "user", "content": "a"}]}'
+
+
 def test_a_client_that_leaves_frees_the_engine(gateway: Gateway) -> None:
     """Its request is cancelled, and recorded as disconnected rather than as a failure of the model."""
     gateway.models["large"].script = never
-    app = gateway.client.app
     sent: list[dict[str, Any]] = []
-    body = b'{"model": "large", "stream": true, "messages": [{"role": "user", "content": "a"}]}'
-    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+    inbox = [{"type": "http.request", "body": BODY, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         while not inbox:
@@ -124,16 +145,31 @@ def test_a_client_that_leaves_frees_the_engine(gateway: Gateway) -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"", "query_string": b""}
-    scope |= {"headers": headers, "root_path": "", "scheme": "http", "server": ("a", 80), "http_version": "1.1"}
-    assert gateway.client.portal is not None
-    gateway.client.portal.call(app, scope, receive, send)  # type: ignore[arg-type]
-    sent_headers = dict(sent[0]["headers"])
-    assert gateway.models["large"].cancelled == 1 and not any(gateway.ingress.decider.in_flight.values())
-    where = f"/v1/router/decisions/{sent_headers[b'x-router-decision-id'].decode()}"
-    eventually(lambda: gateway.client.get(where).json()["outcome"])
-    assert gateway.client.get(where).json()["outcome"]["status"] == "disconnected"
+    talk(gateway, receive, send)
+    freed(gateway, sent[0]["headers"])
+
+
+def test_a_client_that_reads_nothing_frees_the_engine(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After answer_timeout_s, also when the model has long said all that it had to say."""
+    monkeypatch.setattr(streaming, "LAST_S", 0.1)
+    gateway.tune(answer_timeout_s=0.2)
+    sent: list[dict[str, Any]] = []
+    inbox = [{"type": "http.request", "body": BODY, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if not inbox:
+            await asyncio.sleep(30)
+        return inbox.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+        if message.get("body"):
+            await asyncio.sleep(30)
+
+    began = time.monotonic()
+    talk(gateway, receive, send)
+    assert time.monotonic() - began < 5 and len(sent) == 2
+    freed(gateway, sent[0]["headers"])
 
 
 def test_in_flight_counts_return_to_zero(gateway: Gateway) -> None:

@@ -14,7 +14,7 @@ import pytest
 from deployments import guard
 from tests.fakes import failing
 from tests.gateway import ROOT, Gateway, eventually
-from tests.hostile import ASK, CORPUS, JSON, chunks, fuzz, openai_shape, with_
+from tests.hostile import ASK, CORPUS, JSON, chunks, fuzz, openai_shape, tool, with_
 
 CASES = int(os.environ.get("ROUTER_FUZZ_CASES", "300"))
 INSIDES = re.compile(
@@ -68,6 +68,12 @@ COMMON: dict[str, Any] = {
     "user": "me",
     "safety_identifier": "me",
     "prompt_cache_key": "a",
+    "prompt_cache_retention": "24h",
+    "prompt_cache_options": {"ttl": "30m"},
+    "prediction": {"type": "content", "content": "a"},
+    "moderation": {"model": "a"},
+    "stream": None,
+    "top_logprobs": 20,
     "modalities": ["text"],
     "reasoning_effort": "low",
     "verbosity": "low",
@@ -76,9 +82,15 @@ COMMON: dict[str, Any] = {
     "logit_bias": {"50256": -100},
     "n": 1,
     "stop": ["\n"],
+    "tools": [tool({"type": "string", "pattern": "^[a-z]{1,128}$"}), tool({"pattern": {"maxLength": 5_000}})],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "a", "strict": True, "schema": {"enum": ["{200}" * i for i in range(30)]}},
+    },
     "messages": [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "refusal": None, "annotations": [], "audio": None, "function_call": None},
+        {"role": "assistant", "content": "b", "reasoning": "d", "reasoning_content": "d"},
         {"role": "user", "content": [{"type": "text", "text": "c"}]},
     ],
 }
@@ -87,12 +99,15 @@ COMMON: dict[str, Any] = {
 @pytest.mark.parametrize("field", COMMON)
 def test_what_openais_clients_commonly_send_is_taken(gateway: Gateway, field: str) -> None:
     """And what means nothing here does not reach the models."""
-    body = {**ASK, field: COMMON[field], "stream": field == "stream_options"}
+    body = {**ASK, "stream": field == "stream_options", field: COMMON[field]}
     answer = gateway.client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     (call,) = [call for model in gateway.models.values() for call in model.calls]
     known = {"messages", "stream", "stream_options", "logit_bias", "n", "stop", "parallel_tool_calls"}
-    assert set(call) <= known and "refusal" not in json.dumps(call)
+    known |= {"tools", "response_format", "top_logprobs"}
+    if field in ("tools", "response_format"):
+        assert call[field] == COMMON[field]
+    assert set(call) <= known and not re.search("refusal|reasoning", json.dumps(call))
 
 
 @pytest.mark.parametrize(
@@ -239,5 +254,5 @@ def test_the_openapi_schema_is_served(gateway: Gateway) -> None:
     """With the limits in it, for those who generate clients."""
     schema = gateway.client.get("/openapi.json").json()["components"]["schemas"]
     assert schema["ChatRequest"]["additionalProperties"] is False
-    assert schema["ChatRequest"]["properties"]["messages"]["maxItems"] == 256
+    assert schema["ChatRequest"]["properties"]["messages"]["maxItems"] == 2048
     assert (ROOT / "deployments" / "api.py").is_file()

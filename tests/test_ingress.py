@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -71,6 +72,15 @@ def test_many_texts_may_together_be_longer_than_one_context(gateway: Gateway) ->
     assert answer.status_code == 200 and sum(map(len, texts)) > 10 * 10_000
 
 
+@pytest.mark.parametrize("tokens", [[1, 2], [[1, 2], [3]]])
+def test_token_ids_are_refused_with_what_to_send(gateway: Gateway, tokens: Any) -> None:
+    """They are another tokenizer's, and would be other words here; nulls of OpenAI's clients are fine."""
+    answer = gateway.client.post("/v1/embeddings", json={"model": "auto", "input": tokens})
+    assert answer.status_code == 400 and "check_embedding_ctx_length=False" in answer.json()["error"]["message"]
+    nulls = {"encoding_format": None, "dimensions": None, "user": None, "stream": None}
+    assert gateway.client.post("/v1/embeddings", json={"model": "auto", "input": ["a"], **nulls}).status_code == 200
+
+
 def test_models_lists_arms_and_presets(gateway: Gateway) -> None:
     """And a single one can be asked for."""
     names = [card["id"] for card in gateway.client.get("/v1/models").json()["data"]]
@@ -92,6 +102,14 @@ BAD = [
     ({"max_tokens": -1}, 400, "max_tokens"),
     ({"stop": ["a"] * 9}, 400, "at most 4 items"),
     ({"temprature": 1}, 400, "unknown key 'temprature'"),
+    ({"stream": "maybe"}, 400, "stream: "),
+    ({"strict": True}, 400, "unknown key 'strict'"),
+    ({"str": 1}, 400, "unknown key 'str'"),
+    ({"body": 1}, 400, "unknown key 'body'"),
+    ({"structured_outputs": {}}, 400, "unknown key 'structured_outputs'"),
+    ({"stream_options": {"x": 1}}, 400, "unknown key 'stream_options.x'"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "list[x]": 1}]}]}, 400, "0.list[x]'"),
+    ({"messages": [{"role": "user", "content": "a"}] * 2049}, 400, "at most 2048 items"),
     ({"router": {"latency": 1}}, 400, "unknown key 'router.latency'"),
     ({"router": {"models": ["gpt"]}}, 400, "unknown model 'gpt'; choose from: small, large"),
     ({"router": {"max_latency_s": 1e-9}}, 400, "is over the limit"),
@@ -156,6 +174,15 @@ def test_unknown_decisions_are_not_found(gateway: Gateway) -> None:
     ]
     assert [a.status_code for a in answers] == [404, 404]
     assert all("x-router-decision-id" in a.json()["error"]["message"] for a in answers)
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\n", "a" * 65])
+def test_what_cannot_be_a_decision_is_not_looked_for(gateway: Gateway, text: str) -> None:
+    """A database may choke on it."""
+    gateway.router.broken = True
+    answer = gateway.client.post("/v1/feedback", json={"decision_id": text, "score": 1.0})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "decision_id"
+    assert gateway.client.get(f"/v1/router/decisions/{quote(text)}").status_code == 404
 
 
 def test_unknown_paths_and_methods_have_openais_shape_too(gateway: Gateway) -> None:

@@ -17,7 +17,6 @@ import yaml
 from deployments import app, keys
 from deployments.keys import Keyring, add
 from deployments.launch import load
-from deployments.limits import Bucket
 from deployments.lint import lint
 from policies.ledger import MAX_SOURCES
 from tests.gateway import ROOT, Gateway, eventually
@@ -111,6 +110,16 @@ def test_the_command_prints_the_key_once(tmp_path: Path) -> None:
     assert "ann: infer, operate" in listed and key not in listed
     wrong = subprocess.run([*command, "add", "../x", *where], check=False, **options)
     assert wrong.returncode and "bad name" in wrong.stderr
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "concurrency", "scores_per_minute"])
+def test_a_limit_below_one_is_refused(tmp_path: Path, limit: str) -> None:
+    """Rather than read as the usual one, and no key is made."""
+    file = tmp_path / "keys.json"
+    for value in ("0", "-5"):
+        with pytest.raises(SystemExit, match="limits begin at 1"):
+            keys.main(["add", "ann", f"--{limit.replace('_', '-')}", value, "--file", str(file)])
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(
@@ -230,18 +239,6 @@ def test_concurrency_of_a_key(tmp_path: Path) -> None:
             assert (await client.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 200
 
     asyncio.run(run())
-
-
-def test_a_bucket_gives_back_evenly() -> None:
-    """60 a minute: one a second, never more than 60."""
-    now = 0.0
-    bucket = Bucket(60, lambda: now)
-    assert [bucket.take() for _ in range(60)] == [0.0] * 60
-    assert bucket.take() == pytest.approx(1.0)
-    now = 2.5
-    assert [bucket.take() > 0 for _ in range(4)] == [False, False, True, True]
-    now = 1000.0
-    assert bucket.left == 60
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "router.example.com", None])
