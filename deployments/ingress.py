@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +200,17 @@ class Ingress:
                 raise ApiError(400, f"unknown model '{wanted[:100]}'; choose from: {known}", "router.models")
         return request.router.objective(objective), False
 
-    async def _stream(self, answer: Answer, listener: Listener) -> AsyncIterator[bytes]:
+    async def _stream(self, answer: Answer, listener: Listener) -> AsyncGenerator[bytes]:
         """Pass the bytes on, and report how it ended."""
         decision, tuning, ends = answer.decision, self.decider.tuning, asyncio.get_running_loop().time()
         ends += tuning.answer_timeout_s
-        ttft_s = time.perf_counter() - answer.started
+        ttft_s, events = time.perf_counter() - answer.started, 0
         outcome = Outcome(decision.id, "disconnected", ttft_s)
         try:
             payload, report = answer.first
             while True:
                 if payload:
+                    events += payload.count(b"\n\n")
                     listener.hear(payload)
                     yield payload
                 if report is not None:
@@ -229,7 +230,14 @@ class Ingress:
         finally:
             if outcome.status == "disconnected":
                 answer.rest.cancel()
+                outcome = structs.replace(outcome, **self._used(decision, decision.profile.prompt_tokens, events))
             self.dispatcher.finish(decision, structs.replace(outcome, latency_s=time.perf_counter() - answer.started))
+
+    def _used(self, decision: Decision, prompt: int, output: int) -> dict[str, Any]:
+        """Tokens and their price, as an outcome has them; of a stream that was left, about a token an event."""
+        arm = self._arms[decision.arm]
+        cost_usd = prompt * arm.prompt_price_usd + output * arm.output_price_usd
+        return {"prompt_tokens": prompt, "output_tokens": output, "cost_usd": cost_usd}
 
     def _gone(self, answer: Answer, status: str = "disconnected") -> None:
         """Let go of an answer that nobody will hear to its end; nothing if it has ended."""
@@ -238,7 +246,7 @@ class Ingress:
             self.dispatcher.finish(answer.decision, Outcome(answer.decision.id, status))
 
     def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
-        arm, finish_reason = self._arms[answer.decision.arm], report.get("finish_reason") or ""
+        finish_reason = report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
         if self.judge.picks(answer.decision):
             self.judge.offer(answer.decision, listener.body, listener.text)
@@ -246,9 +254,7 @@ class Ingress:
             decision_id=answer.decision.id,
             ttft_s=ttft_s,
             latency_s=time.perf_counter() - answer.started,
-            prompt_tokens=prompt,
-            output_tokens=output,
-            cost_usd=prompt * arm.prompt_price_usd + output * arm.output_price_usd,
+            **self._used(answer.decision, prompt, output),
             finish_reason=finish_reason,
             flaw=listener.flaw(finish_reason),
             answer=listener.text if self.decider.store_text else "",

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -24,10 +24,10 @@ class Streamed(StreamingResponse):
     """
 
     def __init__(
-        self, content: AsyncIterator[bytes], headers: dict[str, str], limit_s: float, over: Callable[[], None]
+        self, content: AsyncGenerator[bytes], headers: dict[str, str], limit_s: float, over: Callable[[], None]
     ):
         super().__init__(content, media_type="text/event-stream", headers=headers)
-        self._limit_s, self._over = limit_s + LAST_S, over
+        self._content, self._limit_s, self._over = content, limit_s + LAST_S, over
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See StreamingResponse."""
@@ -37,6 +37,7 @@ class Streamed(StreamingResponse):
         except TimeoutError:  # the server closes the connection of a response that is not whole
             log.warning("a client did not read its stream within %g s", self._limit_s)
         finally:
+            await self._content.aclose()  # it knows how far it came
             self._over()
 
 

@@ -110,7 +110,8 @@ def _split(estimate: ArmEstimate, outcome: Outcome) -> tuple[tuple[float, float]
     """
     further, latency_s = max(outcome.output_tokens - 1, 0), outcome.latency_s - outcome.waited_s
     if outcome.ttft_s > outcome.waited_s:
-        pace = (outcome.latency_s - outcome.ttft_s) / further if further else 0.0
+        whole = further and outcome.status == "ok"  # who leaves before the end may not have listened for a while
+        pace = (outcome.latency_s - outcome.ttft_s) / further if whole else 0.0
         return (outcome.ttft_s - outcome.waited_s, pace), (1.0, 1.0)
     expected = _whole_s(estimate, outcome.output_tokens)
     if expected <= 0 or latency_s <= 0:

@@ -117,13 +117,15 @@ def talk(gateway: Gateway, receive: Any, send: Any) -> None:
 
 
 def freed(gateway: Gateway, headers: list[tuple[bytes, bytes]]) -> None:
-    """The engine was told, its place is free, and the outcome is no failure of the model."""
+    """The engine was told, its place is free, and the outcome is no failure of the model, but has its price."""
     line = gateway.ingress.dispatcher.admission.lines["large"]
     assert gateway.models["large"].cancelled == 1 and not line.running
     assert not any(gateway.ingress.decider.in_flight.values())
     where = f"/v1/router/decisions/{dict(headers)[b'x-router-decision-id'].decode()}"
     eventually(lambda: gateway.client.get(where).json()["outcome"])
-    assert gateway.client.get(where).json()["outcome"]["status"] == "disconnected"
+    outcome = gateway.client.get(where).json()["outcome"]
+    assert outcome["status"] == "disconnected"
+    assert outcome["prompt_tokens"] > 0 and outcome["output_tokens"] >= 1 and outcome["cost_usd"] > 0, "it was made"
 
 
 BODY = b'{"model": "large", "stream": true, "messages": [{"role": "user", "content": "a"}]}'

@@ -82,7 +82,7 @@ def test_a_clients_mistake_is_no_models_failure(gateway: Gateway, wrong: dict[st
         error = answer.json()["error"]
         assert error["param"] == param and error["type"] == "invalid_request_error" and error["message"]
     assert sum(len(model.calls) for model in gateway.models.values()) in (1, 2)  # nobody else was asked
-    assert all(breaker.closed for breaker in gateway.ingress.dispatcher.breakers.values())
+    assert all(breaker.admits for breaker in gateway.ingress.dispatcher.breakers.values())
 
 
 def test_an_engine_that_fails_in_a_stream() -> None:
@@ -107,7 +107,7 @@ def test_a_dead_engine_is_replaced_by_another(gateway: Gateway) -> None:
     for _ in range(3):
         answer = gateway.chat(stream=True, model="small")
         assert answer.status_code == 503 and "EngineCore" not in answer.text
-    assert not breaker["small"].closed and breaker["large"].closed
+    assert not breaker["small"].admits and breaker["large"].admits
     gateway.models["large"].script = played(server([SAID], [event(EngineDeadError()), "data: [DONE]\n\n"]))
     answer = gateway.chat(stream=True, model="large")
     assert answer.status_code == 200 and "EngineCore" not in answer.text and "[DONE]" not in answer.text
