@@ -30,7 +30,7 @@ WARM_UP: dict[str, dict[str, Any]] = {
     "embed": {"input": "Hello"},
 }
 DATA = "data: "
-FAILED = DATA + '{"error":'  # how vLLM ends a stream, whatever happened in it
+FAILED, DONE = DATA + '{"error":', DATA + "[DONE]"
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
@@ -104,12 +104,10 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         async for items in answer:
             parts: list[str] = []
             for item in items if isinstance(items, list) else [items]:
-                if isinstance(item, str) and item.startswith(FAILED):
-                    item = ErrorResponse.model_validate_json(item.removeprefix(DATA))
-                if hasattr(item, "error"):
+                if (failure := _failed(item, report)) is not None:
                     if parts:
                         yield "".join(parts).encode(), None
-                    yield _whole(item)
+                    yield b"", failure
                     return
                 if _read(item, report) or shown:
                     parts.append(item)
@@ -138,6 +136,19 @@ def _read(chunk: str, report: dict[str, Any]) -> bool:
     if '"finish_reason":"' in chunk:
         report["finish_reason"] = json.loads(chunk.removeprefix(DATA))["choices"][0]["finish_reason"]
     return True
+
+
+def _failed(item: Any, report: dict[str, Any]) -> dict[str, Any] | None:
+    """What went wrong, if this item of a stream says so. vLLM catches everything, and ends the stream with the error as
+    text; or, where a grammar did not compile, as if it were whole, but for a reason why it ended.
+    """
+    if isinstance(item, str):
+        if item.startswith(DONE) and not report["finish_reason"]:
+            return _failure("the engine ended the stream before its end", 500)
+        if not item.startswith(FAILED):
+            return None
+        item = ErrorResponse.model_validate_json(item.removeprefix(DATA))
+    return _whole(item)[1] if hasattr(item, "error") else None
 
 
 def _whole(item: Any) -> tuple[bytes, dict[str, Any]]:

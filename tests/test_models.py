@@ -100,6 +100,19 @@ def test_an_engine_that_fails_in_a_stream() -> None:
     assert report["error"]["param"] == "response_format"
 
 
+def test_a_stream_that_ends_for_no_reason_has_failed() -> None:
+    """So vLLM ends it where a grammar does not compile; one that says why it ended is whole."""
+
+    async def all_of(made: ModelServer) -> list[Any]:
+        return [item async for item in made.generate("chat", {**WARM_UP["chat"], "stream": True})]
+
+    done = "data: [DONE]\n\n"
+    assert asyncio.run(all_of(server([SAID, done])))[-1][1]["status"] == 500
+    last = SAID.replace("}}]", '},"finish_reason":"stop"}]')
+    said, (_, report) = asyncio.run(all_of(server([SAID, last, done])))
+    assert said[0].endswith(done.encode()) and report["finish_reason"] == "stop"
+
+
 def test_a_dead_engine_is_replaced_by_another(gateway: Gateway) -> None:
     """Before the first byte another model answers; after it the stream ends with an error event; both count."""
     gateway.models["small"].script = played(server([event(EngineDeadError()), "data: [DONE]\n\n"]))
