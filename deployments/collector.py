@@ -5,6 +5,8 @@ the collector searches them all over and over, for a third of the router's time.
 """
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ALLOCATIONS = 20_000  # more new objects than freed ones, before the young are searched; Python's default is 700
 ROUNDS = 20  # searches of one generation before the next older one is searched, too; Python's default is 10
@@ -15,3 +17,15 @@ def relax() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(ALLOCATIONS, ROUNDS, ROUNDS)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Without the garbage collector, which would search a hundred thousand new records for cycles again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -29,6 +29,7 @@ from deployments.profiler import Reader, count_tokens
 from deployments.refit import unpack
 from deployments.settings import GatewaySettings, Tuning
 from policies import features
+from policies.base import as_meant
 from policies.forecast import Forecaster
 from policies.pacer import Pacer, paced
 from policies.registry import make_policy
@@ -176,7 +177,7 @@ class Decider:
             if mine:
                 known = replace(known, in_flight=known.in_flight + mine, wait_s=self.wait_s(arm.name))
             states[arm.name] = known
-        requests = paced(requests, self._pacer.cost_weight)
+        requests = paced(as_meant(requests), self._pacer.cost_weight)
         decided = self._spare.decide(requests, states, self._rng, self._spare_sequence)
         self._spare_sequence += len(decided)
         return [

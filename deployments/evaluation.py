@@ -88,13 +88,14 @@ class Evaluator:
             for role, snapshot in ((CHALLENGER, challenger), (CHAMPION, champion)):
                 both[role] = catch_up(journal, snapshot, lambda snapshot=snapshot: self._policy(snapshot), start)  # type: ignore[misc]
             arms = [arm.name for arm in self._arms]
-            walk, records = Prequential(both, arms), dict[str, Record]()
+            policies = {role: memory.policy for role, memory in both.items()}
+            walk, records = Prequential(policies, arms), dict[str, Record]()
 
             def applied(event: Event, record: Record) -> None:
                 records[record.decision.id] = record
                 walk.note(event, record)
 
-            fold(Branch(journal, start, None, last), lambda: walk, applied)
+            fold(Branch(journal, start, None, last), lambda: walk, applied, both[CHAMPION].trust.state())
         judged = [record for record in usable(list(records.values())) if walk.knows(record)]
         champions, challengers = (walk.probabilities(role, judged) for role in (CHAMPION, CHALLENGER))
         gate = self._settings.rollout

@@ -6,6 +6,7 @@ times at which they were true. Whatever is sent twice has the same effect as onc
 """
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +74,7 @@ class Folder:
         self._totals: dict[str, Totals] = {}
         self._ledger = Ledger(CAPACITY, absent=lambda _: HELD, applied=self._applied)
         self._touched: set[str] = set()
+        self.silenced: Collection[str] = ()  # keys whose scores do not count now (policies/trust.py)
         self._ends_s, self._row, self._told = 0.0, 0, 0
         self._batch = Batch(0)
 
@@ -119,6 +121,7 @@ class Folder:
         self._totals = dict(others[-VERSIONS:]) | mine  # others may come back
 
     def _applied(self, event: Event, record: Record) -> None:
+        record.silenced = self.silenced
         version = record.decision.policy_version
         if isinstance(event, Decision) and version not in self._windows:
             self._windows[version] = Window(totals=self._totals.get(version))
@@ -157,16 +160,18 @@ class Exporter:
         self._unsent: Batch | None = None
         self.row = 0
 
-    async def turn(self, now_s: float) -> int:
+    async def turn(self, now_s: float, silenced: Collection[str] = ()) -> int:
         """Carry what there is, up to PAGES; returns the number of rows.
 
         Args:
             now_s: seconds since the epoch.
+            silenced: keys whose scores do not count now.
 
         Raises:
             Exception: the sink, or the router, cannot be reached; the next turn goes on from there.
         """
         folder, carried = self._folder or await self.begin(), 0
+        folder.silenced = frozenset(silenced)
         await self._send()
         for _ in range(PAGES):
             if not (rows := await self._router.rows.remote(self.row, PAGE)):

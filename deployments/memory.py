@@ -5,14 +5,17 @@ acknowledged when it is on disk. No Ray in here, so that a test can kill it as o
 """
 
 import asyncio
-import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from math import inf
+from types import MappingProxyType
+from typing import Any
 
+from msgspec import structs
+
+from deployments import collector
 from deployments.identity import Identity
 from deployments.journal import Journal
 from deployments.lineage import Lineage, Succession
@@ -40,6 +43,7 @@ class Memory:
         window_s: feedback for decisions older than this is refused.
         complete: adds to a snapshot what others learned from the same events.
         taken: gives it back to them; without `pacer` where the whole journal is about to be replayed.
+        trust: state of who is believed at the beginning, where no snapshot tells.
     """
 
     def __init__(
@@ -50,8 +54,9 @@ class Memory:
         window_s: float = inf,
         complete: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
         taken: Callable[[Snapshot], None] = lambda _: None,
+        trust: Mapping[str, Any] = MappingProxyType({}),
     ):
-        self._complete, self._taken = complete, taken
+        self._complete, self._taken, self._believed = complete, taken, dict(trust)
         self.journal, self.identity, self.window_s = journal, Identity(journal.salt), window_s
         self.policy, self.sequence, self.version = make(), 0, 0
         self._make, self._applied, self._time_s = make, applied, 0.0
@@ -69,7 +74,7 @@ class Memory:
             log.warning("learning from the whole journal: its snapshot is of the policy '%s'", snapshot.policy)
             row, snapshot = 0, None
         horizon, successions, trust = row, self.lineage.after(row), Trust()
-        trust.restore(snapshot.trust if snapshot is not None else {})
+        trust.restore(snapshot.trust if snapshot is not None else self._believed)
         self.quarantined, self.silenced = trust.quarantined, trust.silenced  # keys; the former with the evidence
         self.ledger = Ledger(
             find=lambda decision_id: self._look_up([decision_id], horizon).get(decision_id),
@@ -81,7 +86,7 @@ class Memory:
         for events in self.journal.find_all(snapshot.held if snapshot else (), up_to=row).values():
             for event in events:
                 self.ledger.apply(event, None)
-        with _no_collector():
+        with collector.paused():
             for page in self.journal.pages(after=row):
                 horizon = page[0][0] - 1
                 made = {event.id for _, event in page if isinstance(event, Decision)}
@@ -227,6 +232,8 @@ class Memory:
         for decision, outcome in finished:
             if self._gone(decision.id):
                 continue
+            if decision.id in fresh:  # whoever made it did not know how many others were made
+                decision = structs.replace(decision, sequence=self.sequence)
             self._write_down(decision, decision.id in fresh)
             if self._write_down(outcome) == ACCEPTED:
                 new.append(outcome)
@@ -280,15 +287,3 @@ class Memory:
 
 def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=32).hexdigest()
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Without the garbage collector, which would search a hundred thousand new records for cycles, over and over."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

@@ -6,6 +6,7 @@ one earns, and swaps back by itself. No Ray in here, and the log of what happene
 """
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -61,7 +62,7 @@ class Rollout:
         policy = self._settings.policy
         self._configured = policy.model_dump()
         self._seats: dict[str, Seat] = {CHAMPION: {"version": 0, "policy": policy.name, "options": policy.options}}
-        self._share, self._since = 0.0, 0
+        self._share, self._since = 0.0, 0.0
         self.watch: Watch | None = None
         self._history: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._rewarded: deque[str] = deque(maxlen=1000)  # decisions whose first reward the watch has seen
@@ -101,13 +102,16 @@ class Rollout:
         """Whether these settings name the policy that was the champion before any promotion."""
         return settings.policy.model_dump() == self._configured
 
+    def is_champions(self, snapshot: Snapshot) -> bool:
+        """Whether a version is of the same policy as the champion, with the same options."""
+        seat = self._seats[CHAMPION]
+        return (snapshot.policy, snapshot.options) == (seat["policy"], seat["options"])
+
     def configure(self, settings: GatewaySettings) -> None:
         """Take over changed settings; another policy in them ends every trial and promotion."""
         self._settings = settings
         if not self.knows(settings):
-            version = self.version
-            self._reset()
-            self.version = version
+            self._reset()  # to a policy of which no version is published yet
             self._remember("configured", CHAMPION, "serve_config.yaml names another policy")
 
     def published(self, version: int, of: int) -> None:
@@ -157,7 +161,7 @@ class Rollout:
             self._share, self.watch = 0.0, None
         return True
 
-    def promote(self, sequence: int, reason: str) -> None:
+    def promote(self, reason: str) -> None:
         """Champion and challenger change places, and the watch begins.
 
         Raises:
@@ -167,7 +171,7 @@ class Rollout:
             raise ValueError("there is no challenger to promote")
         rollout = self._settings.rollout
         self._swap(rollout.watch_share)
-        self._since = sequence
+        self._since = time.time()
         self.watch = Watch(margin=rollout.watch_margin, alpha=rollout.watch_alpha, bounds=BOUNDS)
         self._remember("promoted", CHAMPION, reason)
 
@@ -204,13 +208,16 @@ class Rollout:
                 self._shadowed[decision.shadow] += 1
                 self._agreed += decision.shadow == decision.arm
             return
-        if self.watch is None or decision.sequence < self._since or decision.fallback not in WITH_A_COIN:
+        if self.watch is None or decision.time_s < self._since or decision.fallback not in WITH_A_COIN:
+            return
+        labels = {self.label(CHALLENGER): True, self.label(CHAMPION): False}
+        if (predecessor := labels.get(decision.policy_version)) is None:  # of neither, as it is called now
             return
         reward = utility(record)
         if isnan(reward) or decision.id in self._rewarded:  # a correction is no second reward
             return
         self._rewarded.append(decision.id)
-        if self.watch.observe(reward, predecessor=decision.policy_version == self.label(CHALLENGER)):
+        if self.watch.observe(reward, predecessor=predecessor):
             self.rollback(str(self.watch.report()["reason"]))
         elif self.watch.observations >= self._settings.rollout.watch_rewards:
             self.vacate(CHALLENGER, f"the watch is over: {self.watch.report()['reason']}")

@@ -25,6 +25,7 @@ from deployments.seating import operate
 from deployments.settings import GatewaySettings, latest
 from deployments.snapshot import Snapshot
 from deployments.telemetry import Telemetry
+from policies.base import as_meant
 from policies.forecast import Forecaster
 from policies.ledger import Event, Record
 from policies.pacer import Pacer, paced
@@ -162,7 +163,7 @@ class Router:
         """
         began = time.perf_counter()
         self._live.told(ingress, in_flight)
-        requests = paced(requests, self._pacer.cost_weight)
+        requests = paced(as_meant(requests), self._pacer.cost_weight)
         states = self._live.states()
         states |= {arm: replace(states[arm], wait_s=wait_s) for arm, wait_s in waits_s.items() if arm in states}
         decided = self._policy.decide(requests, states, self._rng, self._sequence)
@@ -234,9 +235,10 @@ class Router:
 
     async def adopt(self, snapshot: Snapshot) -> bool:
         """Start from a published version, unless something was learned here already."""
-        if self._restored or self._sequence > 0:
+        if self._restored or self._sequence > 0 or not self._rollout.is_champions(snapshot):
             return False
         if not self._memory.take(snapshot):
+            self._rollout.version = self._memory.sequence = 0
             return False
         self._restored = True
         await self._memory.save()

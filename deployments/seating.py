@@ -5,16 +5,17 @@ is recorded and played to it at the end. So each event counts once for it, too, 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 from deployments.journal import Journal
 from deployments.memory import Memory
 from deployments.rollout import Rollout
 from deployments.snapshot import Snapshot
-from policies.base import Policy
+from policies.base import Policy, rebased
 from policies.ledger import Event, Record
 from policies.roles import Recorder
 
@@ -56,10 +57,13 @@ class Branch:
 
 
 def fold(
-    branch: Any, make: Callable[[], Policy], applied: Callable[[Event, Record], None] = lambda _, __: None
+    branch: Any,
+    make: Callable[[], Policy],
+    applied: Callable[[Event, Record], None] = lambda _, __: None,
+    trust: Mapping[str, Any] = MappingProxyType({}),
 ) -> Memory:
-    """The memory of a policy that learned from this branch; blocking."""
-    return Memory(branch, make, applied)
+    """The memory of a policy that learned from this branch, see there; blocking."""
+    return Memory(branch, make, applied, trust=trust)
 
 
 def row_of(snapshot: Snapshot, journal: Journal) -> int:
@@ -80,8 +84,8 @@ def row_of(snapshot: Snapshot, journal: Journal) -> int:
     return row
 
 
-def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], up_to: float) -> Policy:
-    """The policy of a version as it would be, had it learned on up to a row; blocking.
+def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], up_to: float) -> Memory:
+    """The memory, with its policy, of a version as it would be, had it learned on up to a row; blocking.
 
     Raises:
         ValueError: see row_of.
@@ -90,8 +94,10 @@ def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], u
     held, newest = snapshot.held if row else (), journal.snapshot()[1]
     # versions of before `trust` was published do not listen to those who are known to lie by now
     trust = snapshot.trust or (newest.trust if newest else {})
-    start = replace(snapshot, held=held, trust=trust if row else {})
-    return fold(Branch(journal, row, start, up_to), make).policy
+    start = replace(snapshot, held=held, trust=trust)
+    if not row:  # learned elsewhere, by another clock
+        start = replace(start, trust={}, state=rebased(start.state, start.sequence), sequence=0)
+    return fold(Branch(journal, row, start, up_to), make)
 
 
 async def operate(memory: Memory, rollout: Rollout, verb: str, reason: str, **options: Any) -> None:
@@ -113,7 +119,7 @@ async def operate(memory: Memory, rollout: Rollout, verb: str, reason: str, **op
         if not rollout.vacate(options["role"], reason):
             raise ValueError(f"there is no {options['role']} to take off")
     elif verb == "promote":
-        rollout.promote(memory.sequence, reason)
+        rollout.promote(reason)
     elif verb == "rollback":
         if not rollout.rollback(reason):
             raise ValueError("no promotion is being watched, so no predecessor is alive; promote the version you want")
@@ -130,11 +136,11 @@ async def _seat(memory: Memory, rollout: Rollout, reason: str, role: str, snapsh
     roles.recorders.append(recorder)
     try:
         await memory.journal.flush()
-        policy = await asyncio.to_thread(catch_up, memory.journal, snapshot, lambda: rollout.candidate(snapshot), row)
+        branch = await asyncio.to_thread(catch_up, memory.journal, snapshot, lambda: rollout.candidate(snapshot), row)
     finally:
         roles.recorders.remove(recorder)
     if rollout.roles is not roles:
         raise ValueError("the settings changed meanwhile; try again")
-    recorder.play(policy)
-    policy.advance(memory.sequence)
-    rollout.seat(role, policy, snapshot, share, reason)
+    recorder.play(branch.policy)
+    branch.policy.advance(memory.sequence)
+    rollout.seat(role, branch.policy, snapshot, share, reason)

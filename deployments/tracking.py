@@ -108,18 +108,19 @@ class Tracker:
 
     async def _track(self) -> None:
         registry = await self._connect()
-        try:
-            await self._exporter.turn(time.time())
-        finally:  # versions need not wait for figures
-            await self._carry(registry)
-
-    async def _carry(self, registry: Registry) -> None:
         summary = await self._router.summary.remote()
-        metrics = {f"count/{key}": value for key, value in summary["counts"].items()}
-        metrics |= {f"profiler/{key}": value for key, value in summary["profiler"].items()}
+        try:
+            await self._exporter.turn(time.time(), {*summary["quarantined"], *summary["in_doubt"]})
+        finally:  # versions need not wait for figures
+            await self._carry(registry, summary)
+
+    async def _carry(self, registry: Registry, summary: dict[str, Any]) -> None:
+        metrics = {f"profiler/{key}": value for key, value in summary["profiler"].items()}
         for arm, model in summary["models"].items():
-            for key in ("expected_quality", "accuracy", "tpot_s", "in_flight"):
-                metrics[f"{key}/{arm}"] = model[key]
+            metrics[f"in_flight/{arm}"] = model["in_flight"]
+            for key in ("expected_quality", "accuracy", "tpot_s"):
+                if model[key]:  # 0 is what nothing is known of, as after a restart
+                    metrics[f"{key}/{arm}"] = model[key]
         await asyncio.to_thread(registry.log, self._run_id, metrics, summary["decisions"])
         if time.time() - self._published_at >= self._settings.publish_every_s:
             self._published_at = time.time()

@@ -218,9 +218,12 @@ class Registry:
         tags = self._find(version).tags
         while int(tags.get("row", 0)) > row and (parent := int(tags.get("parent", 0))):
             try:
-                tags, version = self._find(parent).tags, parent
+                before = self._find(parent).tags
             except UnknownVersionError:  # somebody tidied up: the oldest that is left
                 break
+            if any(before.get(key) != tags.get(key) for key in ("policy", "options")):  # another, that gave way to it
+                break
+            tags, version = before, parent
         return version
 
     # --- what is noted on them ----------------------------------------------------------------------------------

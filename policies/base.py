@@ -1,6 +1,7 @@
 """What every policy is: two verbs, and a state that can be carried away and brought back."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ State = dict[str, NDArray[np.float64]]
 
 SLACK = 1.05  # on a context, where an answer's limit is counted: the engine knows better what is just too long
 SHARED = ("reference", "latest")  # last part of the names of arrays in a State that are of all arms together
+SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 PRIOR = 0.5  # score
 PRIOR_BY_DECADE = 0.1  # score for a price ten times higher
 
@@ -61,6 +63,37 @@ class Policy(Protocol):
         Raises:
             ValueError: an array is missing, has another shape, or is not finite.
         """
+
+
+def as_meant(requests: Sequence[Request]) -> list[Request]:
+    """The requests with their objectives moved by what their texts say about haste and care.
+
+    Done once, before anybody decides, so that all policies are asked, and judged, by the same objective.
+    """
+    return [replace(r, objective=moved) if (moved := _moved(r)) is not r.objective else r for r in requests]
+
+
+def _moved(request: Request) -> Objective:
+    objective, profile = request.objective, request.profile
+    haste, care = profile.time_sensitivity, profile.accuracy_sensitivity
+    if not haste and not care:
+        return objective
+    return replace(
+        objective,
+        latency_weight=objective.latency_weight * SENSITIVITY ** (haste - care),
+        cost_weight=objective.cost_weight * SENSITIVITY**-care,
+    )
+
+
+def rebased(state: State, sequence: int) -> State:
+    """The same as if the decision of this number had been the first: for a clock that begins anew."""
+    moved = {}
+    for name, array in state.items():
+        part = name.rpartition(".")[2]
+        moved[name] = array - sequence if part in SHARED else array.copy()
+        if part == "cuts":
+            moved[name][..., 0] -= sequence
+    return moved
 
 
 def prior_quality(arms: Sequence[Arm]) -> Vector:

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -109,7 +108,8 @@ def target_probabilities(records: Sequence[Record], policy: Policy, arms: Sequen
         alike[tuple((e.arm, _state(e)) for e in record.decision.estimates)].append(n)
     rng, table = np.random.default_rng(0), np.zeros((len(records), len(arms)))
     for states, rows in alike.items():
-        requests = [_request(records[n].decision) for n in rows]
+        decisions = [records[n].decision for n in rows]
+        requests = [Request(d.id, d.profile, d.objective) for d in decisions]
         # at sequence 0 nothing is forgotten: the policy stays as it was handed in
         table[rows] = _table(policy.decide(requests, dict(states), rng, 0), arms, lambda e: e.propensity)
     total = table.sum(axis=1, keepdims=True)
@@ -132,9 +132,3 @@ def _state(estimate: ArmEstimate) -> ModelState:
         healthy=estimate.removed_by != "no healthy replica",
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
     )
-
-
-def _request(decision: Decision) -> Request:
-    """The request once more. Its logged objective is already moved by haste and care, which must not count twice."""
-    profile = replace(decision.profile, time_sensitivity=0.0, accuracy_sensitivity=0.0)
-    return Request(decision.id, profile, decision.objective)

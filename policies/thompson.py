@@ -15,7 +15,7 @@ Given up for simplicity: the parts' joint covariance, and load that other undeci
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from math import inf
@@ -30,13 +30,12 @@ from policies.hierarchy import HierarchicalPosterior
 from policies.latency import UNKNOWN, LatencyModel
 from policies.posterior import LinearPosterior
 from policies.propensity import QUADRATURE
-from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
+from policies.types import Arm, ArmEstimate, Decision, ModelState, Objective, Outcome, Request, Vector
 
 PROPENSITY = ArmEstimate._fields.index("propensity") - 1  # its row in the table of estimates, which has no names
 _ESTIMATE = partial(tuple.__new__, ArmEstimate)  # from its values in their order; a third of its price
 KNOWN = 1000  # kinds of limits that are remembered
 _NOTHING: tuple[list[str], bytes] = [], b""
-SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,6 @@ class Settings:
     noise: float = 0.15
     keep: float = 10.0
     least_propensity: float = 0.0
-
-
-def effective(objective: Objective, profile: TaskProfile) -> Objective:
-    """The request's objective, moved by what its text says about haste and care."""
-    haste, care = profile.time_sensitivity, profile.accuracy_sensitivity
-    if not haste and not care:
-        return objective
-    return replace(
-        objective,
-        latency_weight=objective.latency_weight * SENSITIVITY ** (haste - care),
-        cost_weight=objective.cost_weight * SENSITIVITY**-care,
-    )
 
 
 class Thompson:
@@ -101,7 +88,7 @@ class Thompson:
     ) -> list[Decision]:
         """See base.Policy."""
         self.advance(sequence)
-        objectives = [effective(request.objective, request.profile) for request in requests]
+        objectives = [request.objective for request in requests]
         features = np.array([request.profile.features for request in requests], np.float64)  # [B, D]
         asked = self.latency.asked(requests, objectives)
         score = self.quality.predict(features)

@@ -10,9 +10,9 @@ from deployments import decider as decider_module
 from deployments import feedback
 from deployments.memory import Memory
 from policies.explain import summary
-from policies.types import Objective, Outcome
+from policies.types import Objective, Outcome, Request
 from tests.gateway import Gateway, eventually
-from tests.helpers import make_request
+from tests.helpers import make_profile, make_request
 
 
 @pytest.fixture
@@ -103,6 +103,40 @@ def test_it_explores_and_counts_like_the_router(gateway: Gateway) -> None:
     assert sorted({d.sequence for d in decisions}) == [d.sequence for d in decisions], "the clock of forgetting runs"
     summary = inside(gateway, gateway.router.thing.summary)
     assert summary["decisions"] == 12 and summary["counts"]["routed"] == 12
+
+
+def test_decisions_of_many_ingresses_are_counted_one_by_one(gateway: Gateway) -> None:
+    """Each numbers its own from the same snapshot on; the router counts all, or its clock would crawl."""
+    memory: Memory = gateway.router.thing._memory
+
+    def told(decisions: list[Any]) -> None:
+        inside(gateway, gateway.router.thing.observe, [(d, Outcome(d.id)) for d in decisions], "test", {})
+
+    ingresses = []
+    for _ in range(3):
+        decider = gateway.ingress.decider
+        inside(gateway, decider._refresh)
+        requests = [Request(decider.new_id(), make_profile(), Objective()) for _ in range(10)]
+        ingresses.append([decider._decide_on_snapshot([request])[0] for request in requests])
+    assert [d.sequence for made in ingresses for d in made] == [*range(10)] * 3
+    for made in ingresses:
+        told(made)
+        told(made)
+    assert memory.sequence == 30
+    assert sorted(r.decision.sequence for r in memory.ledger._records.values()) == [*range(30)]
+
+
+@pytest.mark.parametrize("policy", ["static", "thompson"])
+@pytest.mark.parametrize("here", [0.0, 1e6])
+def test_words_of_haste_mean_the_same_to_all_policies(tmp_path: Path, policy: str, here: float) -> None:
+    """Or who is judged by what was asked of it would depend on who decided."""
+    made = Gateway(tmp_path, policy)
+    with made.client:
+        made.tune(decide_here_s=here, objective={"latency_weight": 0.1})
+        answer = made.chat(messages=[{"role": "user", "content": "Quickly, what is 3 plus 5?"}])
+        decision_id = answer.headers["x-router-decision-id"]
+        eventually(lambda: record(made, decision_id))
+        assert record(made, decision_id).decision.objective.latency_weight == pytest.approx(0.3)
 
 
 def test_an_ingress_hears_of_the_load_of_the_others(gateway: Gateway) -> None:

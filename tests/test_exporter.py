@@ -237,7 +237,7 @@ def test_the_tracker_carries_what_a_gateway_did(tmp_path: Path, client: MlflowCl
     assert runs[0] == runs[1] == run_of(client, "a gateway", ALL, 7.0).info.run_id
     metrics = client.get_run(runs[0]).data.metrics
     assert metrics["feedback_total"] == 1 and metrics["feedback_coverage"] == pytest.approx(0.2)
-    assert metrics["count/routed"] == 5 and 0 < metrics["reward"] <= 0.25
+    assert metrics["in_flight/small"] == 0 and 0 < metrics["reward"] <= 0.25
     (assessment,) = TracingClient(client.tracking_uri).get_trace_info(trace_id(ids[0])).assessments
     assert assessment.feedback.value == 0.25
 
@@ -265,7 +265,7 @@ def test_versions_do_not_wait_for_figures(tmp_path: Path, mlflow_uri: str) -> No
     """One is published though the exporter cannot go on."""
     gateway = Gateway(tmp_path, mlflow_uri=mlflow_uri, experiment="stuck", publish_every_s=1e-3)
 
-    async def stuck(_: float) -> int:
+    async def stuck(*_: Any) -> int:
         raise OSError("a figure that MLflow does not take")
 
     async def play(tracker: Tracker) -> list[Any]:

@@ -91,7 +91,7 @@ def test_whoever_folds_the_journal_again_finds_the_same(url: str, saved: bool) -
     assert same(memory, again) and again.lineage.state() == memory.lineage.state()
     whole = Memory(Branch(journal, 0, None), lambda: Thompson((SMALL, LARGE)))  # type: ignore[arg-type]
     assert same(memory, whole)
-    caught_up = catch_up(journal, version, lambda: Thompson((SMALL, LARGE)), journal.last_row)
+    caught_up = catch_up(journal, version, lambda: Thompson((SMALL, LARGE)), journal.last_row).policy
     whole.policy = caught_up
     assert same(memory, whole)
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,25 @@ def test_another_policy_learns_all_though_the_disk_was_full(tmp_path: Path) -> N
             assert votes(each) == pytest.approx(before, rel=0.02)
 
     asyncio.run(play())
+
+
+def test_a_version_of_another_policy_is_not_adopted(tmp_path: Path) -> None:
+    """Nor with other options: the router would bear the name of what it is not."""
+
+    async def play() -> list[tuple[bool, str, int]]:
+        router = Router(make_settings(tmp_path / "a", "small", "large"), watch)
+        for _ in range(20):
+            await ask(router, "large")
+        version = replace(await router.checkpoint(), version=12)
+        found = []
+        for name, options in (("static", {}), ("thompson", {"exploration": 2.0}), ("thompson", {})):
+            policy = {"name": name, "options": options}
+            new = Router(make_settings(tmp_path / f"{name}{len(options)}", "small", "large", policy=policy), watch)
+            taken = await new.adopt(version)
+            found.append((taken, new._version_name, (await new.summary())["decisions"]))
+        return found
+
+    assert asyncio.run(play()) == [(False, "static-v0", 0), (False, "thompson-v0", 0), (True, "thompson-v12", 20)]
 
 
 def test_the_tracker_takes_the_settings_of_today(tmp_path: Path, mlflow_uri: str) -> None:

@@ -4,11 +4,13 @@ import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deployments.evaluation import Evaluator
 from deployments.seating import catch_up
-from policies.roles import CHAMPION, SHADOW
+from policies.roles import CHALLENGER, CHAMPION, SHADOW
 from policies.thompson import Thompson
 from policies.types import Feedback, Objective, Outcome, Request
 from tests.helpers import make_profile
@@ -49,6 +51,76 @@ def test_lies_that_were_found_later_are_taken_back_from_a_version_of_before(tmp_
     asyncio.run(play())
 
 
+def test_a_version_of_another_journal_goes_on_learning(tmp_path: Path) -> None:
+    """Its clock may be far ahead: what is decided here must not count as long forgotten."""
+
+    async def play() -> None:
+        elsewhere, here = (System(make_settings(tmp_path / name)) for name in ("elsewhere", "here"))
+        await elsewhere.serve(100, lambda d: float(d.arm == "small"))
+        elsewhere.memory.sequence = 50_000
+        await elsewhere.serve(100, lambda d: float(d.arm == "small"))
+        version = await elsewhere.version(7)
+        await here.serve(300)
+        await here.change("seat", role=SHADOW, snapshot=version, share=0.0)
+        await here.serve(300)
+        champion, shadow = here.rollout.roles.members.values()
+        assert count(shadow, "large") == pytest.approx(count(champion, "large"), rel=0.2)
+        mean, _ = shadow.quality.predict(make_profile("What is 3?").features[None])  # type: ignore[attr-defined]
+        assert mean[0, 1] > 0.8  # elsewhere it was worth nothing
+
+    asyncio.run(play())
+
+
+def test_votes_that_do_not_count_do_not_count_for_the_gate(tmp_path: Path) -> None:
+    """Nor where hardly anybody else scores in the rows that it looks at, from which nobody could tell."""
+
+    async def play() -> list[Any]:
+        system = System(make_settings(tmp_path, "uniform"))
+
+        async def scored(owners: str, count: int) -> None:
+            for n in range(count):
+                owner = owners[n % len(owners)]
+                request = Request(system.memory.identity.new_id(time.time()), make_profile(), Objective(), owner=owner)
+                (d,) = await system.router.decide([request], "test", {})
+                await system.router.observe([(d, Outcome(d.id, "ok", 0.1, 0.3, 20, 9))], "test", {})
+                good = 0.9 if d.arm == "large" else 0.2
+                given = 1.0 - good if owner == "x" else good
+                await system.router.feedback([Feedback(d.id, given, time_s=time.time(), owner=owner)])
+
+        await scored("abcdx", 400)
+        assert "x" in system.memory.quarantined
+        champion = await system.version(1)
+        await scored("axbxx", 500)
+        evaluator, report = Evaluator(system.settings), []
+        for arm in ("small", "large"):
+            challenger = replace(champion, version=2, policy="always", options={"arm": arm}, state={})
+            report.append(evaluator.evaluate(challenger, champion))
+        return report
+
+    small, large = asyncio.run(play())
+    assert small["upper"] < 0 < large["lower"] and large["difference"]["value"] == pytest.approx(0.35, abs=0.06)
+
+
+def test_the_watch_hears_of_its_own_decisions_only(tmp_path: Path) -> None:
+    """What was decided before the promotion, and is answered after it, is nobody's merit."""
+
+    async def play() -> None:
+        system = System(make_settings(tmp_path))
+        await system.serve(20)
+        asked = [Request(system.memory.identity.new_id(time.time()), make_profile(), Objective()) for _ in range(30)]
+        under_way = await system.router.decide(asked, "test", {})
+        await system.change("seat", role=CHALLENGER, snapshot=await system.version(1), share=0.1)
+        await system.change("promote")
+        for d in under_way:
+            await system.router.observe([(d, Outcome(d.id, "ok", 0.1, 0.3, 20, 9))], "test", {})
+            await system.router.feedback([Feedback(d.id, 1.0, time_s=time.time())])
+        assert system.rollout.watch is not None and system.rollout.watch.observations == 0
+        await system.serve(30)
+        assert system.rollout.watch.observations == 30
+
+    asyncio.run(play())
+
+
 def test_a_succession_counts_from_its_row_on(url: str) -> None:
     """A version that is judged on what came before it has not heard of it yet."""
     memory = make(url)
@@ -59,7 +131,9 @@ def test_a_succession_counts_from_its_row_on(url: str) -> None:
     decide(memory, 100)
     asyncio.run(memory.serve({"large": "l2"}))
     decide(memory, 10)
-    then = catch_up(memory.journal, version, lambda: Thompson((SMALL, LARGE)), start)
-    now = catch_up(memory.journal, version, lambda: Thompson((SMALL, LARGE)), memory.journal.last_row)
-    assert count(then, "large") == pytest.approx(learned, rel=0.05) and learned > 30
-    assert count(now, "large") == pytest.approx(count(memory.policy, "large"), rel=0.05) and count(now, "large") < 31
+    then, now = (
+        count(catch_up(memory.journal, version, lambda: Thompson((SMALL, LARGE)), row).policy, "large")
+        for row in (start, memory.journal.last_row)
+    )
+    assert then == pytest.approx(learned, rel=0.05) and learned > 30
+    assert now == pytest.approx(count(memory.policy, "large"), rel=0.05) and now < 31

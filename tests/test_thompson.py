@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from policies import features
-from policies.base import prior_quality
+from policies.base import as_meant, prior_quality
 from policies.registry import make_policy
 from policies.thompson import Settings, Thompson
 from policies.types import Arm, Decision, ModelState, Objective, Outcome, Request
@@ -237,7 +237,8 @@ def test_words_of_haste_and_care_move_the_trade_off() -> None:
     share = {}
     for words in ("Quick, urgent: ", "This must be right, be exact: "):
         rng = np.random.default_rng(0)
-        chosen = [policy.decide([make_request(words + HARD, weights)], {}, rng, 300)[0].arm for _ in range(50)]
+        asked = as_meant([make_request(words + HARD, weights)])
+        chosen = [policy.decide(asked, {}, rng, 300)[0].arm for _ in range(50)]
         share[words[:5]] = chosen.count("large") / 50
     assert share["This "] > share["Quick"]
 
