@@ -19,7 +19,7 @@ from deployments.codec import decode, encode
 from deployments.journal import Journal
 from deployments.settings import GatewaySettings
 from policies.base import Policy
-from policies.ledger import Event, Ledger, Record
+from policies.ledger import HELD, Event, Ledger, Record
 from policies.registry import make_policy
 from policies.types import FORCED, Arm, Decision, Outcome
 
@@ -33,7 +33,8 @@ class DecisionLog:
 
     arms: that may answer a chat, smallest first.
     events: in the order of the journal.
-    records: of the routed decisions, in their order; what clients forced is among the events only.
+    records: of the routed decisions, in the same order, as several ingresses may give the same `sequence`; what clients
+        forced is among the events only.
     truth: a row for each strategy and task of a demo: strategy, i, model, right, latency_s, cost_usd, utility; the
         tasks' order is that of the records. None where nobody measured.
     """
@@ -49,28 +50,35 @@ class DecisionLog:
         return [arm.name for arm in self.arms]
 
     def learned(self, upto: int | None = None, name: str = "thompson") -> Policy:
-        """What a policy knows after the first so many routed decisions, learned anew from the log."""
-        policy, ledger = make_policy(name, self.arms), Ledger()
-        last = len(self.records) if upto is None else upto
-        kept = {record.decision.id for record in self.records[:last]}
+        """What a policy makes of the first so many routed decisions, by default of all, learned anew from the log.
+
+        Of these, and of what was decided otherwise before the last of them, it is told all that came, however late;
+        its clock stops there.
+        """
+        decided = [event.id for event in self.events if isinstance(event, Decision)]
+        if upto is not None:
+            decided = decided[: decided.index(self.records[upto - 1].decision.id) + 1] if upto else []
+        policy, ledger, kept = make_policy(name, self.arms), _ledger(), set(decided)
         for event in self.events:
-            forced = isinstance(event, Decision) and event.fallback == FORCED
-            if forced:
-                kept.add(event.id)
             if (event.id if isinstance(event, Decision) else event.decision_id) in kept:
                 ledger.apply(event, policy)
-            if isinstance(event, Decision):
-                policy.advance(event.sequence + 1)
+                if isinstance(event, Decision):
+                    policy.advance(event.sequence + 1)
         return policy
+
+
+def _ledger() -> Ledger:
+    """Of a whole log, in which an outcome may stand before its decision."""
+    return Ledger(capacity=10**9, absent=lambda _: HELD)
 
 
 def fold(events: list[Event], arms: tuple[Arm, ...], truth: pd.DataFrame | None = None) -> DecisionLog:
     """The log of these events."""
-    ledger, names = Ledger(capacity=10**9), {arm.name for arm in arms}
+    ledger, names = _ledger(), {arm.name for arm in arms}
     for event in events:
         ledger.apply(event, None)
     decisions = [e for e in events if isinstance(e, Decision) and e.fallback != FORCED and e.arm in names]
-    records = [ledger.get(decision.id) for decision in sorted(decisions, key=lambda d: d.sequence)]
+    records = [ledger.get(decision.id) for decision in decisions]
     return DecisionLog(arms, events, [record for record in records if record is not None], truth)
 
 

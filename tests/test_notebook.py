@@ -11,8 +11,19 @@ from mlflow import MlflowClient
 
 from deployments.journal import Journal
 from notebooks import analysis, figures, report
-from notebooks.log import BUNDLED, DecisionLog, load
-from policies.types import FORCED, ArmEstimate
+from notebooks.log import BUNDLED, DecisionLog, fold, load
+from policies.ledger import Event
+from policies.types import FORCED, Arm, ArmEstimate, Decision, Feedback, Objective, Outcome
+from tests.helpers import make_profile
+
+ARMS = (Arm("small"), Arm("large"))
+
+
+def answered(name: str, arm: str, sequence: int, score: float, fallback: str = "") -> list[Event]:
+    """A decision, its outcome and its score."""
+    estimates = tuple(ArmEstimate(a.name, propensity=0.5, quality=0.5) for a in ARMS)
+    decision = Decision(name, arm, sequence, "thompson-v1", make_profile(), Objective(), estimates, fallback)
+    return [decision, Outcome(name, "ok", 0.1, 0.3, 20, 9), Feedback(name, score)]
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +111,27 @@ def test_a_policy_learned_anew_from_the_log_expects_what_was_seen(log: DecisionL
     seen = frame[frame.answers >= 40]
     assert len(seen) >= 4
     assert (np.abs(seen["mean"] - seen.seen) < 3 * seen.sd).all()
+
+
+def test_what_was_learned_from_the_first_decisions_knows_nothing_of_later_ones() -> None:
+    """Neither what clients forced later nor how long ago it all is; what they forced before does count."""
+    first = [event for n in range(99) for event in answered(f"{n}", "small", n, 0.5, FORCED if n % 2 else "")]
+    later = [e for n in range(99, 900) for e in answered(f"{n}", "large", n, 0.1, "" if n % 2 else FORCED)]
+    log, alone = fold(first + later, ARMS), fold(first, ARMS)
+    then, wanted = log.learned(upto=50).state(), alone.learned().state()
+    assert len(alone.records) == 50 and then.keys() == wanted.keys()
+    assert all(np.array_equal(then[key], wanted[key]) for key in wanted)
+    assert log.learned(upto=0).quality.heard.sum() == 0  # type: ignore[attr-defined]
+
+
+def test_what_came_first_goes_by_the_order_of_the_log() -> None:
+    """Two ingresses count for themselves, and an outcome may be written down before its decision."""
+    order = [("a", 5), ("b", 0), ("c", 6), ("d", 0), ("e", 1)]
+    first, second, *rest = [answered(name, "small", sequence, 0.5) for name, sequence in order]
+    events = [event for made in (first, second[::-1], *rest) for event in made]
+    log = fold(events, ARMS)
+    assert [record.decision.id for record in log.records] == list("abcde")
+    assert all(record.outcome and record.scores for record in log.records)
+    then, wanted = log.learned(upto=2).state(), fold(events[:6], ARMS).learned().state()
+    assert all(np.array_equal(then[key], wanted[key]) for key in wanted)
+    assert log.learned(upto=2).quality.heard.sum() == pytest.approx(4.0, abs=0.02)  # type: ignore[attr-defined]
