@@ -21,6 +21,8 @@ from deployments.settings import GatewaySettings
 from policies.base import Policy
 from policies.ledger import HELD, Event, Ledger, Record
 from policies.registry import make_policy
+from policies.static import Static
+from policies.trust import Trust
 from policies.types import FORCED, Arm, Decision, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,15 +70,18 @@ class DecisionLog:
 
 
 def _ledger() -> Ledger:
-    """Of a whole log, in which an outcome may stand before its decision."""
-    return Ledger(capacity=10**9, absent=lambda _: HELD)
+    """Of a whole log, as the router folds it: an outcome may stand before its decision, and not every key is trusted.
+
+    If the log begins later than the router did, keys are judged by what is left.
+    """
+    return Ledger(capacity=10**9, absent=lambda _: HELD, trust=Trust())
 
 
 def fold(events: list[Event], arms: tuple[Arm, ...], truth: pd.DataFrame | None = None) -> DecisionLog:
     """The log of these events."""
-    ledger, names = _ledger(), {arm.name for arm in arms}
+    ledger, names, nobody = _ledger(), {arm.name for arm in arms}, Static(arms)  # keys are judged only where one learns
     for event in events:
-        ledger.apply(event, None)
+        ledger.apply(event, nobody)
     decisions = [e for e in events if isinstance(e, Decision) and e.fallback != FORCED and e.arm in names]
     records = [ledger.get(decision.id) for decision in decisions]
     return DecisionLog(arms, events, [record for record in records if record is not None], truth)

@@ -14,6 +14,7 @@ from notebooks import analysis, figures, report
 from notebooks.log import BUNDLED, DecisionLog, fold, load
 from policies.ledger import Event
 from policies.types import FORCED, Arm, ArmEstimate, Decision, Feedback, Objective, Outcome
+from tests import test_trust
 from tests.helpers import make_profile
 
 ARMS = (Arm("small"), Arm("large"))
@@ -135,3 +136,16 @@ def test_what_came_first_goes_by_the_order_of_the_log() -> None:
     then, wanted = log.learned(upto=2).state(), fold(events[:6], ARMS).learned().state()
     assert all(np.array_equal(then[key], wanted[key]) for key in wanted)
     assert log.learned(upto=2).quality.heard.sum() == pytest.approx(4.0, abs=0.02)  # type: ignore[attr-defined]
+
+
+def test_the_votes_of_keys_that_the_router_silenced_do_not_count_here_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no record, and in nothing that is learned anew: as if such a key had never scored."""
+    monkeypatch.setattr("policies.drift.THRESHOLD", 1e9)  # it goes by the order: what it cut is not given back
+    given = list(test_trust.votes(["honest"] * 8 + ["hostile"], 400))
+    _, trust, learned = test_trust.fold(iter(given))
+    assert list(trust.silenced) == ["8 hostile"]
+    log = fold([event for both in given for event in both], ARMS)
+    assert [r.decision.id for r in log.records if not r.said()] == [d.id for d, _ in given if d.owner in trust.silenced]
+    policy = log.learned()
+    policy.advance(10_000)
+    assert test_trust.same(policy.state(), learned)
