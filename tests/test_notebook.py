@@ -2,6 +2,7 @@
 
 import asyncio
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -104,6 +105,24 @@ def test_an_arm_has_the_same_colour_everywhere(log: DecisionLog) -> None:
     drawn = {line.get_label(): line.get_color() for line in figures.shares(log).axes[0].get_lines()}
     assert drawn == {arm: colour[arm] for arm in log.names}
     assert len({colour[name] for name in [*log.names, "auto", "static rules"]}) == len(log.names) + 2
+
+
+def test_figures_show_utilities_below_0(log: DecisionLog) -> None:
+    """Where answers are dear or slow, every estimate, measured value and bar is still within its axis, and so is 0."""
+    assert log.truth is not None
+    poor = replace(log, truth=log.truth.assign(utility=log.truth.utility - 1.2))
+    found = analysis.evaluations(poor, explored=True)
+    shown = found[["measured", "ips_low", "dr_low", "sequence_low", "ips_high", "sequence_high"]].to_numpy()
+    strategies = analysis.strategies(poor).utility
+    assert np.nanmax(shown[:, 0]) < 0 and strategies.max() < 0
+    for axis, values in (
+        (figures.evaluation(poor).axes[1], shown),
+        (figures.evaluation(log).axes[0], analysis.evaluations(log).sequence_high),
+        (figures.frontier(poor).axes[2], strategies),
+        (figures.frontier(log).axes[2], analysis.strategies(log).utility),
+    ):
+        low, high = axis.get_xlim()
+        assert low < min(0, np.nanmin(values)) and max(0, np.nanmax(values)) < high
 
 
 def test_a_policy_learned_anew_from_the_log_expects_what_was_seen(log: DecisionLog) -> None:
