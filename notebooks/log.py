@@ -8,6 +8,7 @@ the same tasks.
 import argparse
 import lzma
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -50,6 +51,13 @@ class DecisionLog:
     def names(self) -> list[str]:
         """Of the arms."""
         return [arm.name for arm in self.arms]
+
+    @property
+    def made(self) -> str:
+        """When and by what it was decided: first and last day (UTC), first and last policy version."""
+        ends = [record.decision for record in (self.records[0], self.records[-1])]
+        days = dict.fromkeys(f"{datetime.fromtimestamp(decision.time_s, UTC):%Y-%m-%d}" for decision in ends)
+        return f"{' to '.join(days)}, by {' to '.join(dict.fromkeys(decision.policy_version for decision in ends))}"
 
     def learned(self, upto: int | None = None, name: str = "thompson") -> Policy:
         """What a policy makes of the first so many routed decisions, by default of all, learned anew from the log.

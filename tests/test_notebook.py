@@ -38,6 +38,7 @@ def test_the_notebook_runs_and_its_report_reaches_mlflow(tmp_path: Path) -> None
     notebook = report.execute()
     page = report.to_html(notebook)
     assert page.count("data:image/png;base64,") == len(figures.ALL)
+    assert "decided 2026-11-23, by thompson-v0" in page
     assert page.count("How to read it") == len(figures.ALL) and "Traceback" not in page and 'src="http' not in page
     (tmp_path / "report.html").write_text(page)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -53,6 +54,14 @@ def test_the_bundled_log_is_small_and_has_no_text(log: DecisionLog) -> None:
     for record in log.records:
         assert record.decision.prompt == record.decision.prompt_hash == "" and record.decision.fallback != FORCED
         assert record.outcome is not None and record.outcome.answer == ""
+
+
+def test_a_log_says_when_and_by_which_policy_it_was_decided(log: DecisionLog) -> None:
+    """So that nobody takes the bundled one for what the policy of today would decide."""
+    assert log.made == "2026-11-23, by thompson-v0"
+    (first, *_), (last, *_) = answered("a", "small", 0, 0.5), answered("b", "small", 1, 0.5)
+    later = msgspec.structs.replace(last, time_s=86400.0, policy_version="thompson-v7")
+    assert fold([first, later], ARMS).made == "1970-01-01 to 1970-01-02, by thompson-v1 to thompson-v7"
 
 
 def test_the_log_is_the_demo_that_was_measured(log: DecisionLog) -> None:
