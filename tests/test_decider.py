@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.random import default_rng
 
 from deployments import decider as decider_module
 from deployments import feedback
 from deployments.memory import Memory
 from deployments.settings import ModelSettings
 from policies.explain import summary
-from policies.types import Objective, Outcome, Request
+from policies.registry import make_policy
+from policies.roles import CHALLENGER, CHAMPION, Roles
+from policies.types import Arm, Objective, Outcome, Request
 from tests.gateway import Gateway, eventually
 from tests.helpers import make_profile, make_request
 
@@ -72,6 +75,19 @@ def test_an_explanation_says_which_way_a_decision_was_made(gateway: Gateway, fal
     request = make_request(objective=Objective(models=("small",)))
     decision = gateway.ingress.decider.decide_here(request, fallback)
     assert decision.fallback == fallback and said in summary(decision)
+
+
+def test_an_explanation_says_what_was_tried_by_chance_and_who_decided() -> None:
+    """With a least propensity the chosen arm need not have the largest draw; without one it always has."""
+    arms, requests = (Arm("small"), Arm("large")), [make_request()] * 200
+    for least in (0.0, 0.2):
+        champion, challenger = (make_policy("thompson", arms, {"least_propensity": least}) for _ in range(2))
+        made = Roles({CHAMPION: champion, CHALLENGER: challenger}, 0.5).decide(requests, {}, default_rng(0), 0)
+        beaten = [any(e.sampled_utility > d.estimate().sampled_utility for e in d.estimates) for d in made]
+        assert any(beaten) is (least > 0) and not all(beaten)
+        assert [". It was tried by chance (least_propensity)" in summary(d) for d in made] == beaten
+        assert all(f" by {d.policy_version}: expected score" in summary(d) for d in made)
+        assert {d.policy_version for d in made} == {"thompson", CHALLENGER}
 
 
 def test_a_decision_is_explained_as_soon_as_its_answer_is_there(gateway: Gateway) -> None:
