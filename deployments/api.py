@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from deployments.admission import BATCH, HIGH, NORMAL, RANKS
 from policies.types import Objective
@@ -51,7 +51,7 @@ def _patterns(schema: Any) -> Iterator[str]:
 
 def _short(value: Any, most: int) -> Any:
     """Refuse what is too long as JSON."""
-    if len(json.dumps(value)) > most:
+    if len(json.dumps(value, ensure_ascii=False)) > most:
         raise ValueError(f"is longer than {most} characters as JSON; send less")
     return value
 
@@ -72,7 +72,8 @@ Name = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Free = Annotated[dict[str, Any], AfterValidator(_small)]
 Schema = Annotated[Free, AfterValidator(_compilable)]
-Tools = Annotated[list[Schema], Field(max_length=128), AfterValidator(lambda tools: _short(tools, MAX_TOOLS))]
+Tool = Annotated[Free, AfterValidator(lambda tool: _short(tool, MAX_SCHEMA))]
+Tools = Annotated[list[Tool], Field(max_length=128), AfterValidator(lambda tools: _short(tools, MAX_TOOLS))]
 TIERS = {"priority": HIGH, "auto": NORMAL, "default": NORMAL, "scale": NORMAL, "flex": BATCH}
 
 
@@ -136,7 +137,7 @@ class Message(Strict):
 class StreamOptions(Strict):
     """include_usage: a last chunk tells the token counts."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
     include_obfuscation: bool | None = Field(None, exclude=True)
 
 
@@ -206,6 +207,13 @@ class ChatRequest(Generation):
     metadata: dict[Name, Text] | None = Field(None, max_length=16, exclude=True)
     reasoning_effort: Name | None = Field(None, exclude=True)
     verbosity: Name | None = Field(None, exclude=True)
+
+    @model_validator(mode="after")
+    def _tools_that_must_be_called(self) -> "ChatRequest":
+        """Their schemas are compiled; of others the model is only told."""
+        for tool in self.tools or () if self.tool_choice not in (None, "auto", "none") else ():
+            _compilable(tool)
+        return self
 
     def limit(self) -> int:
         """See Generation."""

@@ -224,7 +224,7 @@ class Dispatcher:
         others = tuple(
             e.arm
             for e in failed.estimates
-            if e.arm != failed.arm and not e.removed_by and not self._why_not(e.arm, call.rank)
+            if e.arm != failed.arm and e.arm in self._arms and not e.removed_by and not self._why_not(e.arm, call.rank)
         )
         if not others:
             return None

@@ -74,7 +74,7 @@ class Folder:
         self._totals: dict[str, Totals] = {}
         self._ledger = Ledger(CAPACITY, absent=lambda _: HELD, applied=self._applied)
         self._touched: set[str] = set()
-        self.silenced: Collection[str] = ()  # keys whose scores do not count now (policies/trust.py)
+        self.silenced: set[str] = set()  # keys whose scores do not count now (policies/trust.py), for all records
         self._ends_s, self._row, self._told = 0.0, 0, 0
         self._batch = Batch(0)
 
@@ -171,7 +171,8 @@ class Exporter:
             Exception: the sink, or the router, cannot be reached; the next turn goes on from there.
         """
         folder, carried = self._folder or await self.begin(), 0
-        folder.silenced = frozenset(silenced)
+        folder.silenced.clear()
+        folder.silenced |= set(silenced)
         await self._send()
         for _ in range(PAGES):
             if not (rows := await self._router.rows.remote(self.row, PAGE)):

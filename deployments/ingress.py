@@ -279,6 +279,5 @@ def _nobody_can(decision: Decision) -> ApiError:
     if any(e.removed_by in ("no healthy replica", RESTING) for e in allowed):
         return ApiError.later(503, f"no model can take this request now ({reasons})", 5.0, "model_unavailable")
     if allowed and all("does not fit" in e.removed_by for e in allowed):
-        message = f"the prompt is too long; shorten it, or lower max_tokens ({reasons})"
-        return ApiError(400, message, code="context_length_exceeded")
+        return ApiError(400, f"the prompt is too long; shorten it ({reasons})", code="context_length_exceeded")
     return ApiError(400, f"no model can keep the limits of this request; relax them ({reasons})", "router")

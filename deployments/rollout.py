@@ -63,6 +63,7 @@ class Rollout:
         self._configured = policy.model_dump()
         self._seats: dict[str, Seat] = {CHAMPION: {"version": 0, "policy": policy.name, "options": policy.options}}
         self._share, self._since = 0.0, 0.0
+        self._borne: list[str] = []  # labels of the promoted policy since then: each version published of it is one
         self.watch: Watch | None = None
         self._history: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._rewarded: deque[str] = deque(maxlen=1000)  # decisions whose first reward the watch has seen
@@ -118,6 +119,8 @@ class Rollout:
         """The champion, whose last version was `of`, is now this version; unless another is champion by now."""
         if self.version == of:
             self.version = version
+            if self.watch is not None:
+                self._borne.append(self.label(CHAMPION))
 
     # --- how that changes ---------------------------------------------------------------------------------------
 
@@ -171,7 +174,7 @@ class Rollout:
             raise ValueError("there is no challenger to promote")
         rollout = self._settings.rollout
         self._swap(rollout.watch_share)
-        self._since = time.time()
+        self._since, self._borne = time.time(), [self.label(CHAMPION)]
         self.watch = Watch(margin=rollout.watch_margin, alpha=rollout.watch_alpha, bounds=BOUNDS)
         self._remember("promoted", CHAMPION, reason)
 
@@ -210,9 +213,9 @@ class Rollout:
             return
         if self.watch is None or decision.time_s < self._since or decision.fallback not in WITH_A_COIN:
             return
-        labels = {self.label(CHALLENGER): True, self.label(CHAMPION): False}
-        if (predecessor := labels.get(decision.policy_version)) is None:  # of neither, as it is called now
+        if decision.policy_version not in self._borne + [self.label(CHALLENGER)]:  # somebody else's
             return
+        predecessor = decision.policy_version == self.label(CHALLENGER)
         reward = utility(record)
         if isnan(reward) or decision.id in self._rewarded:  # a correction is no second reward
             return
@@ -253,6 +256,7 @@ class Rollout:
             "seats": self._seats,
             "share": self._share,
             "since": self._since,
+            "borne": self._borne,
             "watch": None
             if self.watch is None
             else {"margin": self.watch.margin, "alpha": self.watch.alpha} | {"state": self.watch.state()},
@@ -266,6 +270,7 @@ class Rollout:
         self._configured = kept["configured"]
         self._seats = {role: kept["seats"][role] for role in ROLES if role in kept["seats"]}
         self._share, self._since = kept["share"], kept["since"]
+        self._borne = list(kept.get("borne", ()))
         if kept["watch"] is not None:
             self.watch = Watch(margin=kept["watch"]["margin"], alpha=kept["watch"]["alpha"], bounds=BOUNDS)
             self.watch.restore(kept["watch"]["state"])

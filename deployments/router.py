@@ -56,6 +56,7 @@ class Router:
         self._rng = np.random.default_rng()  # fresh after a restart, or it would repeat its own exploration
         self._live = Live()
         self._watching: asyncio.Task[None] | None = None
+        self._configuring = asyncio.Lock()
         self._journal = Journal(settings.journal)
         settings = latest(self._journal.fact(SETTINGS), settings)
         self._heed(settings)
@@ -129,6 +130,10 @@ class Router:
 
     async def configure(self, settings: GatewaySettings) -> None:
         """Take over changed settings; what was learned about the arms that stay is kept."""
+        async with self._configuring:
+            await self._configure(settings)
+
+    async def _configure(self, settings: GatewaySettings) -> None:
         if settings == self._settings and self._rollout.knows(settings) and self._memory.whole:
             return
         before = self._memory.snapshot()
@@ -240,10 +245,14 @@ class Router:
 
     async def adopt(self, snapshot: Snapshot) -> bool:
         """Start from a published version, unless something was learned here already."""
-        if self._restored or self._sequence > 0 or not self._rollout.is_champions(snapshot):
+        if self._restored or self._sequence > 0:
             return False
-        if not self._memory.take(snapshot):
-            self._rollout.version = self._memory.sequence = 0
+        if not (taken := self._memory.take(snapshot)):
+            self._memory.sequence = 0
+        if not (taken and self._rollout.is_champions(snapshot)):
+            self._rollout.version = 0  # it is not that version: the settings name another policy, or other options
+            log.warning("%s of policy version %d was taken", "what it knows" if taken else "nothing", snapshot.version)
+        if not taken:
             return False
         self._restored = True
         await self._memory.save()
@@ -252,7 +261,9 @@ class Router:
     async def checkpoint(self) -> Snapshot:
         """The champion as it is now; returns when every row that it has learned from is durable."""
         snapshot = self._memory.snapshot()
-        snapshot = replace(champion_of(snapshot), trust=snapshot.trust)  # who is believed is learned, too
+        snapshot = replace(
+            champion_of(snapshot), trust=self._memory.trust.state(brief=True)
+        )  # who is believed is learned, too
         await self._journal.flush()
         return snapshot
 

@@ -18,6 +18,7 @@ from deployments.snapshot import Snapshot
 from policies.base import Policy, rebased
 from policies.ledger import Event, Record
 from policies.roles import Recorder
+from policies.types import Decision
 
 
 class Branch:
@@ -95,9 +96,19 @@ def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], u
     # versions of before `trust` was published do not listen to those who are known to lie by now
     trust = snapshot.trust or (newest.trust if newest else {})
     start = replace(snapshot, held=held, trust=trust)
-    if not row:  # learned elsewhere, by another clock
-        start = replace(start, trust={}, state=rebased(start.state, start.sequence), sequence=0)
+    if snapshot.journal != journal.id:  # learned elsewhere, by another clock
+        first = _first_sequence(journal)
+        start = replace(start, trust={}, state=rebased(start.state, start.sequence - first), sequence=first)
     return fold(Branch(journal, row, start, up_to), make)
+
+
+def _first_sequence(journal: Journal) -> int:
+    """The number of the first decision that a journal has; its router may have begun with a version from elsewhere."""
+    for page in journal.pages():
+        for _, event in page:
+            if isinstance(event, Decision):
+                return event.sequence
+    return 0
 
 
 async def operate(memory: Memory, rollout: Rollout, verb: str, reason: str, **options: Any) -> None:

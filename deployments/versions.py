@@ -1,6 +1,6 @@
 """The policy versions in MLflow's model registry: data only, and checked before they are believed.
 
-A version is policy.json and posterior.npz, with the hash of their bytes in a tag; other tags say where it comes from.
+A version is policy.json, posterior.npz and trust.json, with the hash of their bytes in a tag; other tags say where it comes from.
 """
 
 import hashlib
@@ -22,17 +22,19 @@ from policies.registry import make_policy
 from policies.types import Arm
 
 MODEL = "router-policy"
-HEAD = ("policy", "options", "arms", "sequence", "row", "journal", "held", "trust")  # of a Snapshot, in policy.json
+HEAD = ("policy", "options", "arms", "sequence", "row", "journal", "held")  # of a Snapshot, in policy.json
+TRUST = "trust.json"  # who is believed, by key; early versions lack it
 EVALUATION = "evaluation"  # tag with the path of the newest report; `evaluation.…` are its main figures
 
 
 def save_policy(snapshot: Snapshot, folder: Path) -> str:
-    """Write a snapshot as policy.json and posterior.npz; returns the SHA-256 of both together."""
+    """Write a snapshot as policy.json, posterior.npz and trust.json; returns the SHA-256 of all together."""
     head = {key: getattr(snapshot, key) for key in HEAD}
     (folder / "policy.json").write_text(json.dumps(head, indent=2, sort_keys=True))
     buffer = io.BytesIO()
     np.savez(buffer, **snapshot.state)  # type: ignore[arg-type]
     (folder / "posterior.npz").write_bytes(buffer.getvalue())
+    (folder / TRUST).write_text(json.dumps(snapshot.trust, separators=(",", ":")))
     return _digest(folder)
 
 
@@ -47,9 +49,11 @@ def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
     head = json.loads((folder / "policy.json").read_text())
     with np.load(folder / "posterior.npz", allow_pickle=False) as arrays:
         state = {name: arrays[name].astype(np.float64) for name in arrays.files}
-    rest = {key: head[key] for key in ("options", "row", "journal", "trust") if key in head}  # early versions lack them
-    held = tuple(head.get("held", ()))
-    found = Snapshot(head["policy"], tuple(head["arms"]), int(head["sequence"]), version, state, held=held, **rest)
+    rest = {key: head[key] for key in ("options", "row", "journal") if key in head}  # early versions lack them
+    rest |= {"held": tuple(head.get("held", ()))}
+    if (folder / TRUST).exists():
+        rest |= {"trust": json.loads((folder / TRUST).read_text())}
+    found = Snapshot(head["policy"], tuple(head["arms"]), int(head["sequence"]), version, state, **rest)
     try:
         check(found)
     except ValueError as error:
@@ -72,8 +76,9 @@ def check(snapshot: Snapshot) -> None:
 
 
 def _digest(folder: Path) -> str:
-    both = (folder / "policy.json").read_bytes() + (folder / "posterior.npz").read_bytes()
-    return hashlib.sha256(both).hexdigest()
+    files = [folder / "policy.json", folder / "posterior.npz"]
+    files += [folder / TRUST] if (folder / TRUST).exists() else []
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def code_digest() -> str:

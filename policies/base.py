@@ -11,7 +11,6 @@ from policies.types import Arm, Decision, ModelState, Objective, Outcome, Reques
 
 State = dict[str, NDArray[np.float64]]
 
-SLACK = 1.05  # on a context, where an answer's limit is counted: the engine knows better what is just too long
 SHARED = ("reference", "latest")  # last part of the names of arrays in a State that are of all arms together
 SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
 PRIOR = 0.5  # score
@@ -119,17 +118,28 @@ def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: Mode
         return reason
     if profile.task not in arm.tasks:
         return f"does not do the task '{profile.task}'"
-    if (
-        profile.task != "embed"
-    ):  # whose inputs are read one by one; its model, which nobody chooses, knows which is long
-        if profile.prompt_tokens >= arm.context_tokens:
-            return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
-        if profile.prompt_tokens + profile.max_output_tokens > SLACK * arm.context_tokens:
-            both = f"prompt of {profile.prompt_tokens} tokens, with {profile.max_output_tokens} for the answer,"
-            return f"{both} does not fit its context of {arm.context_tokens}"
+    # inputs of an embedding request are read one by one; their model, which nobody chooses, knows which is too long
+    if profile.task != "embed" and profile.prompt_tokens >= arm.context_tokens:
+        return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
     if not state.healthy:
         return "no healthy replica"
     return ""
+
+
+def removed(arms: Sequence[Arm], profile: TaskProfile, objective: Objective, states: Sequence[ModelState]) -> list[str]:
+    """[K] `removed_by` of each arm; and where another has room for it, those without for the longest answer allowed.
+
+    Only then: the prompt's tokens may be an estimate, and the engine, which knows them, refuses what is too long.
+    """
+    row = [removed_by(arm, profile, objective, state) for arm, state in zip(arms, states)]
+    needed = profile.prompt_tokens + profile.max_output_tokens
+    tight = [why or ("" if needed <= arm.context_tokens else _no_room(arm, profile)) for arm, why in zip(arms, row)]
+    return row if all(tight) else tight
+
+
+def _no_room(arm: Arm, profile: TaskProfile) -> str:
+    asked = f"prompt of {profile.prompt_tokens} tokens, with {profile.max_output_tokens} for the answer,"
+    return f"{asked} does not fit its context of {arm.context_tokens}"
 
 
 def load(arm: Arm, states: Mapping[str, ModelState]) -> float:

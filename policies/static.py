@@ -32,10 +32,8 @@ class Static:
         total_load = float(sum(state.in_flight for state in states.values()))
         default, decisions = ModelState(), []
         for i, request in enumerate(requests):
-            removed = [
-                base.removed_by(arm, request.profile, request.objective, states.get(arm.name, default))
-                for arm in self.arms
-            ]
+            live = [states.get(arm.name, default) for arm in self.arms]
+            removed = base.removed(self.arms, request.profile, request.objective, live)
             eligible = [k for k, why in enumerate(removed) if not why]
             wanted = self.wants(request, eligible, rng) if eligible else {}
             indices = list(wanted)

@@ -133,7 +133,7 @@ class Thompson:
                 key = profile.task, objective.models, objective.unavailable, healthy
                 row, mask = self._known.get(key, _NOTHING)
             if not row:
-                row = [base.removed_by(arm, profile, objective, s) for arm, s in zip(self.arms, live)]
+                row = base.removed(self.arms, profile, objective, live)
                 mask = _free(row)
                 if alike:
                     if len(self._known) >= KNOWN:

@@ -195,15 +195,26 @@ class Trust:
             high, low = (high + found, low) if mean > 0.5 else (high, low + found)
         return high + min(high, low)
 
-    def state(self) -> dict[str, Any]:
-        """All of it as plain data."""
+    def state(self, brief: bool = False) -> dict[str, Any]:
+        """All of it as plain data.
+
+        Args:
+            brief: without the decisions of keys that nothing speaks against, which are most of it; should one of these
+                be found out later, only its votes from then on will be taken back.
+        """
         keys = {
-            name: {"cells": [[*cell, *mean] for cell, mean in key.cells.items()], "decisions": list(key.decisions)}
+            name: {
+                "cells": [[*cell, *mean] for cell, mean in key.cells.items()],
+                "decisions": list(key.decisions) if not brief or self._suspected(name) else [],
+            }
             for name, key in self._keys.items()
         }
         every = [[*cell, *found] for cell, found in self._all.items()]
         found = {name: dict(evidence) for name, evidence in self.quarantined.items()}
         return {"keys": keys, "all": every, "quarantined": found, "silenced": sorted(self.silenced)}
+
+    def _suspected(self, name: str) -> bool:
+        return name in self.silenced or self._suspicion(self._keys[name]) > 0.0
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave; nothing from an empty one."""

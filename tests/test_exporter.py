@@ -263,7 +263,7 @@ def test_a_turn_ends_though_rows_come_faster_than_they_go() -> None:
 
 def test_versions_do_not_wait_for_figures(tmp_path: Path, mlflow_uri: str) -> None:
     """One is published though the exporter cannot go on."""
-    gateway = Gateway(tmp_path, mlflow_uri=mlflow_uri, experiment="stuck", publish_every_s=1e-3)
+    gateway = Gateway(tmp_path, mlflow_uri=mlflow_uri, experiment="test", publish_every_s=1e-3)
 
     async def stuck(*_: Any) -> int:
         raise OSError("a figure that MLflow does not take")

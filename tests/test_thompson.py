@@ -220,13 +220,14 @@ def test_limits_on_latency_and_cost_remove_arms_with_a_reason() -> None:
 
 
 def test_an_answer_that_may_be_longer_than_the_context_has_room_for_goes_elsewhere() -> None:
-    """Where the engine would refuse the request; what is about as long as the context is for the engine to say."""
+    """If there is another with room; where there is none, the engine, which knows the tokens, has the last word."""
     policy = Thompson([Arm("short", context_tokens=512), Arm("long", context_tokens=4096)])
-    profiles = [features.profile("Write.", None, "chat", 300, limit) for limit in (1000, 212, 220, 0, 9000)]
+    profiles = [features.profile("Write.", None, "chat", 300, limit) for limit in (1000, 212, 0, 9000)]
     requests = [Request(str(i), profile, Objective()) for i, profile in enumerate(profiles)]
+    requests.append(Request("by name", profiles[0], Objective(models=("short",)), forced=True))
     made = policy.decide(requests, {}, np.random.default_rng(0), 0)
-    assert ["does not fit" in d.estimate("short").removed_by for d in made] == [True, False, False, False, True]
-    assert made[0].arm == "long" and made[4].arm == ""
+    assert ["does not fit" in d.estimate("short").removed_by for d in made] == [True, False, False, False, False]
+    assert made[0].arm == "long" and made[3].arm and made[4].arm == "short"
 
 
 def test_words_of_haste_and_care_move_the_trade_off() -> None:
