@@ -55,11 +55,14 @@ class Answer:
 
 @dataclass
 class _Place:
-    """entered: when it was got, None while it is waited for. waited_s: for it. asked: whether the arm was, too."""
+    """entered: when it was got, None while it is waited for. waited_s: for it. asked: whether the arm was, too.
+    probe: whether the arm's breaker waits to hear of this one.
+    """
 
     entered: float | None = None
     waited_s: float = 0.0
     asked: bool = False
+    probe: bool = False
 
 
 class _FailedError(Exception):
@@ -191,8 +194,7 @@ class Dispatcher:
             place.waited_s = time.perf_counter() - started
             if not breaker.admits:  # it opened while this one waited, or somebody else is its probe
                 raise FullError(breaker.retry_after_s)
-            breaker.begin()
-            place.asked = True
+            place.asked, place.probe = True, breaker.begin()
             async with asyncio.timeout(patience_s) as deadline:
                 self._patience.begin(arm, deadline)
                 try:
@@ -202,6 +204,9 @@ class Dispatcher:
                     self._patience.end(arm, deadline)
             if first[1] is not None and first[1].get("status", 0) >= 500:
                 raise RuntimeError("the model answered with a server error")
+            if place.probe and (first[1] is None or "error" not in first[1]):  # it answers: others need not wait
+                breaker.end("ok", place.probe)
+                place.probe = False
             return Answer(decision, started, first, answer)
         except Exception as error:
             name = type(error).__name__
@@ -271,7 +276,7 @@ class Dispatcher:
         if place.entered is not None:
             self.admission.lines[decision.arm].leave(place.entered if place.asked else None)
         if place.asked:
-            self.breakers[decision.arm].end(outcome.status)
+            self.breakers[decision.arm].end(outcome.status, place.probe)
         if place.waited_s > WAITED_S:
             outcome = structs.replace(outcome, waited_s=place.waited_s)
         self._decider.report(decision, outcome)
