@@ -53,6 +53,7 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "1",
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",  # with the understudy, until Serve's next one has its backends
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",  # after a reload the old process lives on until its streams end
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(at["HAProxy metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(at["HAProxy statistics"]),
