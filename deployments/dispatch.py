@@ -221,7 +221,10 @@ class Dispatcher:
         except asyncio.CancelledError:  # the client left: let the engine go on to others
             if answer is not None:
                 answer.cancel()
-            self.finish(decision, Outcome(decision.id, "disconnected", latency_s=time.perf_counter() - started))
+            took_s = time.perf_counter() - started
+            if place.entered is None:  # it left the line: that says nothing of the model
+                place.waited_s = took_s
+            self.finish(decision, Outcome(decision.id, "disconnected", latency_s=took_s))
             raise
 
     def _next_best(self, failed: Decision, call: Call, fallback: str) -> Decision | None:
