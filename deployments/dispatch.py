@@ -14,7 +14,7 @@ from deployments.admission import BATCH, NORMAL, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
-from deployments.patience import Patience
+from deployments.patience import Patience, taken
 from deployments.settings import Tuning
 from deployments.spans import Spans
 from deployments.waker import Waker
@@ -196,7 +196,7 @@ class Dispatcher:
                 raise FullError(breaker.retry_after_s)
             place.asked, place.probe = True, breaker.begin()
             async with asyncio.timeout(patience_s) as deadline:
-                self._patience.begin(arm, deadline)
+                self._patience.begin(arm, deadline, lambda: taken(answer))
                 try:
                     answer = (await self._method(arm, streams)).remote(call.task, call.body)
                     first = await (anext(answer) if streams else answer)

@@ -77,7 +77,7 @@ def test_every_pod_asks_for_a_token_and_has_bounds(tmp_path: Path, monkeypatch: 
         assert environment["PGPASSWORD"] is None  # from the secret
         for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
             assert environment[name] == here[name] == "1"
-        for name in ("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",):
+        for name in ("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"):
             assert environment[name] == here[name]
         assert {p["name"]: p["containerPort"] for p in container["ports"]}["serve"] == port
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
