@@ -155,24 +155,22 @@ class Dispatcher:
 
     async def _hedged(self, decision: Decision, call: Call, patience_s: float) -> Answer:
         """Ask a second arm when the first fails or is silent for too long (Dean and Barroso, The Tail at Scale, 2013);
-        whoever begins first answers, the other is cancelled.
+        whoever begins first answers, the other is cancelled. A second arm that had no room was not asked.
         """
         attempts = [asyncio.create_task(self._attempt(decision, call))]
-        winner = None
+        pending, fallback, winner = set(attempts), "", None
         try:
-            await asyncio.wait(attempts, timeout=patience_s)
-            first = attempts[0]
-            if not first.done() or first.exception() is not None:
-                fallback = "model" if first.done() else "hedge"
-                if (other := self._next_best(decision, call, fallback)) is not None:
-                    attempts.append(asyncio.create_task(self._attempt(other, call)))
-            pending = set(attempts)
-            while pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            while pending and winner is None:
+                limit_s = None if fallback else patience_s
+                done, pending = await asyncio.wait(pending, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
                 winner = next((task for task in done if task.exception() is None), None)
-                if winner is not None:
-                    return winner.result()
-            return attempts[-1].result()  # raises why
+                asked = fallback == "model" or any(_asked(task) for task in attempts[1:])
+                if winner is None and not asked and (not done or not pending):
+                    fallback = "model" if done else "hedge"
+                    if (other := self._next_best(decision, call, fallback)) is not None:
+                        attempts.append(asyncio.create_task(self._attempt(other, call)))
+                        pending.add(attempts[-1])
+            return (winner or attempts[-1]).result()  # or raises why
         finally:
             for task in attempts:
                 if task is not winner and not task.cancel() and not task.cancelled() and task.exception() is None:
@@ -285,6 +283,12 @@ class Dispatcher:
         self._decider.report(decision, outcome)
         if self.spans is not None:
             self.spans.finished(decision, outcome)
+
+
+def _asked(attempt: asyncio.Task[Answer]) -> bool:
+    """Whether an arm was, or is yet to be, and did not just have no room."""
+    error = attempt.exception() if attempt.done() else None
+    return not isinstance(error, _FailedError) or error.retry_after_s is None
 
 
 def full(wait_s: float) -> ApiError:
