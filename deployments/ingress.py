@@ -254,7 +254,7 @@ class Ingress:
     def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
         finish_reason = report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
-        if self.judge.picks(answer.decision):
+        if listener.whole and self.judge.picks(answer.decision):  # it may have been switched on meanwhile
             self.judge.offer(answer.decision, listener.body, listener.text)
         return Outcome(
             decision_id=answer.decision.id,
