@@ -23,6 +23,7 @@ import numpy as np
 from msgspec import structs
 
 from deployments import logs
+from deployments.admission import NORMAL
 from deployments.coalesce import Coalescer
 from deployments.identity import HERE, Identity
 from deployments.profiler import Reader, count_tokens
@@ -61,12 +62,13 @@ class Decider:
         self.tuning = Tuning()
         self.in_flight: Counter[str] = Counter()
         self.store_text = settings.store_text
-        self.wait_s: Callable[[str], float] = lambda arm: 0.0  # for a place at an arm, by who gives them (dispatch.py)
+        # for a place at an arm, with a rank (admission.py), by who gives them (dispatch.py)
+        self.wait_s: Callable[[str, int], float] = lambda arm, rank: 0.0
         self._forced: Counter[str] = Counter()  # on their way to an arm that the client named, not there yet
         self._name = uuid.uuid4().hex
         self._settings, self._profiler, self._connect = settings, profiler, connect
         self._spare = make_policy(settings.policy.name, settings.arms(), settings.policy.options)
-        self._spare_kind = settings.policy.name, settings.policy.options
+        self._spare_kind, self._names = (settings.policy.name, settings.policy.options), settings.models.keys()
         self._spare_version, self._spare_sequence = f"{self._spare.name}-v0", 0
         self._reader, self._forecaster = Reader(settings.profiler), Forecaster.prior(self._spare.arms)
         self._states: dict[str, ModelState] = {}  # with what the other ingresses have in flight
@@ -102,7 +104,8 @@ class Decider:
 
     async def _refresh(self) -> None:
         began = time.monotonic()
-        snapshot, self._states, self._spare_version = await self.router.snapshot.remote(self._name)
+        told = self._name, dict(self.in_flight)
+        snapshot, self._states, self._spare_version = await self.router.snapshot.remote(*told)
         if (snapshot.policy, snapshot.options) != self._spare_kind:  # another was promoted
             self._spare = make_policy(snapshot.policy, self._settings.arms(), snapshot.options)
             self._spare_kind = snapshot.policy, snapshot.options
@@ -149,33 +152,36 @@ class Decider:
             tokens = count_tokens(None, item["context"], item["messages"])
             return features.profile(item["text"], None, item["task"], tokens, item["max_output_tokens"]), "profiler"
 
-    async def decide(self, request: Request) -> Decision:
+    async def decide(self, request: Request, rank: int = NORMAL) -> Decision:
         """A decision on a fresh snapshot, or the router's, or in its silence one of our own."""
         if time.monotonic() - self._fresh_s < self.tuning.decide_here_s:
-            return self._decide_on_snapshot([request])[0]
+            return self._decide_on_snapshot([request], rank)[0]
         request = replace(request, profile=self._completed([request.profile])[0])
         forced = request.objective.models[:1] if request.forced else ()
         self._forced.update(forced)
         try:
             async with asyncio.timeout(self.tuning.decide_timeout_s):
-                return await self._decide(request)
+                decision = await self._decide(request)
+            if not decision.arm or decision.arm in self._names:
+                return decision
+            raise LookupError("an arm that came later than this ingress, which can't reach it")
         except Exception as error:
             log.warning("no decision in time (%s); deciding on the last snapshot", type(error).__name__)
             # under an id of its own: the router may still come to decide on the other, which nobody will follow
-            return self.decide_here(replace(request, id=request.id + HERE), "router")
+            return self.decide_here(replace(request, id=request.id + HERE), "router", rank)
         finally:
             self._forced.subtract(forced)
 
-    def decide_here(self, request: Request, fallback: str) -> Decision:
+    def decide_here(self, request: Request, fallback: str, rank: int = NORMAL) -> Decision:
         """A decision on the last snapshot, with this ingress's own load and what it last heard of the others'."""
-        return self._decide_on_snapshot([replace(request, fallback=fallback)])[0]
+        return self._decide_on_snapshot([replace(request, fallback=fallback)], rank)[0]
 
-    def _decide_on_snapshot(self, requests: list[Request]) -> list[Decision]:
+    def _decide_on_snapshot(self, requests: list[Request], rank: int = NORMAL) -> list[Decision]:
         states = {}
         for arm in self._spare.arms:
             known, mine = self._states.get(arm.name, UNKNOWN), self.in_flight[arm.name]
             if mine:
-                known = replace(known, in_flight=known.in_flight + mine, wait_s=self.wait_s(arm.name))
+                known = replace(known, in_flight=known.in_flight + mine, wait_s=self.wait_s(arm.name, rank))
             states[arm.name] = known
         requests = paced(as_meant(requests), self._pacer.cost_weight)
         decided = self._spare.decide(requests, states, self._rng, self._spare_sequence)
@@ -244,6 +250,6 @@ class Decider:
             # a crowd that comes at once is load to each of its members; nobody is load to itself
             itself = Counter({request.objective.models[0] for request in requests if request.forced})
             load = dict(self.in_flight + self._forced - itself)
-            waits_s = {arm: wait_s for arm in load if (wait_s := self.wait_s(arm))}
+            waits_s = {arm: wait_s for arm in load if (wait_s := self.wait_s(arm, NORMAL))}
             decisions: list[Decision] = await self.router.decide.remote(requests, self._name, load, waits_s)
         return decisions

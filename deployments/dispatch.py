@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import structs
 
-from deployments.admission import BATCH, NORMAL, Admission, FullError
+from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
@@ -93,7 +93,7 @@ class Dispatcher:
         self._methods: dict[tuple[str, bool], Any] = {}  # by arm, and whether it streams
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
-        decider.wait_s = lambda arm: self.admission.lines[arm].wait_s(NORMAL)
+        decider.wait_s = lambda arm, rank: self.admission.lines[arm].wait_s(rank)
         self.breakers = {arm: Breaker() for arm in arms}
         self._patience = Patience(decider.replicas)
         self.spans, self._waker = Spans.wanted(), Waker(lambda arm: self._method(arm, False))
@@ -235,7 +235,8 @@ class Dispatcher:
         if not others:
             return None
         objective = replace(call.asked.objective, models=others)  # not the first decision's, which moved it already
-        again = self._decider.decide_here(replace(call.asked, id=self._decider.new_id(), objective=objective), fallback)
+        request = replace(call.asked, id=self._decider.new_id(), objective=objective)
+        again = self._decider.decide_here(request, fallback, call.rank)
         return again if again.arm else None
 
     async def _method(self, arm: str, streams: bool) -> Any:

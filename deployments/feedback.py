@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
 
+from deployments.admission import NORMAL
 from deployments.api import DECISION_ID, FeedbackRequest
 from deployments.decider import OBSERVE_EVERY_S, PATIENCE_S, Decider
 from deployments.errors import ApiError
@@ -82,7 +83,7 @@ def add_router_routes(app: FastAPI, decider: Decider) -> None:
     async def state() -> dict[str, Any]:
         summary: dict[str, Any] = await _ask("the router", decider.router.summary.remote())
         for arm, model in summary["models"].items():
-            model["wait_s"] = decider.wait_s(arm)  # in the line of this ingress, which is all that it knows
+            model["wait_s"] = decider.wait_s(arm, NORMAL)  # in the line of this ingress, which is all that it knows
         return {**summary, "objective": decider.tuning.objective.model_dump()}
 
     @app.get("/healthz")

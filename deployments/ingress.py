@@ -17,7 +17,7 @@ from deployments import collector, dataplane, errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
 from deployments.direct import DirectRoute
-from deployments.dispatch import FULL, RESTING, Answer, Call, Dispatcher, full
+from deployments.dispatch import FULL, RESTING, WAITED_S, Answer, Call, Dispatcher, full
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
 from deployments.guard import Guard, caller
@@ -28,7 +28,7 @@ from deployments.listener import Listener
 from deployments.settings import GatewaySettings, KeySettings, Tuning
 from deployments.streaming import Streamed, broken, event, shown
 from deployments.version_routes import add_version_routes
-from policies.types import FORCED, Arm, Decision, Objective, Outcome, Request
+from policies.types import FORCED, Arm, ArmEstimate, Decision, Objective, Outcome, Request
 
 AUTO = "auto"
 TOLD_S = 5.0  # that the router has to take the last outcomes
@@ -142,7 +142,7 @@ class Ingress:
         objective = self.dispatcher.check(task, objective, request.rank())
         with self.dispatcher.admission.deciding():
             asked = await self._profiled(task, request, objective, forced, caller(http).name)
-            decision = await self.decider.decide(asked)
+            decision = await self.decider.decide(asked, request.rank())
         if not decision.arm:
             raise _nobody_can(decision)
         body = request.body()
@@ -271,10 +271,16 @@ def _status(http_status: int) -> str:
     return "rejected" if http_status < 500 else "error"
 
 
+def _late_by_a_line(estimate: ArmEstimate) -> bool:
+    """Whether an arm would be late now that there is a line in front of it, and may not be when that is gone."""
+    answer_s = estimate.ttft_s + max(estimate.output_tokens - 1, 0) * estimate.tpot_s
+    return estimate.removed_by.startswith("expected latency") and estimate.latency_s > answer_s + WAITED_S
+
+
 def _nobody_can(decision: Decision) -> ApiError:
     reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
     allowed = [e for e in decision.estimates if not e.removed_by.startswith(("not among", "does not do"))]
-    if any(e.removed_by == FULL for e in allowed):
+    if any(e.removed_by == FULL or _late_by_a_line(e) for e in allowed):
         return full(1.0)
     if any(e.removed_by in ("no healthy replica", RESTING) for e in allowed):
         return ApiError.later(503, f"no model can take this request now ({reasons})", 5.0, "model_unavailable")

@@ -40,7 +40,7 @@ class Live:
 
     def told(self, ingress: str, in_flight: dict[str, int]) -> None:
         """How many requests of its own each arm is answering for an ingress now."""
-        self._in_flight[ingress] = time.time(), in_flight
+        self._in_flight[ingress] = time.monotonic(), in_flight
 
     def note(self, event: Event, record: Record) -> None:
         """Measure what happened."""
@@ -58,9 +58,12 @@ class Live:
 
     def states(self, but: str = "") -> dict[str, ModelState]:
         """Of each arm now; without what this ingress has in flight."""
-        now, in_flight = time.time(), Counter[str]()
-        for ingress, (told, counts) in self._in_flight.items():
-            if now - told < STALE_S and ingress != but:
+        now, in_flight, silent_s = time.time(), Counter[str](), time.monotonic() - STALE_S
+        self._in_flight = {
+            ingress: (told, counts) for ingress, (told, counts) in self._in_flight.items() if told > silent_s
+        }
+        for ingress, (_, counts) in self._in_flight.items():
+            if ingress != but:
                 in_flight.update(counts)
         return {
             name: meter.state(

@@ -213,13 +213,18 @@ class Router:
         """All that is known of a decision."""
         return self._memory.ledger.get(decision_id)
 
-    async def snapshot(self, ingress: str = "") -> tuple[Snapshot, dict[str, ModelState], str]:
+    async def snapshot(
+        self, ingress: str = "", in_flight: dict[str, int] | None = None
+    ) -> tuple[Snapshot, dict[str, ModelState], str]:
         """All that was learned, the live states and the version's name: enough to decide without this actor.
 
         Args:
             ingress: who asks; what it has in flight itself is left out of the states, as it knows that better, and it
                 gets the pacer's account if it may decide: while there is only a champion.
+            in_flight: as of `decide`, which an ingress that decides by itself does not call.
         """
+        if in_flight is not None:
+            self._live.told(ingress, in_flight)
         if self._watching is None:  # a constructor has no event loop yet; every ingress asks for this at its start
             self._watching = asyncio.create_task(self._keep_watch())
             collector.relax()

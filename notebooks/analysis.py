@@ -89,10 +89,10 @@ def strategies(log: DecisionLog) -> pd.DataFrame:
 
 
 def targets(log: DecisionLog) -> dict[str, tuple[Any, int]]:
-    """The policies to be judged, each with the last decision that it has learned from."""
+    """The policies to be judged, each with the number of the routed decision from which on it is judged."""
     third, half = len(log.records) // 3, len(log.records) // 2
-    fixed = {arm: (make_policy("always", log.arms, {"arm": arm}), -1) for arm in log.names}
-    static = {"static rules": (make_policy("static", log.arms), -1)}
+    fixed = {arm: (make_policy("always", log.arms, {"arm": arm}), 0) for arm in log.names}
+    static = {"static rules": (make_policy("static", log.arms), 0)}
     champion = {"champion: learned from a third": (log.learned(third), half)}
     return fixed | static | champion | {"challenger: learned from half": (log.learned(half), half)}
 
@@ -121,8 +121,8 @@ def evaluations(log: DecisionLog, explored: bool = False) -> pd.DataFrame:
     """
     truth = strategies(log).set_index("strategy").utility if log.truth is not None else {}
     rows = []
-    for name, (policy, after) in targets(log).items():
-        records = usable(log.records, log.records[after].decision.sequence if after >= 0 else -1)
+    for name, (policy, begin) in targets(log).items():
+        records = usable(log.records[begin:])
         arms = arms_of(records, policy)
         data = by_chance(log, records, arms) if explored else to_log(records, arms)
         wanted = target_probabilities(records, policy, arms)

@@ -118,8 +118,10 @@ def frontier(log: DecisionLog) -> Figure:
     ordered = frame.sort_values("utility")
     axes[2].barh(ordered.strategy, ordered.utility, color=[colour[name] for name in ordered.strategy])
     for n, value in enumerate(ordered.utility):
-        axes[2].annotate(f" {value:.3f}", (value, n), va="center")
-    axes[2].set(xlabel="mean utility (score points)", xlim=(0, 1.15 * ordered.utility.max()))
+        axes[2].annotate(f" {value:.3f} ", (value, n), va="center", ha="right" if value < 0 else "left")
+    axes[2].set(xlabel="mean utility (score points)")
+    axes[2].use_sticky_edges = False  # there is room for the numbers
+    axes[2].margins(x=0.2)
     return figure
 
 
@@ -158,11 +160,14 @@ def evaluation(log: DecisionLog) -> Figure:
         found["from the same tasks, had chance decided"] = analysis.evaluations(log, explored=True)
     figure, axes = _axes(len(found), "Off-policy evaluation: the utility that each policy would have earned", 5.2, 6.6)
     for axis, (title, table) in zip(axes, found.items(), strict=True):
+        if axis is not axes[0]:
+            axis.sharex(axes[0])
+        axis.axvline(0, color=GREY, linewidth=0.8)
         table = table.iloc[::-1].reset_index(drop=True)
         for n, row in enumerate(table.to_dict("records")):
             _target(axis, n, row, _of(row["target"], colours(log)))
         axis.set_yticks(range(len(table)), table.target if axis is axes[0] else [""] * len(table))
-        axis.set(title=title, xlabel="mean utility (score points)", xlim=(0.2, 1.15), ylim=(-0.6, len(table) - 0.4))
+        axis.set(title=title, xlabel="mean utility (score points)", ylim=(-0.6, len(table) - 0.4))
     for marker, text in (("v", "IPS"), ("^", "SNIPS"), ("o", "DR (coloured)")):
         axes[0].errorbar([], [], xerr=[], fmt=marker, color=GREY, label=f"{text}, 95 % interval")
     axes[0].plot([], [], color="0.88", linewidth=9, label="confidence sequence, 95 % at all times")
@@ -175,7 +180,8 @@ def _target(axis: Any, n: int, row: dict[str, Any], colour: str) -> None:
     """One target's row of the figure above."""
     if row["refused"]:
         said = row["refused"].split("; let")[0].replace("the log is one that ", "")
-        axis.annotate(f"refused: {said}", (0.22, n - 0.32), va="center", fontsize=8.5, color="0.35")
+        left = axis.get_yaxis_transform()  # of the axis, whatever its limits
+        axis.annotate(f"refused: {said}", (0.02, n - 0.32), xycoords=left, va="center", fontsize=8.5, color="0.35")
     else:
         axis.plot([row["sequence_low"], row["sequence_high"]], [n, n], color="0.88", linewidth=9, zorder=1)
         for k, (name, marker) in enumerate((("ips", "v"), ("snips", "^"), ("dr", "o"))):

@@ -8,6 +8,7 @@ the same tasks.
 import argparse
 import lzma
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -19,8 +20,10 @@ from deployments.codec import decode, encode
 from deployments.journal import Journal
 from deployments.settings import GatewaySettings
 from policies.base import Policy
-from policies.ledger import Event, Ledger, Record
+from policies.ledger import HELD, Event, Ledger, Record
 from policies.registry import make_policy
+from policies.static import Static
+from policies.trust import Trust
 from policies.types import FORCED, Arm, Decision, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +36,8 @@ class DecisionLog:
 
     arms: that may answer a chat, smallest first.
     events: in the order of the journal.
-    records: of the routed decisions, in their order; what clients forced is among the events only.
+    records: of the routed decisions, in the same order, as several ingresses may give the same `sequence`; what clients
+        forced is among the events only.
     truth: a row for each strategy and task of a demo: strategy, i, model, right, latency_s, cost_usd, utility; the
         tasks' order is that of the records. None where nobody measured.
     """
@@ -48,29 +52,46 @@ class DecisionLog:
         """Of the arms."""
         return [arm.name for arm in self.arms]
 
+    @property
+    def made(self) -> str:
+        """When and by what it was decided: first and last day (UTC), first and last policy version."""
+        ends = [record.decision for record in (self.records[0], self.records[-1])]
+        days = dict.fromkeys(f"{datetime.fromtimestamp(decision.time_s, UTC):%Y-%m-%d}" for decision in ends)
+        return f"{' to '.join(days)}, by {' to '.join(dict.fromkeys(decision.policy_version for decision in ends))}"
+
     def learned(self, upto: int | None = None, name: str = "thompson") -> Policy:
-        """What a policy knows after the first so many routed decisions, learned anew from the log."""
-        policy, ledger = make_policy(name, self.arms), Ledger()
-        last = len(self.records) if upto is None else upto
-        kept = {record.decision.id for record in self.records[:last]}
+        """What a policy makes of the first so many routed decisions, by default of all, learned anew from the log.
+
+        Of these, and of what was decided otherwise before the last of them, it is told all that came, however late;
+        its clock stops there.
+        """
+        decided = [event.id for event in self.events if isinstance(event, Decision)]
+        if upto is not None:
+            decided = decided[: decided.index(self.records[upto - 1].decision.id) + 1] if upto else []
+        policy, ledger, kept = make_policy(name, self.arms), _ledger(), set(decided)
         for event in self.events:
-            forced = isinstance(event, Decision) and event.fallback == FORCED
-            if forced:
-                kept.add(event.id)
             if (event.id if isinstance(event, Decision) else event.decision_id) in kept:
                 ledger.apply(event, policy)
-            if isinstance(event, Decision):
-                policy.advance(event.sequence + 1)
+                if isinstance(event, Decision):
+                    policy.advance(event.sequence + 1)
         return policy
+
+
+def _ledger() -> Ledger:
+    """Of a whole log, as the router folds it: an outcome may stand before its decision, and not every key is trusted.
+
+    If the log begins later than the router did, keys are judged by what is left.
+    """
+    return Ledger(capacity=10**9, absent=lambda _: HELD, trust=Trust())
 
 
 def fold(events: list[Event], arms: tuple[Arm, ...], truth: pd.DataFrame | None = None) -> DecisionLog:
     """The log of these events."""
-    ledger, names = Ledger(capacity=10**9), {arm.name for arm in arms}
+    ledger, names, nobody = _ledger(), {arm.name for arm in arms}, Static(arms)  # keys are judged only where one learns
     for event in events:
-        ledger.apply(event, None)
+        ledger.apply(event, nobody)
     decisions = [e for e in events if isinstance(e, Decision) and e.fallback != FORCED and e.arm in names]
-    records = [ledger.get(decision.id) for decision in sorted(decisions, key=lambda d: d.sequence)]
+    records = [ledger.get(decision.id) for decision in decisions]
     return DecisionLog(arms, events, [record for record in records if record is not None], truth)
 
 

@@ -66,10 +66,14 @@ def summary(decision: Decision) -> str:
         sentences.append(FALLBACKS.get(decision.fallback, f"Another way was taken: {decision.fallback}."))
     if chosen.utility or chosen.latency_s:
         sentences.append(
-            f"{decision.arm} was chosen with probability {chosen.propensity:.2f}: expected score {chosen.quality:.2f}, "
-            f"{chosen.latency_s:.3f} s, {chosen.cost_usd:.2g} USD, at {chosen.load:g} requests in flight a replica; "
-            f"utility {chosen.utility:.3f}, drawn {chosen.sampled_utility:.3f}."
+            f"{decision.arm} was chosen with probability {chosen.propensity:.2f} by {decision.policy_version}: "
+            f"expected score {chosen.quality:.2f}, {chosen.latency_s:.3f} s, {chosen.cost_usd:.2g} USD, "
+            f"at {chosen.load:g} requests in flight a replica; utility {chosen.utility:.3f}, "
+            f"drawn {chosen.sampled_utility:.3f}."
         )
+        drawn = [e for e in decision.estimates if not e.removed_by and e.sampled_utility > chosen.sampled_utility]
+        if drawn and chosen.sampled_utility:
+            sentences.append("It was tried by chance (least_propensity), though the largest draw was another's.")
     else:
         sentences.append(f"{decision.arm} was chosen by the rule '{decision.policy_version}'.")
     for other in sorted(decision.estimates, key=lambda e: -e.sampled_utility):

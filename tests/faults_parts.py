@@ -43,7 +43,7 @@ def t18(folder: Path) -> Finding:
     scripts |= {f"status {s} after {n}": reporting(s, n) for s in (500, 503) for n in (0, 2)}
     router = gateway.router.thing
     parts: dict[str, tuple[Any, str]] = {
-        "deciding": (gateway.ingress, "_decide"),
+        "deciding": (gateway.ingress, "_profiled"),
         "profiling": (gateway.profiler.thing, "profile"),
         "the router's decision": (router, "decide"),
         "the router's summary": (router, "summary"),

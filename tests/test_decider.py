@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.random import default_rng
 
 from deployments import decider as decider_module
 from deployments import feedback
 from deployments.memory import Memory
+from deployments.settings import ModelSettings
 from policies.explain import summary
-from policies.types import Objective, Outcome, Request
+from policies.registry import make_policy
+from policies.roles import CHALLENGER, CHAMPION, Roles
+from policies.types import Arm, Objective, Outcome, Request
 from tests.gateway import Gateway, eventually
 from tests.helpers import make_profile, make_request
 
@@ -71,6 +75,19 @@ def test_an_explanation_says_which_way_a_decision_was_made(gateway: Gateway, fal
     request = make_request(objective=Objective(models=("small",)))
     decision = gateway.ingress.decider.decide_here(request, fallback)
     assert decision.fallback == fallback and said in summary(decision)
+
+
+def test_an_explanation_says_what_was_tried_by_chance_and_who_decided() -> None:
+    """With a least propensity the chosen arm need not have the largest draw; without one it always has."""
+    arms, requests = (Arm("small"), Arm("large")), [make_request()] * 200
+    for least in (0.0, 0.2):
+        champion, challenger = (make_policy("thompson", arms, {"least_propensity": least}) for _ in range(2))
+        made = Roles({CHAMPION: champion, CHALLENGER: challenger}, 0.5).decide(requests, {}, default_rng(0), 0)
+        beaten = [any(e.sampled_utility > d.estimate().sampled_utility for e in d.estimates) for d in made]
+        assert any(beaten) is (least > 0) and not all(beaten)
+        assert [". It was tried by chance (least_propensity)" in summary(d) for d in made] == beaten
+        assert all(f" by {d.policy_version}: expected score" in summary(d) for d in made)
+        assert {d.policy_version for d in made} == {"thompson", CHALLENGER}
 
 
 def test_a_decision_is_explained_as_soon_as_its_answer_is_there(gateway: Gateway) -> None:
@@ -165,11 +182,32 @@ def test_the_router_hears_how_long_one_waits_for_a_place(gateway: Gateway) -> No
     gateway.tune(decide_here_s=0.0)
     decider = gateway.ingress.decider
     decider.in_flight["large"] += 1
-    decider.wait_s = {"small": 99.0, "large": 7.0, "minilm": 0.0}.__getitem__
+    decider.wait_s = lambda arm, rank: {"small": 99.0, "large": 7.0}.get(arm, 0.0)
     decision_id = gateway.chat().headers["x-router-decision-id"]
     eventually(lambda: record(gateway, decision_id))
     small, large = (record(gateway, decision_id).decision.estimate(arm).latency_s for arm in ("small", "large"))
     assert large > 7.0 and small < 7.0, "nobody waits where nothing is in flight"
+
+
+def test_the_router_hears_of_load_though_nothing_ends(gateway: Gateway) -> None:
+    """With every refresh, as an ingress that decides by itself asks for nothing."""
+    gateway.ingress.decider.in_flight["large"] = 5
+    inside(gateway, gateway.ingress.decider._refresh)
+    assert inside(gateway, gateway.router.thing.snapshot, "another")[1]["large"].in_flight == 5
+
+
+def test_an_arm_that_came_after_this_ingress_is_left_to_others(gateway: Gateway) -> None:
+    """While a redeploy replaces the ingresses one by one, the router has the new settings already."""
+    gateway.tune(decide_here_s=0.0)
+    huge = ModelSettings(prior_quality=1.0)
+    settings = gateway.settings.model_copy(update={"models": {**gateway.settings.models, "huge": huge}})
+    inside(gateway, gateway.router.thing.configure, settings)
+    gateway.replicas["huge"] = 1
+    inside(gateway, gateway.router.thing._look)
+    answers = [gateway.chat() for _ in range(12)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.headers["x-router-model"] for answer in answers} <= {"small", "large"}
+    assert "router" in {answer.headers["x-router-fallback"] for answer in answers}
 
 
 def test_what_the_router_has_not_heard_of_is_bounded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

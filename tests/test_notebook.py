@@ -2,6 +2,7 @@
 
 import asyncio
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,20 @@ from mlflow import MlflowClient
 
 from deployments.journal import Journal
 from notebooks import analysis, figures, report
-from notebooks.log import BUNDLED, DecisionLog, load
-from policies.types import FORCED, ArmEstimate
+from notebooks.log import BUNDLED, DecisionLog, fold, load
+from policies.ledger import Event
+from policies.types import FORCED, Arm, ArmEstimate, Decision, Feedback, Objective, Outcome
+from tests import test_trust
+from tests.helpers import make_profile
+
+ARMS = (Arm("small"), Arm("large"))
+
+
+def answered(name: str, arm: str, sequence: int, score: float, fallback: str = "") -> list[Event]:
+    """A decision, its outcome and its score."""
+    estimates = tuple(ArmEstimate(a.name, propensity=0.5, quality=0.5) for a in ARMS)
+    decision = Decision(name, arm, sequence, "thompson-v1", make_profile(), Objective(), estimates, fallback)
+    return [decision, Outcome(name, "ok", 0.1, 0.3, 20, 9), Feedback(name, score)]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +38,7 @@ def test_the_notebook_runs_and_its_report_reaches_mlflow(tmp_path: Path) -> None
     notebook = report.execute()
     page = report.to_html(notebook)
     assert page.count("data:image/png;base64,") == len(figures.ALL)
+    assert "decided 2026-11-23, by thompson-v0" in page
     assert page.count("How to read it") == len(figures.ALL) and "Traceback" not in page and 'src="http' not in page
     (tmp_path / "report.html").write_text(page)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -40,6 +54,14 @@ def test_the_bundled_log_is_small_and_has_no_text(log: DecisionLog) -> None:
     for record in log.records:
         assert record.decision.prompt == record.decision.prompt_hash == "" and record.decision.fallback != FORCED
         assert record.outcome is not None and record.outcome.answer == ""
+
+
+def test_a_log_says_when_and_by_which_policy_it_was_decided(log: DecisionLog) -> None:
+    """So that nobody takes the bundled one for what the policy of today would decide."""
+    assert log.made == "2026-11-23, by thompson-v0"
+    (first, *_), (last, *_) = answered("a", "small", 0, 0.5), answered("b", "small", 1, 0.5)
+    later = msgspec.structs.replace(last, time_s=86400.0, policy_version="thompson-v7")
+    assert fold([first, later], ARMS).made == "1970-01-01 to 1970-01-02, by thompson-v1 to thompson-v7"
 
 
 def test_the_log_is_the_demo_that_was_measured(log: DecisionLog) -> None:
@@ -94,9 +116,64 @@ def test_an_arm_has_the_same_colour_everywhere(log: DecisionLog) -> None:
     assert len({colour[name] for name in [*log.names, "auto", "static rules"]}) == len(log.names) + 2
 
 
+def test_figures_show_utilities_below_0(log: DecisionLog) -> None:
+    """Where answers are dear or slow, every estimate, measured value and bar is still within its axis, and so is 0."""
+    assert log.truth is not None
+    poor = replace(log, truth=log.truth.assign(utility=log.truth.utility - 1.2))
+    found = analysis.evaluations(poor, explored=True)
+    shown = found[["measured", "ips_low", "dr_low", "sequence_low", "ips_high", "sequence_high"]].to_numpy()
+    strategies = analysis.strategies(poor).utility
+    assert np.nanmax(shown[:, 0]) < 0 and strategies.max() < 0
+    for axis, values in (
+        (figures.evaluation(poor).axes[1], shown),
+        (figures.evaluation(log).axes[0], analysis.evaluations(log).sequence_high),
+        (figures.frontier(poor).axes[2], strategies),
+        (figures.frontier(log).axes[2], analysis.strategies(log).utility),
+    ):
+        low, high = axis.get_xlim()
+        assert low < min(0, np.nanmin(values)) and max(0, np.nanmax(values)) < high
+
+
 def test_a_policy_learned_anew_from_the_log_expects_what_was_seen(log: DecisionLog) -> None:
     """Within three standard deviations of its own belief, for every arm and kind with enough scores."""
     frame = analysis.posterior(log)
     seen = frame[frame.answers >= 40]
     assert len(seen) >= 4
     assert (np.abs(seen["mean"] - seen.seen) < 3 * seen.sd).all()
+
+
+def test_what_was_learned_from_the_first_decisions_knows_nothing_of_later_ones() -> None:
+    """Neither what clients forced later nor how long ago it all is; what they forced before does count."""
+    first = [event for n in range(99) for event in answered(f"{n}", "small", n, 0.5, FORCED if n % 2 else "")]
+    later = [e for n in range(99, 900) for e in answered(f"{n}", "large", n, 0.1, "" if n % 2 else FORCED)]
+    log, alone = fold(first + later, ARMS), fold(first, ARMS)
+    then, wanted = log.learned(upto=50).state(), alone.learned().state()
+    assert len(alone.records) == 50 and then.keys() == wanted.keys()
+    assert all(np.array_equal(then[key], wanted[key]) for key in wanted)
+    assert log.learned(upto=0).quality.heard.sum() == 0  # type: ignore[attr-defined]
+
+
+def test_what_came_first_goes_by_the_order_of_the_log() -> None:
+    """Two ingresses count for themselves, and an outcome may be written down before its decision."""
+    order = [("a", 5), ("b", 0), ("c", 6), ("d", 0), ("e", 1)]
+    first, second, *rest = [answered(name, "small", sequence, 0.5) for name, sequence in order]
+    events = [event for made in (first, second[::-1], *rest) for event in made]
+    log = fold(events, ARMS)
+    assert [record.decision.id for record in log.records] == list("abcde")
+    assert all(record.outcome and record.scores for record in log.records)
+    then, wanted = log.learned(upto=2).state(), fold(events[:6], ARMS).learned().state()
+    assert all(np.array_equal(then[key], wanted[key]) for key in wanted)
+    assert log.learned(upto=2).quality.heard.sum() == pytest.approx(4.0, abs=0.02)  # type: ignore[attr-defined]
+
+
+def test_the_votes_of_keys_that_the_router_silenced_do_not_count_here_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no record, and in nothing that is learned anew: as if such a key had never scored."""
+    monkeypatch.setattr("policies.drift.THRESHOLD", 1e9)  # it goes by the order: what it cut is not given back
+    given = list(test_trust.votes(["honest"] * 8 + ["hostile"], 400))
+    _, trust, learned = test_trust.fold(iter(given))
+    assert list(trust.silenced) == ["8 hostile"]
+    log = fold([event for both in given for event in both], ARMS)
+    assert [r.decision.id for r in log.records if not r.said()] == [d.id for d, _ in given if d.owner in trust.silenced]
+    policy = log.learned()
+    policy.advance(10_000)
+    assert test_trust.same(policy.state(), learned)

@@ -67,3 +67,35 @@ def test_who_leaves_the_line_has_waited_for_a_place_and_not_for_the_model(tmp_pa
     (outcome,) = asyncio.run(run())
     assert outcome.status == "disconnected" and outcome.waited_s == outcome.latency_s > 0.3
     assert not gateway.models["small"].calls
+
+
+def test_a_line_that_is_too_long_for_a_deadline_is_a_429(tmp_path: Path) -> None:
+    """With the time to come back, which clients heed; and who goes first does not wait like all others."""
+    gateway = Gateway(tmp_path)
+    for arm in ("small", "large"):
+        gateway.models[arm].script = takes(0.4)
+
+    async def run() -> None:
+        async with gateway.at_once() as client:
+            gateway.tune(decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10})
+
+            async def ask(model: str, **more: Any) -> Any:
+                body = {"model": model, "messages": [{"role": "user", "content": "Why?"}], **more}
+                return await client.post("/v1/chat/completions", json=body)
+
+            for arm in ("small", "large"):
+                for _ in range(3):
+                    await ask(arm)
+            assert (await ask("auto", router={"max_latency_s": 3.0})).status_code == 200
+            crowd = [asyncio.create_task(ask(arm)) for arm in ("small", "large") for _ in range(8)]
+            lines = gateway.ingress.dispatcher.admission.lines
+            while min(lines[arm].waiting for arm in ("small", "large")) < 7:
+                await asyncio.sleep(0.01)
+            late = await ask("auto", router={"max_latency_s": 3.0})
+            assert late.status_code == 429 and int(late.headers["retry-after"]) >= 1
+            urgent = await ask("auto", router={"max_latency_s": 3.0, "priority": "high"})
+            assert urgent.status_code == 200
+            await asyncio.gather(*crowd)
+            assert (await ask("auto", router={"max_latency_s": 1e-4})).status_code == 400  # no line explains that
+
+    asyncio.run(run())
