@@ -8,8 +8,8 @@ from deployments.settings import BreakerSettings
 
 class Breaker:
     """Closed, it lets everybody through; after some failures in a row it opens and lets nobody; after a pause it is
-    half-open and lets one request through as a probe. A probe that succeeds closes it; one that fails opens it again,
-    for twice as long as before (Nygard, Release It!, 2nd edition, 2018, "Circuit Breaker").
+    half-open and lets one request through as a probe. A probe that begins to answer closes it; one that fails opens it
+    again, for twice as long as before (Nygard, Release It!, 2nd edition, 2018, "Circuit Breaker").
 
     Args:
         clock: seconds, never going back.
@@ -33,21 +33,24 @@ class Breaker:
         """Seconds until it may let somebody through."""
         return 0.0 if self._until is None else max(0.0, self._until - self._clock())
 
-    def begin(self) -> None:
-        """A request goes to the arm."""
+    def begin(self) -> bool:
+        """A request goes to the arm; whether it is the probe."""
         self._probing = self._until is not None
+        return self._probing
 
-    def end(self, status: str) -> None:
-        """How it ended: `ok` and `error` count; a client that left, or was wrong itself, says nothing of the arm."""
-        self._probing = False
+    def end(self, status: str, probe: bool) -> None:
+        """How it ended: `ok` and `error` count; a client that left, or was wrong itself, says nothing of the arm. What
+        was under way when the breaker opened says nothing of the arm as it is now: only the probe changes an open one.
+        """
+        if self._until is not None and not probe:
+            return
+        if probe:
+            self._probing = False
         if status == "ok":
             self._failures, self._until, self._pause_s = 0, None, 0.0
         elif status == "error":
             self._failures += 1
-            if self._until is not None:  # also those that were under way when it opened: they change nothing
-                if self._clock() >= self._until:
-                    self._open()
-            elif self._failures >= self.settings.failures:
+            if probe or self._failures >= self.settings.failures:
                 self._open()
 
     def _open(self) -> None:

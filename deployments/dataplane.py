@@ -53,12 +53,15 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "1",
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",  # with the understudy, until Serve's next one has its backends
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",  # after a reload the old process lives on until its streams end
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(at["HAProxy metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(at["HAProxy statistics"]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(at["Serve's fallback proxy"]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first + offset),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + offset + count),
+        # a replica that hangs would keep what it has taken for graceful_shutdown_timeout_s
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three in a row, and it is started anew
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # nobody but this HAProxy has to notice
     }

@@ -14,7 +14,7 @@ from deployments.admission import BATCH, Admission, FullError
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
-from deployments.patience import Patience
+from deployments.patience import Patience, taken
 from deployments.settings import Tuning
 from deployments.spans import Spans
 from deployments.waker import Waker
@@ -55,11 +55,14 @@ class Answer:
 
 @dataclass
 class _Place:
-    """entered: when it was got, None while it is waited for. waited_s: for it. asked: whether the arm was, too."""
+    """entered: when it was got, None while it is waited for. waited_s: for it. asked: whether the arm was, too.
+    probe: whether the arm's breaker waits to hear of this one.
+    """
 
     entered: float | None = None
     waited_s: float = 0.0
     asked: bool = False
+    probe: bool = False
 
 
 class _FailedError(Exception):
@@ -152,24 +155,22 @@ class Dispatcher:
 
     async def _hedged(self, decision: Decision, call: Call, patience_s: float) -> Answer:
         """Ask a second arm when the first fails or is silent for too long (Dean and Barroso, The Tail at Scale, 2013);
-        whoever begins first answers, the other is cancelled.
+        whoever begins first answers, the other is cancelled. A second arm that had no room was not asked.
         """
         attempts = [asyncio.create_task(self._attempt(decision, call))]
-        winner = None
+        pending, fallback, winner = set(attempts), "", None
         try:
-            await asyncio.wait(attempts, timeout=patience_s)
-            first = attempts[0]
-            if not first.done() or first.exception() is not None:
-                fallback = "model" if first.done() else "hedge"
-                if (other := self._next_best(decision, call, fallback)) is not None:
-                    attempts.append(asyncio.create_task(self._attempt(other, call)))
-            pending = set(attempts)
-            while pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            while pending and winner is None:
+                limit_s = None if fallback else patience_s
+                done, pending = await asyncio.wait(pending, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
                 winner = next((task for task in done if task.exception() is None), None)
-                if winner is not None:
-                    return winner.result()
-            return attempts[-1].result()  # raises why
+                asked = fallback == "model" or any(_asked(task) for task in attempts[1:])
+                if winner is None and not asked and (not done or not pending):
+                    fallback = "model" if done else "hedge"
+                    if (other := self._next_best(decision, call, fallback)) is not None:
+                        attempts.append(asyncio.create_task(self._attempt(other, call)))
+                        pending.add(attempts[-1])
+            return (winner or attempts[-1]).result()  # or raises why
         finally:
             for task in attempts:
                 if task is not winner and not task.cancel() and not task.cancelled() and task.exception() is None:
@@ -191,10 +192,9 @@ class Dispatcher:
             place.waited_s = time.perf_counter() - started
             if not breaker.admits:  # it opened while this one waited, or somebody else is its probe
                 raise FullError(breaker.retry_after_s)
-            breaker.begin()
-            place.asked = True
+            place.asked, place.probe = True, breaker.begin()
             async with asyncio.timeout(patience_s) as deadline:
-                self._patience.begin(arm, deadline)
+                self._patience.begin(arm, deadline, lambda: taken(answer))
                 try:
                     answer = (await self._method(arm, streams)).remote(call.task, call.body)
                     first = await (anext(answer) if streams else answer)
@@ -202,6 +202,9 @@ class Dispatcher:
                     self._patience.end(arm, deadline)
             if first[1] is not None and first[1].get("status", 0) >= 500:
                 raise RuntimeError("the model answered with a server error")
+            if place.probe and (first[1] is None or "error" not in first[1]):  # it answers: others need not wait
+                breaker.end("ok", place.probe)
+                place.probe = False
             return Answer(decision, started, first, answer)
         except Exception as error:
             name = type(error).__name__
@@ -216,7 +219,10 @@ class Dispatcher:
         except asyncio.CancelledError:  # the client left: let the engine go on to others
             if answer is not None:
                 answer.cancel()
-            self.finish(decision, Outcome(decision.id, "disconnected", latency_s=time.perf_counter() - started))
+            took_s = time.perf_counter() - started
+            if place.entered is None:  # it left the line: that says nothing of the model
+                place.waited_s = took_s
+            self.finish(decision, Outcome(decision.id, "disconnected", latency_s=took_s))
             raise
 
     def _next_best(self, failed: Decision, call: Call, fallback: str) -> Decision | None:
@@ -272,12 +278,18 @@ class Dispatcher:
         if place.entered is not None:
             self.admission.lines[decision.arm].leave(place.entered if place.asked else None)
         if place.asked:
-            self.breakers[decision.arm].end(outcome.status)
+            self.breakers[decision.arm].end(outcome.status, place.probe)
         if place.waited_s > WAITED_S:
             outcome = structs.replace(outcome, waited_s=place.waited_s)
         self._decider.report(decision, outcome)
         if self.spans is not None:
             self.spans.finished(decision, outcome)
+
+
+def _asked(attempt: asyncio.Task[Answer]) -> bool:
+    """Whether an arm was, or is yet to be, and did not just have no room."""
+    error = attempt.exception() if attempt.done() else None
+    return not isinstance(error, _FailedError) or error.retry_after_s is None
 
 
 def full(wait_s: float) -> ApiError:

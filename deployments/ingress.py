@@ -31,6 +31,7 @@ from deployments.version_routes import add_version_routes
 from policies.types import FORCED, Arm, ArmEstimate, Decision, Objective, Outcome, Request
 
 AUTO = "auto"
+TOLD_S = 5.0  # that the router has to take the last outcomes
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ class Ingress:
         """Serve asks every few seconds; a tracker that died and came back is set to work again."""
         if self.tracker is not None:
             self.tracker.start.remote()
+
+    async def __del__(self) -> None:
+        """Serve awaits it when the last answer is out: outcomes travel a little later."""
+        if hasattr(self, "decider") and self.decider._telling is not None:
+            await asyncio.wait([self.decider._telling], timeout=TOLD_S)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="Adaptive LLM router", docs_url="/docs", redoc_url=None)
@@ -248,7 +254,7 @@ class Ingress:
     def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
         finish_reason = report.get("finish_reason") or ""
         prompt, output = int(report.get("prompt_tokens", 0)), int(report.get("output_tokens", 0))
-        if self.judge.picks(answer.decision):
+        if listener.whole and self.judge.picks(answer.decision):  # it may have been switched on meanwhile
             self.judge.offer(answer.decision, listener.body, listener.text)
         return Outcome(
             decision_id=answer.decision.id,

@@ -21,6 +21,9 @@ LLM_CONFIG = (  # fields of ray.serve.llm.LLMConfig; importing it would cost thi
 )
 
 
+SERVES_GRACE_S = 20.0  # where a deployment's graceful_shutdown_timeout_s is not given
+
+
 def lint(config: dict[str, Any]) -> list[str]:
     """What is wrong with a configuration, one line each; empty if nothing is."""
     from ray.serve.schema import ServeDeploySchema
@@ -36,7 +39,7 @@ def lint(config: dict[str, Any]) -> list[str]:
             wrong += _keys(config.get("http_options") or {}, arguments, f"{where}.args")
             for deployment in application.get("deployments", ()):
                 if deployment.get("name") == "Ingress":
-                    wrong += _validate(Tuning, deployment.get("user_config") or {}, f"{where}.Ingress.user_config")
+                    wrong += _ingress(deployment, f"{where}.Ingress")
         elif builder == "model":
             wrong += _llm(arguments, f"{where}.args")
         elif builder == "embedder":
@@ -54,6 +57,19 @@ def _validate(settings: type[BaseModel], value: Any, where: str) -> list[str]:
         settings.model_validate(value)
     except ValidationError as error:
         return [f"{where}: {explain(error)}"]
+    return []
+
+
+def _ingress(deployment: dict[str, Any], where: str) -> list[str]:
+    """Its tuning, and that a replica which is replaced has the time to finish what it has taken in."""
+    tuning = deployment.get("user_config") or {}
+    if wrong := _validate(Tuning, tuning, f"{where}.user_config"):
+        return wrong
+    limits, key = Tuning.model_validate(tuning), "graceful_shutdown_timeout_s"
+    least, given = limits.admission.wait_s + limits.answer_timeout_s, deployment.get(key, SERVES_GRACE_S)
+    if isinstance(given, int | float) and given < least:
+        why = "which cuts answers off at a reload: write"
+        return [f"{where}.{key} is {given:g}, {why} {least:g} (wait_s and answer_timeout_s) or more"]
     return []
 
 

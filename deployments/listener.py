@@ -13,6 +13,9 @@ class Listener:
         task: one of types.TASKS.
         body: the request, in OpenAI's shape.
         keep: whether the answer's text is wanted.
+
+    Attributes:
+        whole: whether `text` is all that was said.
     """
 
     def __init__(self, task: str, body: dict[str, Any], keep: bool = False):
@@ -21,7 +24,7 @@ class Listener:
         self._json = (body.get("response_format") or {}).get("type") in JSON_FORMATS
         self._limited = bool(body.get("max_tokens") or body.get("max_completion_tokens"))
         self._stops = bool(body.get("stop"))
-        self._all = keep or self._json
+        self.whole = keep or self._json
         self._texts: dict[int, str] = {}  # by choice
         self._called: set[int] = set()  # choices that call tools, which need no text
         self._deaf = task == "embed"
@@ -41,7 +44,7 @@ class Listener:
             self._deaf, self._texts = True, {}
             return
         # a stream that has begun to speak is not empty: the rest matters only to those who want all of it
-        self._deaf = self._stream and not self._all and all(text.strip() for text in self._texts.values())
+        self._deaf = self._stream and not self.whole and all(text.strip() for text in self._texts.values())
 
     def _choices(self, payload: bytes) -> list[dict[str, Any]]:
         if not self._stream:
@@ -51,7 +54,7 @@ class Listener:
 
     @property
     def text(self) -> str:
-        """What was said, its first choice; whole only if `keep`."""
+        """What was said, its first choice."""
         return self._texts.get(0, "")
 
     def flaw(self, finish_reason: str) -> str:

@@ -44,9 +44,11 @@ class Understudy:
         self._config = self._admin = ""  # of the proxy while it was well
         self._well_s = 0.0
         self._proxy: subprocess.Popen[bytes] | None = None
+        self._draining: list[subprocess.Popen[bytes]] = []
 
     def look(self) -> None:
-        """To be called every LOOK_S."""
+        """To be called every LOOK_S; never waits."""
+        self._draining = [proxy for proxy in self._draining if proxy.poll() is None]
         if self._admin and not answers(self._admin):
             self._well_s = 0.0
             if self._proxy is None or self._proxy.poll() is not None:
@@ -57,7 +59,7 @@ class Understudy:
         self._well_s += LOOK_S
         if self._proxy is not None and self._well_s >= HANDOVER_S:
             self._proxy.send_signal(signal.SIGUSR1)  # no new connections; those it has may end
-            self._proxy.wait()
+            self._draining.append(self._proxy)
             self._proxy = None
         if self._proxy is None:
             self._read()

@@ -34,6 +34,7 @@ class FakeModel:
         self.script: Callable[[str, dict[str, Any]], AsyncIterator[tuple[bytes, Any]]] | None = None
         self.calls: list[dict[str, Any]] = []
         self.cancelled = 0
+        self.replica: Any = None  # a future that is done once one has taken a call
 
     async def _speak(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
         report = {"prompt_tokens": 7, "output_tokens": 2, "finish_reason": "stop"}
@@ -57,6 +58,7 @@ class FakeModel:
         class Whole:
             def __init__(self, task: str, body: dict[str, Any]):
                 model.calls.append(body)
+                self._replica_result_future = model.replica
                 self._items = (model.script or model._speak)(task, body)
 
             def __await__(self) -> Any:
@@ -80,6 +82,7 @@ class FakeModel:
         class Stream:
             def __init__(self, task: str, body: dict[str, Any]):
                 model.calls.append(body)
+                self._replica_result_future = model.replica
                 self._items = (model.script or model._speak)(task, body)
 
             def __aiter__(self) -> Any:

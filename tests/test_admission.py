@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deployments.admission import BATCH, HIGH, NORMAL, Admission, FullError, Line
 from deployments.settings import AdmissionSettings
 from tests.fakes import failing
-from tests.gateway import Gateway, eventually
+from tests.gateway import Gateway
 
 Script = Callable[[str, dict[str, Any]], AsyncIterator[tuple[bytes, Any]]]
 REPORT = {"prompt_tokens": 7, "output_tokens": 2, "finish_reason": "stop"}
@@ -263,26 +263,3 @@ def test_clients_that_leave_while_they_wait_leave_nothing_behind(tmp_path: Path)
             assert large.cancelled == len(large.calls) == 1
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize(("hedge_after", "answered_by"), [(0.1, "hedge"), (None, "none")])
-def test_a_request_in_haste_may_ask_a_second_arm(gateway: Gateway, hedge_after: float | None, answered_by: str) -> None:
-    """By a setting: the slow arm is cancelled; without it the request waits."""
-    gateway.tune(hedge_after=hedge_after)
-    gateway.models["small"].script = takes(1.0)
-    answer = gateway.chat(router={"max_latency_s": 2.0, "cost_weight": 1e6})
-    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == answered_by
-    assert answer.headers["x-router-model"] == ("large" if hedge_after else "small")
-    eventually(lambda: not any(gateway.ingress.decider.in_flight.values()))
-    assert gateway.models["small"].cancelled == (1 if hedge_after else 0)
-
-
-def test_hedging_still_replaces_an_arm_that_fails(gateway: Gateway) -> None:
-    """At once, and once."""
-    gateway.tune(hedge_after=0.5)
-    gateway.models["small"].script = failing(RuntimeError())
-    answer = gateway.chat(router={"max_latency_s": 20.0, "cost_weight": 1e6})
-    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "model"
-    gateway.models["large"].script = failing(RuntimeError())
-    assert gateway.chat(router={"max_latency_s": 20.0, "cost_weight": 1e6}).status_code == 503
-    assert not any(gateway.ingress.decider.in_flight.values())

@@ -1,6 +1,10 @@
 """An arm that keeps failing is left alone, and comes back by itself."""
 
 import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
 
 from deployments.breaker import Breaker
 from deployments.settings import BreakerSettings
@@ -14,8 +18,7 @@ def broken(clock: Clock) -> Breaker:
     breaker.settings = BreakerSettings(failures=3, open_s=5, max_open_s=15)
     for _ in range(3):
         assert breaker.admits
-        breaker.begin()
-        breaker.end("error")
+        breaker.end("error", breaker.begin())
     return breaker
 
 
@@ -26,12 +29,11 @@ def test_a_breaker_opens_lets_one_probe_through_and_closes() -> None:
     assert not breaker.admits and breaker.retry_after_s == 5
     clock.now = 5.0
     assert breaker.admits
-    breaker.begin()
-    assert not breaker.admits  # one at a time
-    breaker.end("ok")
+    probe = breaker.begin()
+    assert probe and not breaker.admits  # one at a time
+    breaker.end("ok", probe)
     assert breaker.admits
-    breaker.begin()
-    assert breaker.admits  # closed: another one may come beside it
+    assert not breaker.begin() and breaker.admits  # closed: another one may come beside it
 
 
 def test_a_failed_probe_doubles_the_pause_up_to_its_limit() -> None:
@@ -41,8 +43,7 @@ def test_a_failed_probe_doubles_the_pause_up_to_its_limit() -> None:
     for _ in range(4):
         pauses.append(breaker.retry_after_s)
         clock.now += breaker.retry_after_s
-        breaker.begin()
-        breaker.end("error")
+        breaker.end("error", breaker.begin())
     assert pauses == [5, 10, 15, 15]
 
 
@@ -50,17 +51,30 @@ def test_only_failures_in_a_row_count_and_a_client_that_left_is_none() -> None:
     """Nor is a request that was wrong itself; a probe that says nothing leaves room for another."""
     breaker = Breaker(clock := Clock())
     for status in ("error", "error", "ok", "error", "rejected", "disconnected", "error"):
-        breaker.begin()
-        breaker.end(status)
+        breaker.end(status, breaker.begin())
     assert breaker.admits
-    breaker.end("error")
+    breaker.end("error", False)
     assert not breaker.admits
     clock.now = 5.0
-    breaker.begin()
-    breaker.end("disconnected")
+    breaker.end("disconnected", breaker.begin())
     assert breaker.admits
     breaker.begin()
     assert not breaker.admits  # it is half-open still
+
+
+@pytest.mark.parametrize("status", ["ok", "error", "disconnected"])
+def test_what_began_before_it_opened_changes_nothing(status: str) -> None:
+    """Neither the pause nor who may come, whether the probe is out or not; the probe's own end still counts."""
+    clock = Clock()
+    breaker = broken(clock)
+    clock.now = 6.0
+    breaker.end(status, False)
+    assert breaker.admits and breaker.retry_after_s == 0
+    probe = breaker.begin()
+    breaker.end(status, False)
+    assert not breaker.admits  # the probe is out
+    breaker.end("error", probe)
+    assert breaker.retry_after_s == 10
 
 
 def test_an_arm_that_keeps_failing_is_left_alone_and_comes_back_by_itself(gateway: Gateway) -> None:
@@ -81,6 +95,25 @@ def test_an_arm_that_keeps_failing_is_left_alone_and_comes_back_by_itself(gatewa
     time.sleep(1.3)  # the pauses double: 0.3, 0.6
     eventually(lambda: gateway.chat(model="small").status_code == 200)
     assert gateway.chat(model="small").status_code == 200
+
+
+def test_a_probe_that_has_begun_to_answer_lets_the_others_in(gateway: Gateway) -> None:
+    """They do not wait for the end of its stream; should it break off, that is one failure more."""
+    gateway.tune(breaker={"failures": 1, "open_s": 0.2})
+    small, seen, breaker = gateway.models["small"], list[bool](), gateway.ingress.dispatcher.breakers["small"]
+    small.script = failing(RuntimeError())
+    gateway.chat(model="small")
+    assert gateway.chat(model="small").status_code == 503
+    time.sleep(0.3)
+
+    async def streams(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        yield b"data: 1\n\n", None
+        seen.append(breaker.admits)
+        raise RuntimeError
+
+    small.script = streams
+    assert '"server_error"' in gateway.chat(model="small", stream=True).text
+    assert seen == [True] and not breaker.admits
 
 
 def test_when_every_breaker_is_open_the_client_hears_when_to_come_back(gateway: Gateway) -> None:

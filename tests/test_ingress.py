@@ -1,11 +1,14 @@
 """The HTTP surface over the real router, profiler and policy, with stand-ins for the models and for Ray's handles."""
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from deployments import ingress
 from tests.gateway import Gateway, eventually
 
 
@@ -206,6 +209,29 @@ def test_health_and_readiness(gateway: Gateway) -> None:
     gateway.router.broken = False
     gateway.replicas |= dict.fromkeys(gateway.replicas, 0)
     eventually(lambda: status("/readyz") == 503)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_an_ingress_that_is_stopped_tells_the_router_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """As Serve stops it; a router that is away is not waited for without bound."""
+    monkeypatch.setattr(ingress, "TOLD_S", 0.5)
+    gateway = Gateway(tmp_path)
+
+    async def run() -> tuple[float, Any]:
+        async with gateway.at_once() as client:
+            await gateway.ingress.__del__()  # it has nothing to tell
+            body = {"model": "auto", "messages": [{"role": "user", "content": "Why?"}]}
+            answer = await client.post("/v1/chat/completions", json=body)
+            gateway.router.broken, began = away, time.monotonic()
+            await gateway.ingress.__del__()
+            took_s = time.monotonic() - began
+            gateway.router.broken = False
+            return took_s, (await gateway.router.thing.record(answer.headers["x-router-decision-id"])).outcome
+
+    took_s, outcome = asyncio.run(run())
+    assert took_s < 1.5 and (outcome is None) == away
 
 
 def test_the_static_policy_can_be_selected(tmp_path: Path) -> None:

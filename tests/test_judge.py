@@ -70,6 +70,24 @@ def test_the_largest_model_grades_and_its_grade_is_feedback(gateway: Gateway, ju
     assert "What is 3 plus 5?" in prompt and SECRET in prompt
 
 
+def test_an_answer_that_nobody_listened_to_is_not_judged(gateway: Gateway, judging: Judging) -> None:
+    """The judge is switched on in the middle of a stream; of the next one it reads all."""
+
+    async def script(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        async for payload, report in judging.script(task, body):
+            if body.get("stream") and report is not None:
+                gateway.tune(judge={"share": 1.0})
+                yield f"data: {json.dumps({'choices': [{'delta': {'content': '!'}}]})}\n\n".encode(), None
+            yield payload, report
+
+    for name in ("small", "large"):
+        gateway.models[name].script = script
+    gateway.chat(stream=True)
+    answer = gateway.chat(stream=True)
+    eventually(lambda: scores(gateway, answer))
+    assert len(judging.asked) == 1 and SECRET + "!" in judging.asked[0]["messages"][0]["content"]
+
+
 def test_its_own_calls_are_neither_routed_nor_learned_from_nor_judged(gateway: Gateway, judging: Judging) -> None:
     """Three answers make three decisions and three calls of the judge; what clients forced is not judged."""
     gateway.tune(judge={"share": 1.0})

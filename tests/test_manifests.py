@@ -77,6 +77,8 @@ def test_every_pod_asks_for_a_token_and_has_bounds(tmp_path: Path, monkeypatch: 
         assert environment["PGPASSWORD"] is None  # from the secret
         for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
             assert environment[name] == here[name] == "1"
+        for name in ("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"):
+            assert environment[name] == here[name]
         assert {p["name"]: p["containerPort"] for p in container["ports"]}["serve"] == port
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
         (mount,) = container["volumeMounts"]
@@ -93,7 +95,9 @@ def test_the_smallest_deployment_fits_on_the_smallest_cluster() -> None:
     wanted = sum(a["args"]["deployment_config"]["autoscaling_config"]["min_replicas"] for a in models)
     here = group["minReplicas"] * int(pods()[1]["resources"]["limits"]["nvidia.com/gpu"])
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] and wanted <= here
-    longest = max(a["args"]["deployment_config"]["graceful_shutdown_timeout_s"] for a in models)
+    deployed = [d for a in CONFIG["applications"] for d in a.get("deployments", ())]
+    deployed += [a["args"]["deployment_config"] for a in models]
+    longest = max(d.get("graceful_shutdown_timeout_s", 0) for d in deployed)
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > longest
 
 

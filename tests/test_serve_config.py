@@ -8,8 +8,9 @@ import httpx
 import psutil
 import pytest
 import yaml
+from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
 
-from deployments import launch
+from deployments import dataplane, launch
 from deployments.launch import load
 from deployments.lint import lint
 from deployments.settings import GatewaySettings, Tuning
@@ -59,6 +60,31 @@ def test_what_all_ingresses_admit_wakes_the_autoscaler_and_fits_into_the_engine(
         assert options["autoscaling_config"]["target_ongoing_requests"] < admitted, application["name"]
         assert admitted <= min(options["max_ongoing_requests"], most), application["name"]
     assert admission.requests < ingress["max_ongoing_requests"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_replica_that_is_replaced_may_finish_what_it_has_begun(name: str) -> None:
+    """A model's its answers, an ingress's the wait before them, too; and no proxy hangs up earlier."""
+    *served, gateway = read(name)["applications"]
+    ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
+    tuning = Tuning.model_validate(ingress["user_config"])
+    for application in served:
+        options = application["args"].get("deployment_config") or application["deployments"][0]
+        assert options["graceful_shutdown_timeout_s"] >= tuning.answer_timeout_s, application["name"]
+    assert ingress["graceful_shutdown_timeout_s"] >= tuning.admission.wait_s + tuning.answer_timeout_s
+    assert float(dataplane.environment(ROOT, 0)["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= tuning.answer_timeout_s
+
+
+def test_too_short_a_grace_is_refused_with_what_to_write() -> None:
+    """Serve's own is 20 s; an `answer_timeout_s` that grows needs more of it."""
+    config = read("serve_config.yaml")
+    ingress = config["applications"][-1]["deployments"][0]
+    ingress["user_config"]["answer_timeout_s"] = 500
+    (wrong,) = lint(config)
+    assert "Ingress.graceful_shutdown_timeout_s is 360" in wrong and "write 530" in wrong
+    del ingress["graceful_shutdown_timeout_s"]
+    (wrong,) = lint(config)
+    assert f"is {DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S:g}" in wrong
 
 
 def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -14,6 +14,11 @@ import pytest
 from deployments import dataplane, understudy
 from deployments.dataplane import WRAPPER
 
+SLOW = """#!/bin/sh
+trap 'sleep 3; exit 0' USR1
+echo >> "$0.started"
+while true; do sleep 0.1; done
+"""
 CONFIG = """global
     stats socket {admin} mode 600 level admin expose-fd listeners
     stats timeout 30s
@@ -98,6 +103,33 @@ def test_a_proxy_that_another_relieves_is_not_stood_in_for(proxy: Proxy) -> None
     time.sleep(0.5)
     assert proxy.well() and not proxy.stand_ins()
     proxy.own = following
+
+
+def test_a_stand_in_that_drains_keeps_nobody_from_standing_in_again(tmp_path: Path) -> None:
+    """Its last stream may take minutes; Serve's next proxy may be killed meanwhile."""
+    admin, binary, started = tmp_path / "a.sock", tmp_path / "slow", tmp_path / "slow.started"
+    (tmp_path / "haproxy.cfg").write_text(CONFIG.format(admin=admin, port=1))
+    binary.write_text(SLOW)
+    binary.chmod(0o755)
+    watch, times = understudy.Understudy(tmp_path, str(binary)), 0
+    for times in (1, 2):
+        with socket.socket(socket.AF_UNIX) as own:
+            own.bind(str(admin))
+            own.listen(100)
+            for _ in range(30):  # Serve's is well: it hands over
+                began = time.monotonic()
+                watch.look()
+                assert time.monotonic() - began < 1.0
+        admin.unlink()
+        watch.look()
+        until(lambda times=times: started.exists() and started.read_text() == "\n" * times)
+    (drains,), proxy = watch._draining, watch._proxy
+    assert drains.poll() is None and proxy is not None
+    proxy.kill()
+    proxy.wait()
+    until(lambda: drains.poll() is not None)
+    watch.look()
+    assert not watch._draining
 
 
 def test_the_gateway_opens_with_its_first_server(tmp_path: Path) -> None:

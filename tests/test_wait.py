@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from deployments.admission import NORMAL
 from tests.gateway import Gateway
 from tests.test_admission import takes
 
@@ -39,6 +40,33 @@ def test_what_a_line_takes_is_foreseen_and_told(tmp_path: Path) -> None:
     assert waited[0] == 0 and waited[1] > 0.2 and waited[2] > waited[1] + 0.2
     foreseen = {arm: last.decision.estimate(arm).latency_s for arm in ("small", "large")}
     assert last.decision.arm == "small" and foreseen["large"] > foreseen["small"] + 0.3
+
+
+def test_who_leaves_the_line_has_waited_for_a_place_and_not_for_the_model(tmp_path: Path) -> None:
+    """Impatient clients in a long line do not make a fast model slow."""
+    gateway = Gateway(tmp_path)
+
+    async def run() -> Any:
+        async with gateway.at_once() as client:
+            gateway.tune(decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10})
+            decider, told = gateway.ingress.decider, list[Any]()
+            report = decider.report
+            decider.report = lambda decision, outcome: (told.append(outcome), report(decision, outcome))
+            line = gateway.ingress.dispatcher.admission.lines["small"]
+            await line.enter(NORMAL)  # the only place
+            body = {"model": "small", "messages": [{"role": "user", "content": "Why?"}]}
+            asked = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            while not line.waiting:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            line.leave(None)
+            return told
+
+    (outcome,) = asyncio.run(run())
+    assert outcome.status == "disconnected" and outcome.waited_s == outcome.latency_s > 0.3
+    assert not gateway.models["small"].calls
 
 
 def test_a_line_that_is_too_long_for_a_deadline_is_a_429(tmp_path: Path) -> None:

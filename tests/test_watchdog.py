@@ -1,13 +1,16 @@
 """Engines that hang are noticed, and none outlives its replica."""
 
+import asyncio
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from deployments.watchdog import HungEngineError, Watchdog
 from tests.gateway import ROOT, eventually
@@ -28,18 +31,17 @@ class Outputs:
     """vLLM's output processor, as far as the watchdog knows it."""
 
     def __init__(self) -> None:
-        self.unfinished, self.processed = False, 0
+        self.unfinished, self.told = False, list[Any]()
 
-    def process_outputs(self, outputs: list[Any], stamp: float | None = None) -> int:
-        self.processed += len(outputs)
-        return self.processed
+    def update_scheduler_stats(self, stats: Any) -> None:
+        self.told.append(stats)
 
     def has_unfinished_requests(self) -> bool:
         return self.unfinished
 
 
 def test_silence_with_requests_is_a_hang_and_silence_without_is_not() -> None:
-    """Idle for an hour is well; busy and silent beyond the limit is not; a token makes it well again."""
+    """Idle for an hour is well; busy and silent beyond the limit is not; a step makes it well again."""
     outputs, now = Outputs(), [0.0]
     watchdog = Watchdog(outputs, stall_s=20, clock=lambda: now[0])
     for now[0] in (10.0, 3600.0):
@@ -47,20 +49,55 @@ def test_silence_with_requests_is_a_hang_and_silence_without_is_not() -> None:
     outputs.unfinished, now[0] = True, 3619.0
     watchdog.check()
     now[0] = 3621.0
-    with pytest.raises(HungEngineError, match="no token for 21 s"):
+    with pytest.raises(HungEngineError, match="no step for 21 s"):
         watchdog.check()
-    assert outputs.process_outputs([1, 2], stamp=0.0) == 2  # what it listens to still works
+    outputs.update_scheduler_stats("stats")
+    assert outputs.told == ["stats"]  # what it listens to still works
     watchdog.check()
     now[0] = 3700.0
     outputs.unfinished = False
     watchdog.check()
 
 
-def test_vllm_still_has_what_the_watchdog_listens_to() -> None:
-    """A newer vLLM that calls it otherwise would be watched by nobody."""
+def test_a_step_of_a_long_prefill_is_heard_in_vllms_own_loop() -> None:
+    """It makes no token. A newer vLLM that calls otherwise what the watchdog listens to would be watched by nobody."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import OutputProcessor
+    from vllm.v1.metrics.stats import SchedulerStats
 
-    assert callable(OutputProcessor.process_outputs) and callable(OutputProcessor.has_unfinished_requests)
+    outputs, now = OutputProcessor(None, log_stats=False), [0.0]
+    assert not outputs.has_unfinished_requests()
+    outputs.has_unfinished_requests = lambda: True
+    watchdog = Watchdog(outputs, stall_s=20, clock=lambda: now[0])
+
+    async def run() -> None:
+        steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        engine: Any = SimpleNamespace(
+            engine_core=SimpleNamespace(get_output_async=steps.get),
+            renderer=SimpleNamespace(mm_processor_cache=None),
+            **{"output_handler": None, "output_processor": outputs, "log_stats": False, "logger_manager": None},
+        )
+        AsyncLLM._run_output_handler(engine)
+        now[0] = 15.0
+        steps.put_nowait(EngineCoreOutputs(scheduler_stats=SchedulerStats()))
+        await asyncio.sleep(0.1)
+        engine.output_handler.cancel()
+
+    asyncio.run(run())
+    now[0] = 34.0
+    watchdog.check()
+    now[0] = 36.0
+    with pytest.raises(HungEngineError):
+        watchdog.check()
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
+def test_engines_of_long_prompts_tell_of_each_step(name: str) -> None:
+    """Where statistics are off, a prompt must be read at once."""
+    for application in yaml.safe_load((ROOT / name).read_text())["applications"]:
+        engine = application["args"].get("engine_kwargs", {})
+        assert not engine.get("disable_log_stats") or engine["max_model_len"] <= 2048  # a step's tokens, at least
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
