@@ -249,7 +249,8 @@ class Ingress:
         """Let go of an answer that nobody will hear to its end; nothing if it has ended."""
         if self.dispatcher.running(answer.decision):
             answer.rest.cancel()
-            self.dispatcher.finish(answer.decision, Outcome(answer.decision.id, status))
+            took_s = time.perf_counter() - answer.started
+            self.dispatcher.finish(answer.decision, Outcome(answer.decision.id, status, latency_s=took_s))
 
     def _outcome(self, answer: Answer, report: dict[str, Any], ttft_s: float, listener: Listener) -> Outcome:
         finish_reason = report.get("finish_reason") or ""

@@ -213,7 +213,7 @@ class Rollout:
             return
         if self.watch is None or decision.time_s < self._since or decision.fallback not in WITH_A_COIN:
             return
-        if decision.policy_version not in self._borne + [self.label(CHALLENGER)]:  # somebody else's
+        if decision.policy_version not in (*self._borne, self.label(CHALLENGER)):  # somebody else's
             return
         predecessor = decision.policy_version == self.label(CHALLENGER)
         reward = utility(record)

@@ -124,13 +124,9 @@ class Router:
         await self._journal.flush()
         await self._memory.retire(min(time.time(), self._born_s + time.monotonic() + AHEAD_S))
 
-    @property
-    def _version_name(self) -> str:
-        return self._rollout.label(CHAMPION)
-
     async def configure(self, settings: GatewaySettings) -> None:
         """Take over changed settings; what was learned about the arms that stay is kept."""
-        async with self._configuring:
+        async with self._configuring:  # of many ingresses that start together
             await self._configure(settings)
 
     async def _configure(self, settings: GatewaySettings) -> None:
@@ -236,7 +232,7 @@ class Router:
         found = champion_of(self._memory.snapshot())
         alone = len(self._rollout.roles.members) == 1
         found = replace(found, pacer=self._pacer.state()) if ingress and alone else found
-        return found, self._live.states(ingress), self._version_name
+        return found, self._live.states(ingress), self._rollout.label(CHAMPION)
 
     async def forecaster(self, version: int) -> Forecaster | None:
         """What the profiler says of answers; None if the caller's version is the present one."""
@@ -247,12 +243,12 @@ class Router:
         """Start from a published version, unless something was learned here already."""
         if self._restored or self._sequence > 0:
             return False
-        if not (taken := self._memory.take(snapshot)):
-            self._memory.sequence = 0
+        taken = self._memory.take(snapshot)
         if not (taken and self._rollout.is_champions(snapshot)):
-            self._rollout.version = 0  # it is not that version: the settings name another policy, or other options
+            self._rollout.version = 0  # the settings name another policy, or other options
             log.warning("%s of policy version %d was taken", "what it knows" if taken else "nothing", snapshot.version)
         if not taken:
+            self._memory.sequence = 0
             return False
         self._restored = True
         await self._memory.save()
@@ -278,7 +274,7 @@ class Router:
         arms = {arm.name: arm for arm in self._policy.arms}
         return {
             "policy": self._policy.name,
-            "policy_version": self._version_name,
+            "policy_version": self._rollout.label(CHAMPION),
             "decisions": self._sequence,
             "counts": dict(self._live.counts),
             "quarantined": dict(self._memory.quarantined),

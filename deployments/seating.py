@@ -94,12 +94,22 @@ def catch_up(journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], u
     row = row_of(snapshot, journal)
     held, newest = snapshot.held if row else (), journal.snapshot()[1]
     # versions of before `trust` was published do not listen to those who are known to lie by now
-    trust = snapshot.trust or (newest.trust if newest else {})
+    known = newest.trust if newest else {}
+    trust = _recalled(snapshot.trust, known) if snapshot.trust else known
     start = replace(snapshot, held=held, trust=trust)
     if snapshot.journal != journal.id:  # learned elsewhere, by another clock
         first = _first_sequence(journal)
         start = replace(start, trust={}, state=rebased(start.state, start.sequence - first), sequence=first)
     return fold(Branch(journal, row, start, up_to), make)
+
+
+def _recalled(trust: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """With the decisions that a version does not name (trust.state, brief), as far as the router has them now."""
+    keys = {
+        name: key if key["decisions"] else key | {"decisions": known.get("keys", {}).get(name, key)["decisions"]}
+        for name, key in trust["keys"].items()
+    }
+    return {**trust, "keys": keys}
 
 
 def _first_sequence(journal: Journal) -> int:

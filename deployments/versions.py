@@ -1,6 +1,7 @@
 """The policy versions in MLflow's model registry: data only, and checked before they are believed.
 
-A version is policy.json, posterior.npz and trust.json, with the hash of their bytes in a tag; other tags say where it comes from.
+A version is policy.json, posterior.npz and trust.json, with the hash of their bytes in a tag; other tags say where it
+comes from.
 """
 
 import hashlib

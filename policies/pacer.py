@@ -89,7 +89,8 @@ class Pacer:
 
     def finished(self, decision: Decision, outcome: Outcome) -> None:
         """Put what it did cost, known late, in the place of what was expected; if nobody knows, that stays."""
-        unknown = outcome.status == "disconnected" and not outcome.cost_usd
+        asked = outcome.latency_s > outcome.waited_s  # and did not just leave the line
+        unknown = outcome.status == "disconnected" and asked and not outcome.cost_usd
         if decision.fallback != FORCED and not unknown:
             difference = outcome.cost_usd - decision.estimate().cost_usd
             self._charge(difference, difference / self.ceiling_usd)

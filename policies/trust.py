@@ -199,8 +199,7 @@ class Trust:
         """All of it as plain data.
 
         Args:
-            brief: without the decisions of keys that nothing speaks against, which are most of it; should one of these
-                be found out later, only its votes from then on will be taken back.
+            brief: without the decisions of keys that nothing speaks against, which are most of it.
         """
         keys = {
             name: {

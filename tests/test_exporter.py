@@ -279,3 +279,13 @@ def test_versions_do_not_wait_for_figures(tmp_path: Path, mlflow_uri: str) -> No
         gateway.chat()
         eventually(lambda: not gateway.ingress.decider._reporting)
         assert len(asyncio.run(play(Tracker(gateway.settings, gateway.router, 7.0)))) == 1
+
+
+def test_votes_that_count_no_more_leave_the_figures(source: Source) -> None:
+    """Also those that are in the window already: lies come before they are found."""
+    asyncio.run(source.serve(20))
+    folder = Folder(5.0, 0.0)
+    folder.fold(source.journal.rows(0, 10_000))
+    assert "score" in folder._windows[ALL].figures()
+    folder.silenced.add("")  # the owner of them all
+    assert "score" not in folder._windows[ALL].figures()

@@ -78,11 +78,11 @@ COMMON: dict[str, Any] = {
     "reasoning_effort": "low",
     "verbosity": "low",
     "parallel_tool_calls": True,
-    "stream_options": {"include_usage": True, "include_obfuscation": False},
+    "stream_options": {"include_usage": None, "include_obfuscation": False},
     "logit_bias": {"50256": -100},
     "n": 1,
     "stop": ["\n"],
-    "tools": [tool({"type": "string", "pattern": "^[a-z]{1,128}$"}), tool({"pattern": {"maxLength": 5_000}})],
+    "tools": [tool({"type": "string", "pattern": "^[a-z]{1,255}$"}), tool({"description": "слово " * 3_000})],
     "response_format": {
         "type": "json_schema",
         "json_schema": {"name": "a", "strict": True, "schema": {"enum": ["{200}" * i for i in range(30)]}},

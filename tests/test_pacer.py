@@ -62,9 +62,20 @@ def test_what_nobody_hears_of_costs_all_the_same(status: str, fallback: str) -> 
         )
         for decision in (first, second)[: 1 + bool(fallback)]:
             pacer.decided(decision)
-            pacer.finished(decision, Outcome(decision.id, status, cost_usd=0.4 if status == "ok" else 0.0))
+            cost_usd = 0.4 if status == "ok" else 0.0
+            pacer.finished(decision, Outcome(decision.id, status, latency_s=0.5, cost_usd=cost_usd))
     assert pacer.requests == 200 and pacer.mean_cost_usd == pytest.approx(0.8 if fallback else 0.4)
     assert pacer.account == pytest.approx(200 * ((0.8 if fallback else 0.4) - 1.0))
+
+
+def test_who_left_the_line_cost_nothing() -> None:
+    """No model was asked."""
+    pacer = Pacer(1.0)
+    for n in range(50):
+        decision = Decision(str(n), "a", n, "", PROFILE, Objective(), (ArmEstimate("a", cost_usd=2.0),))
+        pacer.decided(decision)
+        pacer.finished(decision, Outcome(decision.id, "disconnected", latency_s=3.0, waited_s=3.0))
+    assert pacer.spent_usd == pytest.approx(0.0) and pacer.account == pytest.approx(-50.0)
 
 
 def test_the_scale_of_money_changes_nothing() -> None:

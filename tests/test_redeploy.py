@@ -130,7 +130,7 @@ def test_a_version_of_another_policy_is_not_adopted(tmp_path: Path) -> None:
             policy = {"name": name, "options": options}
             new = Router(make_settings(tmp_path / f"{name}{len(options)}", "small", "large", policy=policy), watch)
             taken = await new.adopt(version)
-            found.append((taken, new._version_name, (await new.summary())["decisions"]))
+            found.append((taken, new._rollout.label("champion"), (await new.summary())["decisions"]))
         return found
 
     assert asyncio.run(play()) == [(False, "static-v0", 0), (True, "thompson-v0", 20), (True, "thompson-v12", 20)]

@@ -41,6 +41,7 @@ def test_lies_that_were_found_later_are_taken_back_from_a_version_of_before(tmp_
                 await score(system, owner, 1.0)
             await score(system, "liar", 0.0)
         assert "liar" in system.memory.quarantined
+        await system.memory.save()  # as every 500 rows
         await system.change("seat", role=SHADOW, snapshot=version, share=0.0)
         members = system.rollout.roles.members
         for trusted in (False, True):
@@ -51,8 +52,9 @@ def test_lies_that_were_found_later_are_taken_back_from_a_version_of_before(tmp_
     asyncio.run(play())
 
 
-def test_a_version_of_another_journal_goes_on_learning(tmp_path: Path) -> None:
-    """Its clock may be far ahead: what is decided here must not count as long forgotten."""
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_version_of_another_journal_goes_on_learning(tmp_path: Path, adopted: bool) -> None:
+    """Its clock may be far ahead of this one's: neither what it knows nor what is decided here counts as forgotten."""
 
     async def play() -> None:
         elsewhere, here = (System(make_settings(tmp_path / name)) for name in ("elsewhere", "here"))
@@ -60,11 +62,19 @@ def test_a_version_of_another_journal_goes_on_learning(tmp_path: Path) -> None:
         elsewhere.memory.sequence = 50_000
         await elsewhere.serve(100, lambda d: float(d.arm == "small"))
         version = await elsewhere.version(7)
+        if adopted:
+            assert await here.router.adopt(replace(version, version=3))
         await here.serve(300)
         await here.change("seat", role=SHADOW, snapshot=version, share=0.0)
         await here.serve(300)
         champion, shadow = here.rollout.roles.members.values()
+        for policy in (champion, shadow):
+            policy.advance(here.memory.sequence + 100)
         assert count(shadow, "large") == pytest.approx(count(champion, "large"), rel=0.2)
+        if adopted:
+            assert count(shadow, "small") == pytest.approx(count(champion, "small"), rel=0.1)
+        else:
+            assert count(shadow, "small") > count(champion, "small") + 50
         mean, _ = shadow.quality.predict(make_profile("What is 3?").features[None])  # type: ignore[attr-defined]
         assert mean[0, 1] > 0.8  # elsewhere it was worth nothing
 
@@ -115,7 +125,13 @@ def test_the_watch_hears_of_its_own_decisions_only(tmp_path: Path) -> None:
             await system.router.observe([(d, Outcome(d.id, "ok", 0.1, 0.3, 20, 9))], "test", {})
             await system.router.feedback([Feedback(d.id, 1.0, time_s=time.time())])
         assert system.rollout.watch is not None and system.rollout.watch.observations == 0
-        await system.serve(30)
+        late = [Request(system.memory.identity.new_id(time.time()), make_profile(), Objective()) for _ in range(10)]
+        renamed = await system.router.decide(late, "test", {})
+        await system.change("published", version=2, of=1)  # the same policy, under its next name
+        for d in renamed:
+            await system.router.observe([(d, Outcome(d.id, "ok", 0.1, 0.3, 20, 9))], "test", {})
+            await system.router.feedback([Feedback(d.id, 1.0, time_s=time.time())])
+        await system.serve(20)
         assert system.rollout.watch.observations == 30
 
     asyncio.run(play())
