@@ -112,11 +112,11 @@ def t5(system: System) -> Finding:
 
             async def end() -> None:
                 await asyncio.sleep(10)
-                victims = whole.processes()
-                for process in victims:
-                    with suppress(psutil.Error):
-                        process.kill()
-                await asyncio.to_thread(psutil.wait_procs, victims, 20)
+                while victims := whole.processes():  # one may have begun another before it died
+                    for process in victims:
+                        with suppress(psutil.Error):
+                            process.kill()
+                    await asyncio.to_thread(psutil.wait_procs, victims, 20)
 
             await asyncio.gather(open_loop(RATE, 12, once), end())
 
