@@ -166,7 +166,7 @@ class Decider:
                 return decision
             raise LookupError("an arm that came later than this ingress, which can't reach it")
         except Exception as error:
-            log.warning("no decision in time (%s); deciding on the last snapshot", type(error).__name__)
+            log.warning("no decision to follow (%s); deciding on the last snapshot", type(error).__name__)
             # under an id of its own: the router may still come to decide on the other, which nobody will follow
             return self.decide_here(replace(request, id=request.id + HERE), "router", rank)
         finally:

@@ -256,10 +256,8 @@ class Router:
 
     async def checkpoint(self) -> Snapshot:
         """The champion as it is now; returns when every row that it has learned from is durable."""
-        snapshot = self._memory.snapshot()
-        snapshot = replace(
-            champion_of(snapshot), trust=self._memory.trust.state(brief=True)
-        )  # who is believed is learned, too
+        trust = self._memory.trust.state(brief=True)  # who is believed is learned, too
+        snapshot = replace(champion_of(self._memory.snapshot()), trust=trust)
         await self._journal.flush()
         return snapshot
 

@@ -106,7 +106,7 @@ class GatewaySettings(Strict):
     """All that the gateway, the router and the tracker are built from.
 
     max_mean_cost_usd: ceiling on the mean cost per routed request (policies/pacer.py); none if not given.
-    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME.
+    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME; it keeps these settings, too.
     journal_keep_days, journal_max_rows: how old and how many its rows may get (a request makes about three, together
         3 kB); what was learned from those that go is kept.
     feedback_window_days: later than this, feedback for a decision is refused.

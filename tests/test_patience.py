@@ -15,13 +15,16 @@ from tests.hostile import ASK
 from tests.test_admission import REPORT
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_a_draining_replica_has_taken_it_may_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
-    """Whose model has no other: its count is 0 before it has answered."""
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds are tenths here."""
     monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(patience, "GRACE_S", 0.2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_draining_replica_has_taken_it_may_finish(tmp_path: Path, stream: bool) -> None:
+    """Whose model has no other: its count is 0 before it has answered."""
     gateway = Gateway(tmp_path)
     small, drained = gateway.models["small"], asyncio.Event()
 
@@ -64,12 +67,8 @@ def test_serve_still_tells_what_a_replica_has_taken() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_waits_for_a_lost_arm_goes_to_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
-) -> None:
+def test_what_waits_for_a_lost_arm_goes_to_another(tmp_path: Path, stream: bool) -> None:
     """Seconds after it is known, long before its deadline; while there are replicas, it waits as long as it may."""
-    monkeypatch.setattr(patience, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(patience, "GRACE_S", 0.2)
     gateway = Gateway(tmp_path)
 
     async def queued(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
