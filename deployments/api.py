@@ -1,22 +1,27 @@
 """What clients may send: OpenAI's requests as an allow-list, plus the `router` object. Unknown keys are errors."""
 
 import json
-import re
-from collections.abc import Iterator
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from deployments.admission import BATCH, HIGH, NORMAL, RANKS
+from deployments.grammar import check_schema, check_tools, compiled_tools
 from policies.types import Objective
 
 MAX_DEPTH, MAX_VALUES = 16, 5_000  # of what a client may nest freely: tools, schemas
-# of a schema, which the engine compiles, and nothing can stop it: seconds at these sizes, minutes at four times that
-MAX_SCHEMA, MAX_TOOLS, MAX_PATTERNS = 32_000, 128_000, 1_000
-MAX_TIMES = 128  # the compiler fails on patterns that repeat a part more often
+MAX_PARTS = 2_048  # of one message
+MAX_SCHEMA, MAX_TOOLS = 32_000, 128_000  # characters of JSON
 DECISION_ID = r"^[^\x00-\x1f\x7f]{1,64}$"  # PostgreSQL takes no NUL
-TIMES = re.compile(r"\{ *(\d*) *,? *(\d*) *\}")
 
 
 def _small(value: Any) -> Any:
@@ -37,18 +42,6 @@ def _small(value: Any) -> Any:
     return value
 
 
-def _patterns(schema: Any) -> Iterator[str]:
-    """All regular expressions in a schema."""
-    if isinstance(schema, dict):
-        named = schema.get("patternProperties")
-        yield from named if isinstance(named, dict) else ()
-        yield from (value for key, value in schema.items() if key == "pattern" and isinstance(value, str))
-        schema = list(schema.values())
-    if isinstance(schema, list):
-        for value in schema:
-            yield from _patterns(value)
-
-
 def _short(value: Any, most: int) -> Any:
     """Refuse what is too long as JSON."""
     if len(json.dumps(value, ensure_ascii=False)) > most:
@@ -58,22 +51,19 @@ def _short(value: Any, most: int) -> Any:
 
 def _compilable(schema: dict[str, Any]) -> dict[str, Any]:
     """Refuse a schema that the engine would compile for minutes, or fail to."""
-    patterns = list(_patterns(_short(schema, MAX_SCHEMA)))
-    if sum(map(len, patterns)) > MAX_PATTERNS:
-        raise ValueError(f"has patterns of more than {MAX_PATTERNS} characters; shorten them")
-    times = [number for pattern in patterns for found in TIMES.findall(pattern) for number in found if number]
-    if any(int(number) > MAX_TIMES for number in times):
-        raise ValueError(f"has a pattern that counts beyond {MAX_TIMES}; bound the text with minLength and maxLength")
+    check_schema(_short(schema, MAX_SCHEMA))
     return schema
 
 
+Item = TypeVar("Item")
+Listed = Annotated[list[Item], Field(fail_fast=True)]  # its first wrong item is the only one that is reported
 Text = Annotated[str, StringConstraints(max_length=400_000)]
 Name = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Free = Annotated[dict[str, Any], AfterValidator(_small)]
 Schema = Annotated[Free, AfterValidator(_compilable)]
 Tool = Annotated[Free, AfterValidator(lambda tool: _short(tool, MAX_SCHEMA))]
-Tools = Annotated[list[Tool], Field(max_length=128), AfterValidator(lambda tools: _short(tools, MAX_TOOLS))]
+Tools = Annotated[Listed[Tool], Field(max_length=128), AfterValidator(lambda tools: _short(tools, MAX_TOOLS))]
 TIERS = {"priority": HIGH, "auto": NORMAL, "default": NORMAL, "scale": NORMAL, "flex": BATCH}
 
 
@@ -90,7 +80,7 @@ class Wishes(Strict):
     cost_weight: float | None = Field(None, ge=0, le=1e9)
     max_latency_s: float | None = Field(None, gt=0)
     max_cost: float | None = Field(None, gt=0, description="US dollars for this request")
-    models: list[Name] | None = Field(None, min_length=1, max_length=64)
+    models: Listed[Name] | None = Field(None, min_length=1, max_length=64)
     priority: Literal["high", "normal", "batch"] | None = Field(None, description="who goes first when it is full")
 
     def objective(self, base: Objective) -> Objective:
@@ -115,13 +105,13 @@ class Message(Strict):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
+    content: Text | Annotated[Listed[TextPart], Field(max_length=MAX_PARTS)] | None = None
     name: Name | None = None
-    tool_calls: list[Free] | None = Field(None, max_length=128)
+    tool_calls: Listed[Free] | None = Field(None, max_length=128)
     tool_call_id: Name | None = None
     # in answers of OpenAI and others, which clients send back as they are; of no use to the models
     refusal: Text | None = Field(None, exclude=True)
-    annotations: list[Free] | None = Field(None, max_length=128, exclude=True)
+    annotations: Listed[Free] | None = Field(None, max_length=128, exclude=True)
     reasoning: Text | None = Field(None, exclude=True)
     reasoning_content: Text | None = Field(None, exclude=True)
     audio: None = Field(None, exclude=True)
@@ -151,7 +141,7 @@ class Generation(Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=4)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[Listed[Stop], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -195,7 +185,7 @@ class ResponseFormat(Strict):
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=2048)
+    messages: Listed[Message] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -203,16 +193,14 @@ class ChatRequest(Generation):
     tools: Tools | None = None
     tool_choice: Name | Free | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = Field(None, exclude=True)
+    modalities: Listed[Literal["text"]] | None = Field(None, max_length=8, exclude=True)
     metadata: dict[Name, Text] | None = Field(None, max_length=16, exclude=True)
     reasoning_effort: Name | None = Field(None, exclude=True)
     verbosity: Name | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
-    def _tools_that_must_be_called(self) -> "ChatRequest":
-        """Their schemas are compiled; of others the model is only told."""
-        for tool in self.tools or () if self.tool_choice not in (None, "auto", "none") else ():
-            _compilable(tool)
+    def _check_compiled_tools(self) -> "ChatRequest":
+        check_tools(compiled_tools(self.tools or [], self.tool_choice))
         return self
 
     def limit(self) -> int:
@@ -250,7 +238,7 @@ class EmbeddingRequest(Strict):
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     input: Annotated[
         Annotated[Text, StringConstraints(min_length=1)]
-        | Annotated[list[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=2048)],
+        | Annotated[Listed[Annotated[Text, StringConstraints(min_length=1)]], Field(min_length=1, max_length=2048)],
         BeforeValidator(_no_tokens),
     ]
     encoding_format: Literal["float", "base64"] | None = "float"

@@ -1,4 +1,8 @@
-"""A circuit breaker for each arm: one that fails again and again is left alone for a while, and then tried by one."""
+"""A circuit breaker for each arm: one that fails again and again is left alone for a while, and then tried by one.
+
+Failures alone do not open it: requests of one client can make a healthy engine fail. A check of the arm decides, a
+request that any healthy engine answers.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,16 +11,21 @@ from deployments.settings import BreakerSettings
 
 
 class Breaker:
-    """Closed, it lets everybody through; after some failures in a row it opens and lets nobody; after a pause it is
-    half-open and lets one request through as a probe. A probe that begins to answer closes it; one that fails opens it
-    again, for twice as long as before (Nygard, Release It!, 2nd edition, 2018, "Circuit Breaker").
+    """Closed, it lets everybody through; after some failures in a row, and a check that fails too, it opens and lets
+    nobody; after a pause it is half-open and lets one request through as a probe. A probe that begins to answer closes
+    it; one that fails, and a check that fails too, open it again, for twice as long as before (Nygard, Release It!,
+    2nd edition, 2018, "Circuit Breaker").
 
     Args:
         clock: seconds, never going back.
+        check: called when the arm is suspected; `checked` has to be called with what came of it. Without one every
+            suspicion counts.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, clock: Callable[[], float] = time.monotonic, check: Callable[[], None] | None = None):
         self.settings = BreakerSettings()
+        self._check = check
+        self._checking = False
         self._clock = clock
         self._failures = 0  # in a row
         self._until: float | None = None  # closed while None
@@ -44,15 +53,38 @@ class Breaker:
         """
         if self._until is not None and not probe:
             return
-        if probe:
-            self._probing = False
         if status == "ok":
-            self._failures, self._until, self._pause_s = 0, None, 0.0
+            self._close()
         elif status == "error":
             self._failures += 1
             if probe or self._failures >= self.settings.failures:
-                self._open()
+                self._suspect()
+        elif probe:
+            self._probing = False
+
+    def checked(self, healthy: bool) -> None:
+        """What came of the check: a healthy arm's failures were those of the requests."""
+        self._checking = False
+        suspected = self._until is not None or self._failures >= self.settings.failures
+        if healthy:
+            self._close()
+        elif suspected:
+            self._open()
+
+    def _suspect(self) -> None:
+        if self._check is None:
+            self._open()
+        elif not self._checking:
+            self._checking = True
+            self._check()
+
+    def _close(self) -> None:
+        self._failures = 0
+        self._until = None
+        self._pause_s = 0.0
+        self._probing = False
 
     def _open(self) -> None:
+        self._probing = False
         self._pause_s = min(self.settings.max_open_s, 2 * self._pause_s or self.settings.open_s)
         self._until = self._clock() + self._pause_s

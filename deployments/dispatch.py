@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import structs
 
 from deployments.admission import BATCH, Admission, FullError
+from deployments.arm_check import ArmCheck
 from deployments.breaker import Breaker
 from deployments.decider import Decider
 from deployments.errors import ApiError
@@ -30,6 +31,8 @@ class Call:
     """One request on its way to an arm.
 
     task, body: see ModelServer. asked: what was to be decided. rank: see admission.py. request_id: for the log.
+    constrained: whether the engine compiles a grammar of the client's for it. What a compilation does to one engine it
+        does to the next: such a request gets no second arm once a replica has taken it.
     """
 
     task: str
@@ -37,6 +40,7 @@ class Call:
     body: dict[str, Any]
     rank: int
     request_id: str
+    constrained: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +70,26 @@ class _Place:
 
 
 class _FailedError(Exception):
-    """An arm did not begin to answer."""
+    """An arm did not begin to answer.
 
-    def __init__(self, decision: Decision, retry_after_s: float | None):
+    final: no other arm may be asked.
+    """
+
+    def __init__(self, decision: Decision, retry_after_s: float | None, final: bool):
         super().__init__(decision.arm)
-        self.decision, self.retry_after_s = decision, retry_after_s
+        self.decision = decision
+        self.retry_after_s = retry_after_s
+        self.final = final
 
     def api_error(self) -> ApiError:
         if self.retry_after_s is not None:
             return full(self.retry_after_s)
+        if self.final:
+            message = (
+                f"the model '{self.decision.arm}' failed, and a request with a schema is not given to a second one; "
+                "simplify the schema, or try again"
+            )
+            return ApiError.later(503, message, 1.0, "model_failed")
         message = f"the model '{self.decision.arm}' failed and no other could take over; try again"
         return ApiError.later(503, message, 1.0, "model_failed")
 
@@ -94,9 +109,15 @@ class Dispatcher:
         self._places: dict[str, _Place] = {}  # by decision
         self.admission = Admission(tuple(arms))
         decider.wait_s = lambda arm, rank: self.admission.lines[arm].wait_s(rank)
-        self.breakers = {arm: Breaker() for arm in arms}
+        self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
         self._patience = Patience(decider.replicas)
         self.spans, self._waker = Spans.wanted(), Waker(lambda arm: self._method(arm, False))
+
+    def _breaker(self, arm: Arm) -> Breaker:
+        """One that opens when the arm fails a check, too."""
+        breaker = Breaker(check=lambda: check.start())
+        check = ArmCheck(arm.tasks[0], lambda: self._method(arm.name, streams=False), breaker.checked)
+        return breaker
 
     def configure(self, tuning: Tuning) -> None:
         """Take over changed settings."""
@@ -142,12 +163,12 @@ class Dispatcher:
         """
         limit_s, share = decision.objective.max_latency_s, self._decider.tuning.hedge_after
         try:
-            if share is not None and limit_s < float("inf"):
+            if share is not None and limit_s < float("inf") and not call.constrained:
                 return await self._hedged(decision, call, share * limit_s)
             try:
                 return await self._attempt(decision, call)
-            except _FailedError:
-                if (other := self._next_best(decision, call, "model")) is None:
+            except _FailedError as failure:
+                if failure.final or (other := self._next_best(decision, call, "model")) is None:
                     raise
             return await self._attempt(other, call)
         except _FailedError as failure:
@@ -211,11 +232,12 @@ class Dispatcher:
             busy = isinstance(error, FullError) or name == "BackPressureError"
             if not busy:
                 log.warning("%s: %s failed before its first byte (%s)", call.request_id, arm, name)
+            final = call.constrained and answer is not None and taken(answer) and not busy
             if answer is not None:
                 answer.cancel()
-            self.finish(decision, Outcome(decision.id, "rejected" if busy else "error"))
+            self.finish(decision, Outcome(decision.id, "rejected" if busy or final else "error"))
             wait_s = error.retry_after_s if isinstance(error, FullError) else 1.0
-            raise _FailedError(decision, wait_s if busy else None) from None
+            raise _FailedError(decision, wait_s if busy else None, final) from None
         except asyncio.CancelledError:  # the client left: let the engine go on to others
             if answer is not None:
                 answer.cancel()

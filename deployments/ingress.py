@@ -16,10 +16,11 @@ from msgspec import structs
 from deployments import collector, dataplane, errors, logs
 from deployments.api import AnyRequest, ChatRequest, CompletionRequest, EmbeddingRequest
 from deployments.decider import Decider
-from deployments.direct import DirectRoute
+from deployments.direct import BoundedRoute, DirectRoute
 from deployments.dispatch import FULL, RESTING, WAITED_S, Answer, Call, Dispatcher, full
 from deployments.errors import ApiError
 from deployments.feedback import add_router_routes
+from deployments.grammar import is_constrained
 from deployments.guard import Guard, caller
 from deployments.judge import Judge
 from deployments.keys import Keyring
@@ -84,6 +85,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="Adaptive LLM router", docs_url="/docs", redoc_url=None)
+        app.router.route_class = BoundedRoute
         errors.install(app)
         keys = self._settings.keys
         keyring, limits = Keyring(Path(keys.file)) if keys else None, Limits(keys or KeySettings())
@@ -148,7 +150,8 @@ class Ingress:
         body = request.body()
         for message in body.get("messages", ()):
             message["role"] = "system" if message["role"] == "developer" else message["role"]
-        answer = await self.dispatcher.ask(decision, Call(task, asked, body, request.rank(), request_id))
+        call = Call(task, asked, body, request.rank(), request_id, is_constrained(body))
+        answer = await self.dispatcher.ask(decision, call)
         decision = answer.decision
         headers = {
             "x-router-decision-id": decision.id,

@@ -40,7 +40,7 @@ class Listener:
                 if said.get("tool_calls"):
                     self._called.add(index)
                 self._texts[index] = self._texts.get(index, "") + (said.get("content") or said.get("text") or "")
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             self._deaf, self._texts = True, {}
             return
         # a stream that has begun to speak is not empty: the rest matters only to those who want all of it
@@ -74,4 +74,6 @@ def _is_json(text: str) -> bool:
         json.loads(text)
     except ValueError:
         return False
+    except RecursionError:  # too deep for this reader, which is no mistake of the model
+        return True
     return True

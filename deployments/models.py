@@ -7,16 +7,19 @@ costs both sides much less than a stream of one.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ErrorResponse
+from vllm.config import StructuredOutputsConfig
 from vllm.exceptions import VLLMClientError
 
 from deployments import dataplane, orphans
 from deployments.errors import is_branch
+from deployments.grammar import is_constrained
 from deployments.watchdog import ANSWER_S, Watchdog
 
 REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union of two
@@ -31,6 +34,7 @@ WARM_UP: dict[str, dict[str, Any]] = {
 }
 DATA = "data: "
 FAILED, DONE = DATA + '{"error":', DATA + "[DONE]"
+UNCOMPILED = "the engine could not compile the schema, or the model could not follow it; simplify the schema"
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
@@ -38,11 +42,15 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     leaves no engine behind.
     """
 
+    _constrained = 0  # requests under way whose grammar the engine compiles
+
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
         dataplane.on_loopback()
         orphans.guard()
+        # vLLM's own choice, "auto", gives all requests the compiler that the first one happened to need
+        llm_config.engine_kwargs.setdefault("structured_outputs_config", StructuredOutputsConfig(backend="xgrammar"))
         await super().__init__(llm_config, **options)
-        self._watchdog = Watchdog(self.engine._engine_client.output_processor)
+        self._watchdog = Watchdog(self.engine._engine_client.output_processor, lambda: self._constrained)
         tasks = ("embed",) if llm_config.engine_kwargs.get("runner") == "pooling" else ("chat", "completion")
         for task in tasks:  # the first request compiles and allocates for many seconds
             await self.complete(task, WARM_UP[task])
@@ -80,9 +88,10 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             return b"", request
         method = {"chat": self.chat, "completion": self.completions, "embed": self.embeddings}[task]
         answer = b"", _failure("the engine gave no answer", 500)
-        async for item in await method(request):  # to its end: the engine cleans up after it
-            answer = _whole(item)
-        return answer
+        with self._counted(body):
+            async for item in await method(request):  # to its end: the engine cleans up after it
+                answer = _whole(item)
+        return answer[0], self._blamed(answer[1], body)
 
     async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
         """Answer one request as a stream.
@@ -99,21 +108,41 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         if isinstance(request, dict):
             yield b"", request
             return
-        answer = await (self.chat if task == "chat" else self.completions)(request)
-        report: dict[str, Any] = {"prompt_tokens": 0, "output_tokens": 0, "finish_reason": ""}
-        async for items in answer:
-            parts: list[str] = []
-            for item in items if isinstance(items, list) else [items]:
-                if (failure := _failed(item, report)) is not None:
-                    if parts:
-                        yield "".join(parts).encode(), None
-                    yield b"", failure
-                    return
-                if _read(item, report) or shown:
-                    parts.append(item)
-            if parts:
-                yield "".join(parts).encode(), None
-        yield b"", report
+        with self._counted(body):
+            answer = await (self.chat if task == "chat" else self.completions)(request)
+            report: dict[str, Any] = {"prompt_tokens": 0, "output_tokens": 0, "finish_reason": ""}
+            async for items in answer:
+                parts: list[str] = []
+                for item in items if isinstance(items, list) else [items]:
+                    if (failure := _failed(item, report)) is not None:
+                        if parts:
+                            yield "".join(parts).encode(), None
+                        yield b"", self._blamed(failure, body)
+                        return
+                    if _read(item, report) or shown:
+                        parts.append(item)
+                if parts:
+                    yield "".join(parts).encode(), None
+            yield b"", report
+
+    @contextmanager
+    def _counted(self, body: dict[str, Any]) -> Iterator[None]:
+        """While it is answered, the Watchdog knows that its grammar may be compiled."""
+        constrained = is_constrained(body)
+        self._constrained += constrained
+        try:
+            yield
+        finally:
+            self._constrained -= constrained
+
+    def _blamed(self, report: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        """The report as it is, or a refusal: an engine that lives and fails a request with a schema failed the schema.
+
+        vLLM checks a schema before the engine compiles it, and some that pass fail there, or leave no token to choose.
+        """
+        if report.get("status", 0) < 500 or not is_constrained(body) or self.engine._engine_client.errored:
+            return report
+        return _failure(UNCOMPILED, 400, "response_format" if body.get("response_format") else "tools")
 
     def _request(self, task: str, body: dict[str, Any]) -> Any:
         """The engine's request, or a report that says what is wrong with it."""

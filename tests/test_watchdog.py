@@ -31,12 +31,12 @@ class Outputs:
     """vLLM's output processor, as far as the watchdog knows it."""
 
     def __init__(self) -> None:
-        self.unfinished, self.told = False, list[Any]()
+        self.unfinished, self.told = 0, list[Any]()
 
     def update_scheduler_stats(self, stats: Any) -> None:
         self.told.append(stats)
 
-    def has_unfinished_requests(self) -> bool:
+    def get_num_unfinished_requests(self) -> int:
         return self.unfinished
 
 
@@ -46,7 +46,7 @@ def test_silence_with_requests_is_a_hang_and_silence_without_is_not() -> None:
     watchdog = Watchdog(outputs, stall_s=20, clock=lambda: now[0])
     for now[0] in (10.0, 3600.0):
         watchdog.check()
-    outputs.unfinished, now[0] = True, 3619.0
+    outputs.unfinished, now[0] = 1, 3619.0
     watchdog.check()
     now[0] = 3621.0
     with pytest.raises(HungEngineError, match="no step for 21 s"):
@@ -55,7 +55,7 @@ def test_silence_with_requests_is_a_hang_and_silence_without_is_not() -> None:
     assert outputs.told == ["stats"]  # what it listens to still works
     watchdog.check()
     now[0] = 3700.0
-    outputs.unfinished = False
+    outputs.unfinished = 0
     watchdog.check()
 
 
@@ -67,8 +67,8 @@ def test_a_step_of_a_long_prefill_is_heard_in_vllms_own_loop() -> None:
     from vllm.v1.metrics.stats import SchedulerStats
 
     outputs, now = OutputProcessor(None, log_stats=False), [0.0]
-    assert not outputs.has_unfinished_requests()
-    outputs.has_unfinished_requests = lambda: True
+    assert outputs.get_num_unfinished_requests() == 0
+    outputs.get_num_unfinished_requests = lambda: 1
     watchdog = Watchdog(outputs, stall_s=20, clock=lambda: now[0])
 
     async def run() -> None:

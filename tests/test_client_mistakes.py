@@ -1,0 +1,277 @@
+"""Requests that make a healthy engine fail: their client gets an error, and other clients notice nothing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from deployments.arm_check import VALID_S, ArmCheck
+from deployments.breaker import Breaker
+from deployments.listener import Listener
+from deployments.models import WARM_UP, ModelServer
+from deployments.settings import BreakerSettings
+from tests.fakes import FakeModel
+from tests.gateway import Gateway, eventually
+from tests.test_admission import Clock
+from tests.test_models import SAID, event, server
+
+DONE = "data: [DONE]\n\n"
+FAILED = event(RuntimeError("in /usr/lib/grammar.cc"))
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+CONSTRAINED: dict[str, dict[str, Any]] = {
+    "a schema that refers to itself": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}
+    },
+    "a text that no token spells": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": "\u202e"}}}
+    },
+    "a tool that must be called": {"tools": [TOOL], "tool_choice": "required"},
+    "a named tool": {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    "a strict tool": {"tools": [{**TOOL, "function": {**TOOL["function"], "strict": True}}]},  # type: ignore[dict-item]
+}
+
+
+def living(*items: Any, errored: bool = False) -> ModelServer:
+    """A server whose engine is there, or has died."""
+    made = server(*items)
+    made.engine = SimpleNamespace(_engine_client=SimpleNamespace(errored=errored))
+    return made
+
+
+def fails_at(model: FakeModel, made: ModelServer, wrong: str) -> None:
+    """Let the model answer as `made` does where the body has `wrong`, and else as a healthy one does."""
+
+    async def script(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        if wrong not in json.dumps(body):
+            async for item in model._speak(task, body):
+                yield item
+        elif body.get("stream"):
+            async for item in made.generate(task, body):
+                yield item
+        else:
+            yield await made.complete(task, body)
+
+    model.script = script
+
+
+def fail_everywhere(gateway: Gateway, wrong: str, stream: bool, *items: Any) -> None:
+    """Let the engines of all chat models fail where the body has `wrong`, as vLLM does, or by these items."""
+    failure = items or ((FAILED, DONE) if stream else (_error_item(),))
+    for name in ("small", "large"):
+        fails_at(gateway.models[name], living(*failure), wrong)
+
+
+def calls(gateway: Gateway) -> int:
+    return sum(len(model.calls) for model in gateway.models.values())
+
+
+def all_admit(gateway: Gateway) -> bool:
+    return all(breaker.admits for breaker in gateway.ingress.dispatcher.breakers.values())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("body", CONSTRAINED.values(), ids=CONSTRAINED)
+def test_a_schema_that_an_engine_fails_is_the_clients_mistake(
+    gateway: Gateway, body: dict[str, Any], stream: bool
+) -> None:
+    """A 400 that names the parameter, from one model, and no breaker opens for anybody else."""
+    wrong = "response_format" if "response_format" in body else "tools"
+    fail_everywhere(gateway, wrong, stream)
+    for asked in range(1, 9):
+        answer = gateway.chat(**body, stream=stream)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == wrong and error["type"] == "invalid_request_error" and "/usr" not in error["message"]
+        assert calls(gateway) == asked
+    assert all_admit(gateway)
+    assert gateway.chat().status_code == 200
+
+
+def _error_item() -> Any:
+    from ray.serve.llm.openai_api_models import ErrorResponse
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+    return ErrorResponse(**create_error_response(RuntimeError("in /usr/lib/grammar.cc")).model_dump())
+
+
+def test_a_stream_that_a_schema_breaks_off_ends_with_the_clients_mistake(gateway: Gateway) -> None:
+    """After its first words, and where vLLM ends it without a reason."""
+    for items in ((SAID, FAILED, DONE), (SAID, DONE)):
+        fail_everywhere(gateway, "json_schema", True, *items)
+        answer = gateway.chat(**CONSTRAINED["a text that no token spells"], stream=True)
+        last = json.loads(answer.text.strip().split("data: ")[-1])
+        assert last["error"]["type"] == "invalid_request_error"
+    assert all_admit(gateway)
+
+
+def test_a_dead_engine_is_not_the_clients_mistake() -> None:
+    """Whatever the request had in it."""
+    body = {**WARM_UP["chat"], **CONSTRAINED["a schema that refers to itself"]}
+    for errored, status in ((False, 400), (True, 500)):
+        _, report = asyncio.run(living(_error_item(), errored=errored).complete("chat", body))
+        assert report["status"] == status
+    _, report = asyncio.run(living(_error_item()).complete("chat", WARM_UP["chat"]))
+    assert report["status"] == 500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("hedge_after", [None, 0.05])
+def test_a_schema_that_hangs_an_engine_reaches_no_second_one(
+    gateway: Gateway, stream: bool, hedge_after: float | None
+) -> None:
+    """It times out, and is neither handed on nor hedged; a request without a schema is handed on."""
+    gateway.tune(first_byte_timeout_s=0.3, answer_timeout_s=0.3, hedge_after=hedge_after)
+
+    async def hangs(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        await asyncio.sleep(3_600)
+        yield b"", None
+
+    async def taken() -> None:
+        for name in ("small", "large"):
+            model = gateway.models[name]
+            model.script = hangs
+            model.replica = asyncio.get_running_loop().create_future()
+            model.replica.set_result(None)
+
+    assert gateway.client.portal is not None
+    gateway.client.portal.call(taken)
+    wish = {"max_latency_s": 30.0}
+    answer = gateway.chat(**CONSTRAINED["a schema that refers to itself"], stream=stream, router=wish)
+    assert answer.status_code == 503 and "schema" in answer.json()["error"]["message"]
+    assert calls(gateway) == 1
+    assert gateway.chat(stream=stream, router=wish).status_code == 503
+    assert calls(gateway) == 3
+
+
+def test_a_schema_that_no_replica_took_may_go_to_another_arm(gateway: Gateway) -> None:
+    """An arm without room, or one whose call failed on its way, did not see the schema."""
+
+    async def refuses(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        raise ConnectionError
+        yield b"", None
+
+    gateway.models["small"].script = refuses
+    wish = {"cost_weight": 1e6}
+    answer = gateway.chat(**CONSTRAINED["a schema that refers to itself"], router=wish)
+    assert answer.status_code == 200 and answer.headers["x-router-fallback"] == "model"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("wrong", ["logprobs", "logit_bias", "echo-me", "seed"])
+def test_requests_that_only_fail_for_one_client_open_no_breaker(gateway: Gateway, wrong: str, stream: bool) -> None:
+    """A kind of request that no list names: the arms answer a check, so their failures were the requests'."""
+    fail_everywhere(gateway, wrong, stream)
+    hostile: dict[str, Any] = {
+        "logprobs": {"logprobs": True},
+        "logit_bias": {"logit_bias": {"1": 5}},
+        "echo-me": {"messages": [{"role": "user", "content": "echo-me"}]},
+        "seed": {"seed": 1},
+    }[wrong]
+    gateway.tune(breaker={"failures": 3, "open_s": 60})
+    for _ in range(12):
+        assert gateway.chat(**hostile, stream=stream).status_code == 503
+        assert gateway.chat().status_code == 200
+    assert all_admit(gateway)
+
+
+def test_a_hostile_probe_does_not_keep_a_healthy_arm_away(gateway: Gateway) -> None:
+    """The breaker is half-open, the arm is well again, and the request that probes it is one that fails."""
+    gateway.tune(breaker={"failures": 1, "open_s": 0.05})
+    small = gateway.models["small"]
+    breaker = gateway.ingress.dispatcher.breakers["small"]
+    dead = living(event(EngineDeadError()), DONE, errored=True)
+    fails_at(small, dead, "")
+    assert gateway.chat(model="small", stream=True).status_code == 503
+    eventually(lambda: not breaker.admits)
+    eventually(lambda: breaker.admits)
+    fails_at(small, living(_error_item()), "logprobs")
+    assert gateway.chat(model="small", logprobs=True).status_code == 503
+    eventually(lambda: breaker.admits and breaker.retry_after_s == 0)
+    assert gateway.chat(model="small").status_code == 200
+
+
+def test_a_suspected_arm_stays_open_to_all_until_its_check_fails() -> None:
+    """And is checked once at a time."""
+    started: list[bool] = []
+    breaker = Breaker(Clock(), check=lambda: started.append(True))
+    breaker.settings = BreakerSettings(failures=3, open_s=5)
+    for _ in range(9):
+        breaker.end("error", breaker.begin())
+    assert started == [True] and breaker.admits
+    breaker.checked(True)
+    assert breaker.admits
+    for _ in range(3):
+        breaker.end("error", breaker.begin())
+    assert len(started) == 2
+    breaker.checked(False)
+    assert not breaker.admits
+
+
+def test_an_arm_that_answered_meanwhile_is_not_closed_by_a_slow_check() -> None:
+    """A success after the suspicion ends it."""
+    breaker = Breaker(Clock(), check=lambda: None)
+    for _ in range(3):
+        breaker.end("error", breaker.begin())
+    breaker.end("ok", breaker.begin())
+    breaker.checked(False)
+    assert breaker.admits
+
+
+@pytest.mark.parametrize(("failing", "healthy"), [("", True), ("error", False), ("hang", False), ("busy", True)])
+def test_a_check(failing: str, healthy: bool) -> None:
+    """An answer is healthy and no room says nothing; an error or silence is not healthy."""
+
+    class BackPressureError(Exception):
+        """By Serve's name."""
+
+    async def answer() -> tuple[bytes, dict[str, Any]]:
+        if failing == "hang":
+            await asyncio.sleep(3_600)
+        if failing == "busy":
+            raise BackPressureError
+        return b"", {"error": {}} if failing == "error" else {"finish_reason": "length"}
+
+    async def run() -> list[bool]:
+        found: list[bool] = []
+        asked: list[Any] = []
+        clock = Clock()
+
+        async def method() -> Any:
+            return SimpleNamespace(remote=lambda task, body: asked.append(body) or answer())
+
+        check = ArmCheck("chat", method, found.append, clock, deadline_s=0.2)
+        check.start()
+        while not found:
+            await asyncio.sleep(0.01)
+        check.start()
+        assert len(found) == (2 if healthy else 1)  # what was found a moment ago still holds
+        clock.now += VALID_S
+        while len(found) < 2:
+            await asyncio.sleep(0.01)
+        assert len(asked) == (1 if healthy else 2)
+        return found
+
+    assert asyncio.run(run()) == [healthy, healthy]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 5_000 + "]" * 5_000, '{"a":' * 50_000])
+def test_an_answer_that_is_nested_too_deeply_to_read_is_no_failure(gateway: Gateway, text: str) -> None:
+    """The client gets it as it is; the arm is not blamed for what this reader cannot do."""
+    body = {"response_format": {"type": "json_object"}}
+    listener = Listener("chat", body)
+    listener.hear(json.dumps({"choices": [{"message": {"content": text}}]}).encode())
+    assert listener.flaw("stop") in ("", "invalid_json")
+
+    async def script(task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        said = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        yield said, {"prompt_tokens": 7, "output_tokens": 2, "finish_reason": "stop"}
+
+    for name in ("small", "large"):
+        gateway.models[name].script = script
+    for _ in range(4):
+        assert gateway.chat(**body).json()["choices"][0]["message"]["content"] == text
+    assert all_admit(gateway)
