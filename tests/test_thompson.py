@@ -72,6 +72,25 @@ def test_it_follows_an_arm_that_silently_gets_worse() -> None:
     assert np.mean(worth) > best - 0.1
 
 
+def test_an_expected_score_is_a_score() -> None:
+    """In [0, 1], however extreme the scores and the features are, and in the utility that is compared as well."""
+    policy, rng = Thompson(ARMS), np.random.default_rng(3)
+    for i in range(300):
+        (decision,) = policy.decide([Request(str(i), make_profile(EASY), OBJECTIVE)], {}, rng, i)
+        policy.score(decision, float(decision.arm == "large"))
+    expected = []
+    for i, scale in enumerate([1.0, 1.5, 3.0, -1.0, -3.0]):
+        profile = make_profile(EASY)
+        features = tuple(scale * value for value in profile.features)
+        request = Request(f"x{i}", replace(profile, features=features), Objective(latency_weight=0.0, cost_weight=0.0))
+        (decision,) = policy.decide([request], {}, rng, 300)
+        expected += [(estimate.quality, estimate.utility) for estimate in decision.estimates]
+    quality = np.array(expected)[:, 0]
+    assert (quality >= 0.0).all() and (quality <= 1.0).all()
+    assert quality.min() == 0.0 and quality.max() == 1.0  # the linear model went beyond both
+    assert [worth for _, worth in expected] == pytest.approx(quality.tolist())
+
+
 def test_before_anything_is_known_ten_times_the_price_promises_a_tenth_more() -> None:
     """Unless the operator says otherwise; of a model without a price nothing is promised."""
     assert prior_quality(ARMS) == pytest.approx([0.45, 0.55])
