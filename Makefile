@@ -6,6 +6,8 @@ TORCH_INDEX ?=
 PYTORCH_INDEX = https://download.pytorch.org/whl/cpu
 TORCH = .venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps torch==2.13.0+cpu
 SEED ?= 1
+# The file of API keys that `make serve` and `make reload` ask for; empty: what serve_config.yaml says.
+KEYS ?=
 
 export RAY_AUTH_MODE = disabled
 export RAY_USAGE_STATS_ENABLED = 0
@@ -18,11 +20,11 @@ PY = .venv/bin/python
 .PHONY: serve reload stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
 	test-faults lint train clean
 
-serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready
-	@$(PY) -m deployments.launch up
+serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready. KEYS=FILE asks for API keys
+	@$(PY) -m deployments.launch up $(if $(KEYS),--keys '$(KEYS)')
 
-reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; what did not change goes on
-	@$(PY) -m deployments.launch reload
+reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; what did not change goes on. KEYS as for serve
+	@$(PY) -m deployments.launch reload $(if $(KEYS),--keys '$(KEYS)')
 
 stop: .venv/installed  ## end exactly what `make serve` started
 	@$(PY) -m deployments.launch down

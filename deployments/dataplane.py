@@ -6,6 +6,7 @@ All of it is set by environment variables, which every process of the cluster in
 """
 
 import os
+import resource
 import shutil
 import stat
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORTS = {"HAProxy metrics": 9101, "HAProxy statistics": 8404, "Serve's fallback proxy": 8500}
+CONNECTIONS = 8_000  # of HAProxy, where the system lets it open so many files
 REPLICA_PORTS = (30_000, 100)  # the first at which ingress replicas listen, and how many
 
 
@@ -54,6 +56,8 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRIES": "1",
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",  # with the understudy, until Serve's next one has its backends
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",  # after a reload the old process lives on until its streams end
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "660",  # longer than the longest answer (request_timeout_s: 600)
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(at["HAProxy metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(at["HAProxy statistics"]),
@@ -104,6 +108,12 @@ def prepare(state: Path) -> None:
 def remove(state: Path) -> None:
     """What HAProxy left behind."""
     shutil.rmtree(_folder(state), ignore_errors=True)
+
+
+def _connections() -> int:
+    """That HAProxy may hold: each takes two files and a half, and it does not start where it may not open as many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if most == resource.RLIM_INFINITY else min(CONNECTIONS, max(1000, (most - 1000) // 3))
 
 
 def _folder(state: Path) -> Path:

@@ -81,13 +81,19 @@ class Cluster:
         return list(found)
 
 
-def load(path: Path, state: Path, offset: int) -> Cluster:
+def load(path: Path, state: Path, offset: int, keys: Path | None = None) -> Cluster:
     """Read the config, refuse what nobody would read, and lay out where this instance lives.
+
+    Args: as on the command line; `keys` is the file of API keys to ask for, None for what the config says.
 
     Raises:
         SystemExit: with the list of what is wrong.
     """
     config = yaml.safe_load(path.read_text())
+    for application in config.get("applications", ()):
+        if keys is not None and str(application.get("import_path")).endswith(":gateway"):
+            arguments = application["args"] = application.get("args") or {}
+            arguments["keys"] = {**(arguments.get("keys") or {}), "file": str(keys.resolve())}
     if wrong := lint(config) or no_key(config):
         raise SystemExit("\n".join([f"{path.name} is not valid:", *(f"  {line}" for line in wrong)]))
     state = state.resolve()
@@ -281,8 +287,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
     parser.add_argument("--state", type=Path, default=ROOT / "var", help="journal, MLflow and logs live here")
     parser.add_argument("--offset", type=int, default=0, help="added to all ports")
+    parser.add_argument("--keys", type=Path, help="up, reload: ask for the API keys in this file")
     arguments = parser.parse_args()
-    cluster = load(arguments.config, arguments.state, arguments.offset)
+    keys = arguments.keys if arguments.verb in ("up", "reload") else None
+    cluster = load(arguments.config, arguments.state, arguments.offset, keys)
     {"up": up, "down": down, "reload": reload, "status": status}[arguments.verb](cluster)
 
 

@@ -20,6 +20,10 @@ from deployments import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
+KEYLESS = {  # gateways that ask for no keys take nothing from a proxy that says so
+    "    http-request set-header x-forwarded-for %[src]\n": "",
+    "    http-request set-header x-forwarded-proto %[ssl_fc,iif(https,http)]\n": "",
+}
 CHUNKS, PAUSE_S = 5, 0.2  # of a stream
 
 
@@ -132,7 +136,9 @@ class FakeGateway:
 class Balancer:
     """HAProxy with the shipped configuration, ports by environment; `changes` for what takes minutes otherwise."""
 
-    def __init__(self, folder: Path, gateways: list[FakeGateway], changes: dict[str, str] | None = None):
+    def __init__(
+        self, folder: Path, gateways: list[FakeGateway], changes: dict[str, str] | None = None, **variables: str
+    ):
         text = CONFIG.read_text()
         for old, new in (changes or {}).items():
             assert text.count(old) == 1, old
@@ -145,6 +151,7 @@ class Balancer:
             "LISTEN": f"127.0.0.1:{self.port}",
             "METRICS": f"127.0.0.1:{self.metrics_port}",
             "ADMIN": self.admin,
+            **variables,
             **{f"GATEWAY_{name}": f"127.0.0.1:{g.port}" for name, g in zip("AB", gateways)},
         }
         with self.log.open("wb") as log:
@@ -182,11 +189,13 @@ class Balancer:
 
 
 @contextlib.contextmanager
-def balanced(folder: Path, changes: dict[str, str] | None = None) -> Iterator[tuple[Balancer, list[FakeGateway]]]:
+def balanced(
+    folder: Path, changes: dict[str, str] | None = None, **variables: str
+) -> Iterator[tuple[Balancer, list[FakeGateway]]]:
     """A balancer and its two gateways, for a while."""
     gateways = [FakeGateway("a"), FakeGateway("b")]
     try:
-        balancer = Balancer(folder, gateways, changes)
+        balancer = Balancer(folder, gateways, changes, **variables)
         try:
             yield balancer, gateways
         finally:

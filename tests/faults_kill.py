@@ -21,7 +21,7 @@ import psutil
 from deployments.journal import Journal
 from deployments.memory import Memory
 from policies.registry import make_policy
-from tests.balancer import Balancer, within
+from tests.balancer import KEYLESS, Balancer, within
 from tests.faults import Fault, Finding, System
 from tests.faults_live import ASK, CHAT, RATE, ask, cluster, headers, killed, processes
 from tests.faults_load import open_loop, percentile
@@ -155,7 +155,7 @@ def t6(system: System) -> Finding:
         return killed_at_random(system, system.url)
     gateway: Any = SimpleNamespace(port=httpx.URL(system.url).port or 80)
     with tempfile.TemporaryDirectory() as folder:
-        balancer = Balancer(Path(folder), [gateway])
+        balancer = Balancer(Path(folder), [gateway], KEYLESS)
         try:
             within(10, lambda: httpx.get(f"{balancer.url}/readyz").status_code == 200)
             return killed_at_random(system, balancer.url)

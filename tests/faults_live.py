@@ -25,7 +25,7 @@ import psutil
 
 from assets.tasks import make_task
 from deployments.launch import MARK, ROOT, Cluster, load
-from tests.balancer import Balancer, within
+from tests.balancer import KEYLESS, Balancer, within
 from tests.faults import Fault, Finding, System
 from tests.faults_load import open_loop, percentile
 from tests.hostile import CORPUS, JSON, openai_shape
@@ -208,7 +208,7 @@ def t17(system: System) -> Finding:
         return Finding(f"no load balancer here; without one {len(changed)} had an effect {changed or ''}", not changed)
     gateway: Any = SimpleNamespace(port=httpx.URL(system.url).port or 80)
     with tempfile.TemporaryDirectory() as folder:
-        balancer = Balancer(Path(folder), [gateway, gateway])
+        balancer = Balancer(Path(folder), [gateway, gateway], KEYLESS)
         try:
             within(10, lambda: httpx.get(f"{balancer.url}/readyz").status_code == 200)
             behind, bare = hostile(balancer.url), hostile(system.url)

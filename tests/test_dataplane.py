@@ -12,9 +12,11 @@ import grpc
 import httpx
 import psutil
 import pytest
+import yaml
 
 from benchmarks.surge import END
 from deployments import dataplane
+from deployments.keys import add
 from deployments.launch import MARK, ROOT, load
 
 TEMPLATE = """frontend prometheus
@@ -97,6 +99,27 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
         dataplane.prepare(tmp_path)
     dataplane.remove(tmp_path)
     assert not folder.exists()
+
+
+def test_the_launchers_keys_are_asked_for_whatever_the_config_says(tmp_path: Path) -> None:
+    """Merged into its other settings of keys, by an absolute path, and checked before anything starts."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    file, path = tmp_path / "own.json", tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match=r"there is no API key in .*own\.json"):
+        load(path, tmp_path, 0, file)
+    add(file, "ann", ("infer",))
+    relative = Path(os.path.relpath(file))
+    for before in (None, {"file": "var/keys.json", "cross_check": False}):
+        if before:
+            config["applications"][-1]["args"]["keys"] = before
+        path.write_text(yaml.safe_dump(config))
+        loaded = load(path, tmp_path, 0, relative).config["applications"][-1]["args"]["keys"]
+        assert loaded == {**(before or {}), "file": str(file.resolve())}
+    assert "keys" not in load(ROOT / "serve_config.yaml", tmp_path, 0).config["applications"][-1]["args"]
+    config["http_options"]["host"] = "0.0.0.0"  # with keys it may be reached
+    path.write_text(yaml.safe_dump(config))
+    assert load(path, tmp_path, 0, file)
 
 
 # --- on the running system ---------------------------------------------------------------------------------------

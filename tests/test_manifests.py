@@ -1,11 +1,14 @@
 """deploy/rayservice.yaml, compose.yaml and the Dockerfile: as far as they can be judged without a cluster."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from deployments import dataplane
+from deployments import dataplane, keys
 from deployments.lint import lint
 from deployments.settings import GatewaySettings
 from tests.balancer import within
@@ -145,21 +148,95 @@ def test_compose_publishes_the_balancer_and_nothing_else() -> None:
             assert (DEPLOY / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
 
 
+def container(folder: Path, keys: str = "var/keys.json") -> subprocess.Popen[bytes]:
+    """The router's command in this folder, with a `make` that only says what it was told."""
+    (folder / "make").write_text(f'#!/bin/sh\necho "$1 $KEYS" >> {folder}/log\n')
+    (folder / "make").chmod(0o755)
+    router = COMPOSE["services"]["router"]
+    command = [word.replace("$$", "$") for word in router["command"]]
+    environment = {**os.environ, **router["environment"], "KEYS": keys, "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with (folder / "said").open("ab") as said:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
+        )  # fmt: skip
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """With its sleep, which a container's end takes along."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(5)
+
+
 def test_the_containers_command_serves_and_stops_in_order(tmp_path: Path) -> None:
     """`make serve`, then it stays; told to end, it runs `make stop` and is gone."""
-    (tmp_path / "make").write_text('#!/bin/sh\necho "$1" >> "$LOG"\n')
-    (tmp_path / "make").chmod(0o755)
     log = tmp_path / "log"
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log)}
-    process = subprocess.Popen(COMPOSE["services"]["router"]["command"], env=environment, start_new_session=True)
+    (tmp_path / "var").mkdir()
+    process = container(tmp_path)
     try:
-        within(5, lambda: log.exists() and log.read_text() == "serve\n")
+        within(30, lambda: log.exists() and log.read_text() == "serve var/keys.json\n")
         assert process.poll() is None
         process.terminate()
         assert process.wait(5) == 0
-        assert log.read_text() == "serve\nstop\n"
+        assert log.read_text() == "serve var/keys.json\nstop var/keys.json\n"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the sleep, which a container's end takes along
+        end(process)
+
+
+def test_the_containers_first_start_makes_one_key_and_shows_it_to_nobody(tmp_path: Path) -> None:
+    """For questions and scores; in a file of its own mode 0600, whatever lay there, and not in the container's log."""
+    (tmp_path / "var").mkdir()
+    left = tmp_path / "var/first-key"
+    left.write_text("of an earlier volume")
+    left.chmod(0o644)
+    for _ in range(2):
+        (tmp_path / "log").unlink(missing_ok=True)
+        process = container(tmp_path)
+        try:
+            within(30, (tmp_path / "log").exists)
+        finally:
+            end(process)
+        (made,) = keys.read(tmp_path / "var/keys.json").values()
+        assert made.scopes == ("infer", "feedback")
+        secret = left.read_text().strip()
+        assert keys.Keyring(tmp_path / "var/keys.json").find(secret) == made
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (left, left.with_name("keys.json"))] == [0o600, 0o600]
+    assert (
+        secret not in (tmp_path / "said").read_text() and secret.split("-", 2)[2] not in (tmp_path / "said").read_text()
+    )
+    assert "exec router cat var/first-key" in (DEPLOY / "compose.yaml").read_text()
+
+
+def test_the_container_does_not_start_without_its_key(tmp_path: Path) -> None:
+    """Where it cannot be written, as in a volume that is not there; and keys that are there stay as they are."""
+    assert container(tmp_path).wait(30) != 0 and not (tmp_path / "log").exists()
+    (tmp_path / "var").mkdir()
+    keys.add(tmp_path / "var/keys.json", "ann", ("infer",))
+    before = (tmp_path / "var/keys.json").read_text()
+    process = container(tmp_path)
+    try:
+        within(30, lambda: (tmp_path / "log").exists())
+    finally:
+        end(process)
+    assert (tmp_path / "var/keys.json").read_text() == before and not (tmp_path / "var/first-key").exists()
+
+
+@pytest.mark.parametrize(("given", "said"), [([], ""), (["KEYS=a b.json"], " --keys a b.json")])
+@pytest.mark.parametrize("verb", ["serve", "reload"])
+def test_make_hands_the_keys_on(tmp_path: Path, given: list[str], said: str, verb: str) -> None:
+    """To the launcher, for both: a reload without them would ask for none."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for path in (".venv/installed", "requirements.txt"):
+        (tmp_path / path).touch()
+    python = tmp_path / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "KEYS"}
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", verb, *given]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    launched = {"serve": "up", "reload": "reload"}[verb]
+    assert done.stdout.strip() == f"-m deployments.launch {launched}{said}"
 
 
 def test_the_dockerfile_installs_what_the_makefile_does() -> None:
