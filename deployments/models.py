@@ -7,6 +7,7 @@ costs both sides much less than a stream of one.
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ErrorResponse
 from vllm.config import StructuredOutputsConfig
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import GenerationError, VLLMClientError
 
 from deployments import dataplane, orphans
 from deployments.errors import is_branch
@@ -34,6 +35,7 @@ WARM_UP: dict[str, dict[str, Any]] = {
 }
 DATA = "data: "
 FAILED, DONE = DATA + '{"error":', DATA + "[DONE]"
+ORIGIN = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")  # the time and the line of its own code that xgrammar puts first
 UNCOMPILED = "the engine could not compile the schema, or the model could not follow it; simplify the schema"
 
 
@@ -48,7 +50,8 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         dataplane.on_loopback()
         orphans.guard()
         # vLLM's own choice, "auto", gives all requests the compiler that the first one happened to need
-        llm_config.engine_kwargs.setdefault("structured_outputs_config", StructuredOutputsConfig(backend="xgrammar"))
+        if "structured_outputs_config" not in llm_config.engine_kwargs:
+            llm_config.update_engine_kwargs(structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"))
         await super().__init__(llm_config, **options)
         self._watchdog = Watchdog(self.engine._engine_client.output_processor, lambda: self._constrained)
         tasks = ("embed",) if llm_config.engine_kwargs.get("runner") == "pooling" else ("chat", "completion")
@@ -89,8 +92,11 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         method = {"chat": self.chat, "completion": self.completions, "embed": self.embeddings}[task]
         answer = b"", _failure("the engine gave no answer", 500)
         with self._counted(body):
-            async for item in await method(request):  # to its end: the engine cleans up after it
-                answer = _whole(item)
+            try:
+                async for item in await method(request):  # to its end: the engine cleans up after it
+                    answer = _whole(item)
+            except GenerationError:  # what a stream tells as its last event
+                answer = b"", _failure("the engine failed; its log says why", 500)
         return answer[0], self._blamed(answer[1], body)
 
     async def generate(self, task: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, dict[str, Any] | None]]:
@@ -183,7 +189,7 @@ def _failed(item: Any, report: dict[str, Any]) -> dict[str, Any] | None:
 def _whole(item: Any) -> tuple[bytes, dict[str, Any]]:
     if hasattr(item, "error"):  # the engine's ErrorResponse, of which there are several classes
         code = item.error.code if isinstance(item.error.code, int) else 500
-        message = item.error.message if code < 500 else "the engine failed; its log says why"
+        message = ORIGIN.sub("", item.error.message) if code < 500 else "the engine failed; its log says why"
         return b"", _failure(message, code, item.error.param)
     usage, choices = item.usage, getattr(item, "choices", None)
     report = {

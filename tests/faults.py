@@ -23,7 +23,7 @@ HEADERS = ["", "fault", "figure", "bar", "held", "s"]
 HEAD = """# Faults, and what came of them
 
 Made by `make test-faults`; the rows of a running system with `URL=http://127.0.0.1:8000 STATE=var`, the two soaks with
-`MINUTES=20`. T1 to T29 are the project's catalogue; `s` is how long the check took.
+`MINUTES=20`. T1 to T30 are the project's catalogue; `s` is how long the check took.
 """
 NEEDS = {"": (), "url": ("url",), "state": ("url", "state"), "minutes": ("url", "state", "minutes")}
 
@@ -60,9 +60,27 @@ class Fault:
 
 def catalogue() -> list[Fault]:
     """All rows."""
-    from tests import faults_input, faults_kill, faults_live, faults_load, faults_memory, faults_parts, faults_run
+    from tests import (
+        faults_hostile,
+        faults_input,
+        faults_kill,
+        faults_live,
+        faults_load,
+        faults_memory,
+        faults_parts,
+        faults_run,
+    )
 
-    rooms = (faults_input, faults_load, faults_memory, faults_parts, faults_live, faults_run, faults_kill)
+    rooms = (
+        faults_input,
+        faults_load,
+        faults_memory,
+        faults_parts,
+        faults_live,
+        faults_hostile,
+        faults_run,
+        faults_kill,
+    )
     return [fault for room in rooms for fault in room.FAULTS]
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.exceptions import GenerationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from deployments.arm_check import VALID_S, ArmCheck
@@ -106,6 +107,16 @@ def test_a_stream_that_a_schema_breaks_off_ends_with_the_clients_mistake(gateway
         last = json.loads(answer.text.strip().split("data: ")[-1])
         assert last["error"]["type"] == "invalid_request_error"
     assert all_admit(gateway)
+
+
+def test_a_whole_answer_that_vllm_raises_an_error_for() -> None:
+    """So it tells a failed request that is no stream; any other exception is not caught."""
+    body = {**WARM_UP["chat"], **CONSTRAINED["a schema that refers to itself"]}
+    for constrained, status in ((body, 400), (WARM_UP["chat"], 500)):
+        _, report = asyncio.run(living(GenerationError("no")).complete("chat", constrained))
+        assert report["status"] == status
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(living(ZeroDivisionError()).complete("chat", body))
 
 
 def test_a_dead_engine_is_not_the_clients_mistake() -> None:

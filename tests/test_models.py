@@ -35,6 +35,8 @@ def server(*items: Any) -> ModelServer:
     async def chat(_: Any) -> AsyncIterator[Any]:
         async def answer() -> AsyncIterator[Any]:
             for item in items:
+                if isinstance(item, Exception):
+                    raise item
                 yield item
 
         return answer()
