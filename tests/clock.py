@@ -22,6 +22,8 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
             self.loop.threads or timeout is None
         ):  # only a thread can wake it: that takes real time, and none of the loop's
             return super().select(LOOK_S if self.loop.threads else None)
+        if timeout > 0 and (events := super().select(LOOK_S)):  # what is on its way through a socket comes first
+            return events
         self.loop.now += timeout
         assert self.loop.now < START_S + LONGEST_S, f"waited in vain for {LONGEST_S:g} s"
         return events

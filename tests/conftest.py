@@ -131,7 +131,7 @@ def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 def two(balancer: Two) -> Iterator[Two]:
     """With both gateways up and ready, whatever the test before did."""
     proxy, gateways = balancer
-    within(10, lambda: set(proxy.names()) == {"a", "b"})
+    within(60, lambda: set(proxy.names()) == {"a", "b"})
     for gateway in gateways:
         gateway.requests.clear()
     yield balancer
