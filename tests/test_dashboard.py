@@ -133,7 +133,7 @@ def test_the_alerts_fire_when_they_must(tmp_path: Path) -> None:
         (tmp_path / path.name).write_text(path.read_text())
 
     def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["promtool", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(["promtool", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     for arguments in (("check", "config", "prometheus.yml"), ("test", "rules", "alerts.test.yml")):
         done = promtool(*arguments)

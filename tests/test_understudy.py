@@ -55,7 +55,7 @@ class Proxy:
         until(self.well)
         command = [*dataplane.understudy(folder)[:-1], str(folder)]
         self.understudy = subprocess.Popen(command, env=self.environment)
-        time.sleep(1.0)  # it has looked
+        time.sleep(3.0)  # it has looked
 
     def start(self, *more: str) -> psutil.Popen:
         """As Serve starts it."""
