@@ -71,7 +71,7 @@ class FakeGateway:
     def start(self) -> None:
         """Listen."""
         made = asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self._server = asyncio.run_coroutine_threadsafe(made, self._loop).result(5)
+        self._server = asyncio.run_coroutine_threadsafe(made, self._loop).result(60)
 
     def kill(self) -> None:
         """Stop to listen and break every connection off."""
@@ -81,7 +81,7 @@ class FakeGateway:
             for writer in self._open:
                 writer.transport.abort()
 
-        asyncio.run_coroutine_threadsafe(close(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result(60)
 
     def close(self) -> None:
         self.kill()
@@ -157,7 +157,7 @@ class Balancer:
         with self.log.open("wb") as log:
             command = [debian("haproxy", "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        within(5, lambda: Path(self.admin).exists() or self._process.poll() is not None)
+        within(60, lambda: Path(self.admin).exists() or self._process.poll() is not None)
         assert self._process.poll() is None, self.log.read_text()
 
     def command(self, line: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from policies.types import Arm
+from tests import streams as recordings
 from tests.balancer import Two, balanced, within
 from tests.gateway import Gateway
 from tests.postgres import Postgres, binaries
@@ -19,6 +20,22 @@ ROOT = Path(__file__).resolve().parent.parent
 OFFSET = 100  # of the ports of the tests' own system
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token left in the home folder would be asked for
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def pytest_report_header() -> str:
+    """Which streams the tests of the benchmarks play."""
+    where = recordings.recorded()
+    return f"streams: made here, {f'and recorded ones at {where}' if where else 'no recorded ones (ROUTER_DATA)'}"
+
+
+@pytest.fixture(scope="session", params=["made", *(["recorded"] if recordings.recorded() else [])])
+def streams(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> recordings.Streams:
+    """Small streams that are made here; and the recorded ones as well, where they are."""
+    if request.param == "recorded":
+        return recordings.Streams(recordings.recorded(), True)
+    folder = tmp_path_factory.mktemp("streams")
+    recordings.generate(folder)
+    return recordings.Streams(str(folder), False)
 
 
 @pytest.fixture
@@ -114,7 +131,7 @@ def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 def two(balancer: Two) -> Iterator[Two]:
     """With both gateways up and ready, whatever the test before did."""
     proxy, gateways = balancer
-    within(10, lambda: set(proxy.names()) == {"a", "b"})
+    within(60, lambda: set(proxy.names()) == {"a", "b"})
     for gateway in gateways:
         gateway.requests.clear()
     yield balancer

@@ -73,13 +73,16 @@ def make_stream(identity: Identity, decisions: int, seed: int) -> list[Step]:
     return steps
 
 
-async def work(memory: Memory, stream: list[Step], numbers: list[int]) -> None:
-    """Send these steps, so many at a time; each is acknowledged by its number on stdout."""
+async def work(memory: Memory, stream: list[Step], numbers: list[int], die_after: int | None) -> None:
+    """Send these steps, so many at a time; each is acknowledged by its number on stdout.
+
+    die_after: how many acknowledgements this process lives for; None: until another kills it.
+    """
     queue, rng, now = list(reversed(numbers)), np.random.default_rng(), time.time()
-    saved = memory.journal.last_row
+    saved, acknowledged = memory.journal.last_row, 0
 
     async def client() -> None:
-        nonlocal saved
+        nonlocal saved, acknowledged
         while queue:
             number = queue.pop()
             step = stream[number]
@@ -95,6 +98,9 @@ async def work(memory: Memory, stream: list[Step], numbers: list[int]) -> None:
                 (status,) = await memory.feedback([step.event], now)
                 assert status in ("accepted", "duplicate", "held"), status
             os.write(1, f"{number}\n".encode())
+            acknowledged += 1
+            if acknowledged == die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
             if memory.journal.last_row - saved > SNAPSHOT_EVERY:
                 saved = memory.journal.last_row
                 await memory.save()
@@ -109,7 +115,7 @@ def main(url: str, path: Path) -> None:
         child = os.fork()
         if child == 0:
             memory = Memory(Journal(url), lambda: Thompson(ARMS, UNMOVED))
-            asyncio.run(work(memory, stream, json.loads(line)))
+            asyncio.run(work(memory, stream, *json.loads(line)))
             os.write(1, b"done\n")
             signal.pause()  # until it is killed
         os.write(1, f"child {child}\n".encode())

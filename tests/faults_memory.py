@@ -21,7 +21,7 @@ from policies.thompson import Thompson
 from policies.trust import Trust
 from policies.types import Arm, Vector
 from tests.faults import Fault, Finding
-from tests.gateway import Gateway
+from tests.gateway import Gateway, eventually
 from tests.poisoning import ARMS, play
 from tests.test_durability import Kills, kill_often
 from tests.test_propensity import asked, p_value, taught
@@ -74,7 +74,7 @@ def t8(folder: Path) -> Finding:
         gateway = Gateway(folder / name)
         with gateway.client:
             before = [gateway.chat().headers["x-router-decision-id"] for _ in range(5)]
-            time.sleep(0.3)
+            eventually(lambda gateway=gateway: not gateway.ingress.decider._reporting)
             journal = gateway.router.thing._journal
             statuses, during = Counter[int](), []
             with trouble(gateway, folder / name / "journal.db"):

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from deployments.coalesce import Coalescer
+from tests import clock
 
 
 def test_items_of_one_tick_travel_in_batches_up_to_the_limit() -> None:
@@ -19,7 +20,7 @@ def test_items_of_one_tick_travel_in_batches_up_to_the_limit() -> None:
         ask = Coalescer(double, limit=3)
         return await asyncio.gather(*(ask(i) for i in range(7)))
 
-    assert asyncio.run(run()) == [0, 2, 4, 6, 8, 10, 12]
+    assert clock.run(run()) == [0, 2, 4, 6, 8, 10, 12]
     assert sorted(map(len, calls)) == [1, 3, 3]
 
 
@@ -37,7 +38,7 @@ def test_a_failed_call_fails_its_own_items_only() -> None:
             await ask(0)
         return await ask(1)
 
-    assert asyncio.run(run()) == 1
+    assert clock.run(run()) == 1
 
 
 def test_a_slow_call_does_not_hold_up_the_next() -> None:
@@ -59,7 +60,7 @@ def test_a_slow_call_does_not_hold_up_the_next() -> None:
         await first
         return done
 
-    assert asyncio.run(run()) == [0.0, 0.2]
+    assert clock.run(run()) == [0.0, 0.2]
 
 
 def test_what_comes_while_enough_calls_are_under_way_travels_together() -> None:
@@ -78,7 +79,7 @@ def test_what_comes_while_enough_calls_are_under_way_travels_together() -> None:
             await asyncio.sleep(0.001)
         return await asyncio.gather(*tasks)
 
-    assert asyncio.run(run()) == list(range(10))
+    assert clock.run(run()) == list(range(10))
     assert calls == [[0], [1], list(range(2, 10))]
 
 
@@ -102,5 +103,5 @@ def test_who_gave_up_does_not_travel() -> None:
         await asyncio.gather(first, second, third)
         await ask(5)
 
-    asyncio.run(run())
+    clock.run(run())
     assert calls == [[1, 2, 3], [5]]

@@ -141,7 +141,7 @@ def processes(system: str) -> list[psutil.Process]:
 
 def outcome(system: str, decision_id: str) -> dict[str, Any]:
     """What became of a decision, once it is known."""
-    for _ in range(100):
+    for _ in range(600):
         found = httpx.get(f"{system}/v1/router/decisions/{decision_id}", timeout=30)
         if found.status_code == 200 and found.json()["outcome"]:
             result: dict[str, Any] = found.json()["outcome"]
@@ -198,7 +198,7 @@ def test_a_client_that_leaves_ends_the_generation(system: str, stream: bool) -> 
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{system}/v1/chat/completions", json=body, timeout=httpx.Timeout(5.0, read=0.1))
-    for _ in range(100):
+    for _ in range(600):
         state = httpx.get(f"{system}/v1/router/state", timeout=30).json()["models"]["large"]
         if state["in_flight"] == 0:
             return

@@ -78,21 +78,26 @@ class Victim:
         self._worker = subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)  # type: ignore[call-overload]
         self.acknowledged: set[int] = set()
 
-    def round(self, numbers: list[int], acknowledgements: int | None, then_s: float = 0.0) -> bool:
+    def round(
+        self, numbers: list[int], acknowledgements: int | None, then_s: float = 0.0, die_after: int | None = None
+    ) -> bool:
         """Let it send these steps; kill it so long after so many acknowledgements (None: when it is done).
+
+        With `die_after` it kills itself then, which is in mid-work however slow or fast the machine is.
 
         Returns:
             Whether it was killed in mid-work.
         """
-        self._worker.stdin.write(json.dumps(numbers) + "\n")
+        self._worker.stdin.write(json.dumps([numbers, die_after]) + "\n")
         self._worker.stdin.flush()
         child, heard, done = int(self._worker.stdout.readline().split()[1]), 0, False
         wanted = len(numbers) if acknowledgements is None else acknowledgements
-        while heard < wanted and not done:
+        while die_after is None and heard < wanted and not done:
             done = self._hear() == "done"
             heard += 1
-        time.sleep(then_s)
-        os.kill(child, signal.SIGKILL)
+        if die_after is None:
+            time.sleep(then_s)
+            os.kill(child, signal.SIGKILL)
         while (line := self._hear()) != "gone":
             done = done or line == "done"
         return not done
@@ -150,7 +155,9 @@ def kill_often(url: str, folder: Path, least: int, decisions: int = 30) -> Kills
             window[i], window[j] = window[j], window[i]
         told |= {n for n in window if stream[n].event is None}  # a decision is only ever made once
         acknowledgements = rng.choice([0, rng.randrange(60)]) if kills < least else None
-        interrupted += victim.round(window, acknowledgements, rng.uniform(0.0, 0.05))
+        events = sum(stream[n].event is not None for n in window)
+        die_after = rng.randrange(1, events) if kills % 2 and kills < least and events > 1 else None
+        interrupted += victim.round(window, acknowledgements, rng.uniform(0.0, 0.05), die_after)
         kills += 1
         for page in journal.pages(after=row):
             for key in (key_of(event) for _, event in page):

@@ -1,6 +1,7 @@
 """What was acknowledged is on disk, and the state is a fold over it."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -68,14 +69,15 @@ def test_rows_stay_queued_when_the_database_fails(url: str, monkeypatch: pytest.
 
 def test_a_flush_that_is_given_up_writes_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that stops waiting in mid-write neither loses rows nor has them written twice."""
-    journal, write = Journal(url), Journal._write
+    journal, write, go_on = Journal(url), Journal._write, threading.Event()
     journal.put(make_decision())
-    monkeypatch.setattr(journal, "_write", lambda rows: (time.sleep(0.2), write(journal, rows)))
+    monkeypatch.setattr(journal, "_write", lambda rows: (go_on.wait(60), write(journal, rows)))
 
     async def run() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(journal.flush(), 0.05)
         journal.put(Outcome("d0"))
+        go_on.set()
         await journal.flush()
 
     asyncio.run(run())

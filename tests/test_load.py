@@ -11,12 +11,13 @@ from aiohttp import web
 
 from benchmarks import echo
 from benchmarks.load import Plan, Report, run
+from tests import clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def play(handler: Handler, **plan: Any) -> Report:
-    """A plan against a server in the same loop."""
+def play(handler: Handler, run_loop: Callable[[Any], Report] = asyncio.run, **plan: Any) -> Report:
+    """A plan against a server in the same loop; a client that waits its turn needs the machine's clock."""
 
     async def both() -> Report:
         app = web.Application()
@@ -31,7 +32,7 @@ def play(handler: Handler, **plan: Any) -> Report:
         finally:
             await runner.cleanup()
 
-    return asyncio.run(both())
+    return run_loop(both())
 
 
 class Stall:
@@ -53,7 +54,7 @@ def test_a_stall_shows_in_all_requests_that_should_have_left_meanwhile() -> None
     opened = np.array(play(Stall(), rate=100.0, seconds=1.2).latency_s)
     closed = np.array(play(Stall(), clients=1, seconds=1.2).latency_s)
     assert (opened > 0.2).sum() >= 15
-    assert 1 <= (closed > 0.2).sum() <= 3
+    assert 1 <= (closed > 0.2).sum() <= 7 < (opened > 0.2).sum()  # in 1.2 s it can't see more than six
 
 
 def test_the_same_seed_sends_at_the_same_times() -> None:
@@ -72,9 +73,9 @@ def test_streams_are_timed_to_the_first_piece_and_per_token() -> None:
             await answer.write(chunk.encode())
         return answer
 
-    report = play(handler, rate=10.0, seconds=1.0, tokens=10, stream=True)
+    report = play(handler, clock.run, rate=10.0, seconds=1.0, tokens=10, stream=True)
     assert report.status["200"] == len(report.ttft_s) >= 3
-    assert 0.05 <= np.median(report.ttft_s) < 0.12
+    assert np.median(report.ttft_s) == pytest.approx(0.05, abs=0.01)
     assert np.median(report.per_token_s) == pytest.approx(0.02, rel=0.2)
 
 
@@ -98,4 +99,4 @@ def test_late_tokens_do_not_delay_the_next() -> None:
                 await asyncio.sleep(0.1)
         return time.monotonic() - began
 
-    assert 0.19 <= asyncio.run(slow_reader()) < 0.27
+    assert clock.run(slow_reader()) == pytest.approx(0.2)

@@ -1,38 +1,36 @@
-"""The benchmark of decisions, on the recorded streams."""
+"""The benchmark of decisions, on streams."""
 
+import numpy as np
 import pytest
 
-from benchmarks.portfolios import data_folder, load
+from benchmarks.portfolios import load
 from benchmarks.quality import OURS, Job, run
 from benchmarks.references import by_shuffle, order_of
+from tests.streams import Streams
 
-PORTFOLIO, REQUESTS = "routellm_gsm8k", 400
-
-
-@pytest.fixture(autouse=True)
-def _recorded() -> None:
-    try:
-        data_folder()
-    except SystemExit as error:
-        pytest.skip(str(error))
+PORTFOLIO = "routellm_gsm8k"
 
 
-def test_ours_learns_what_chance_does_not() -> None:
-    """On identical streams, better than random and than the static rules, and below the oracle."""
+def test_ours_learns_what_chance_does_not(streams: Streams) -> None:
+    """Better than random on the same streams, below the oracle; where kinds differ, better than each model alone."""
+    shuffles, requests = (range(1), 400) if streams.recorded else (range(4), 700)
     found = {
-        name: run(Job(PORTFOLIO, 0.0, 1, name, 0, REQUESTS, ("train",), None))["utility"]
+        name: np.mean(
+            [run(Job(PORTFOLIO, 0.0, n, name, 0, requests, ("train",), streams.folder))["utility"] for n in shuffles]
+        )
         for name in (OURS, "random", "LinUCB")
     }
-    shuffles = by_shuffle(PORTFOLIO, 0.0, 2, REQUESTS, ("train",), None)
-    known = {key: values.mean() for key, values in shuffles.items()}
-    assert min(found[OURS], found["LinUCB"]) > found["random"] + 0.02
+    known = {k: v.mean() for k, v in by_shuffle(PORTFOLIO, 0.0, 2, requests, ("train",), streams.folder).items()}
+    assert min(found[OURS], found["LinUCB"]) > found["random"] + (0.02 if streams.recorded else 0.1)
+    if not streams.recorded:  # cheap 0.57, dear 0.82; each kind to its better model: 0.91
+        assert found[OURS] > known["best single"] + 0.02
     assert max(found.values()) < known["oracle"]
     assert known["best single"] == pytest.approx(max(v for k, v in known.items() if k.startswith("always")), abs=0.02)
 
 
-def test_a_cost_is_a_share_of_the_dearest_arms() -> None:
+def test_a_cost_is_a_share_of_the_dearest_arms(streams: Streams) -> None:
     """Cheapest first, the dearest costs 1, and a request costs its arm's price whatever its length."""
-    portfolio = load(PORTFOLIO, ("train",))
+    portfolio = load(PORTFOLIO, ("train",), streams.folder)
     assert list(portfolio.cost) == sorted(portfolio.cost) and portfolio.cost[-1] == 1
     stream = portfolio.stream(order_of(portfolio, 0, 20))
     assert [arm.output_price_usd for arm in stream.arms_at(3)] == pytest.approx(list(portfolio.cost))

@@ -1,7 +1,6 @@
 """The profiler's forecasts: refitted from the journal, versioned with the policy, swapped in without a restart."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,11 +127,7 @@ def ask(gateway: Gateway) -> dict[str, Any]:
 
 def within_seconds(check: Callable[[], bool]) -> None:
     """The router looks every other second whether a refit is due, and the ingress for a new snapshot."""
-    for _ in range(200):
-        if check():
-            return
-        time.sleep(0.1)
-    assert check()
+    eventually(check)
 
 
 def test_new_forecasts_are_swapped_in_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +136,7 @@ def test_new_forecasts_are_swapped_in_without_a_restart(tmp_path: Path, monkeypa
     monkeypatch.setattr(profiler, "REFRESH_S", 0.1)
     made = Gateway(tmp_path)
     with made.client:
-        made.ingress.reconfigure({"profile_here_chars": 0})  # or no text would be long enough for the profiler
+        made.tune(profile_here_chars=0)  # or no text would be long enough for the profiler
         first = ask(made)
         assert first["profile"]["profiler_version"] == 0
         assert first["profile"]["sufficiency"] == pytest.approx({"small": 0.45, "large": 0.55})  # by the price

@@ -83,7 +83,7 @@ def saturated(system: str, model: str, clients: int = 24) -> Iterator[None]:
     load = threading.Thread(target=asyncio.run, args=(run(),))
     load.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while answered[model] < 2 * clients and time.monotonic() < deadline:
             time.sleep(0.1)
         yield
@@ -161,7 +161,7 @@ def test_killing_the_router_costs_no_request_and_no_learning(system: str, learne
     rng = random.Random(5)
     answers = run_stream(system, [make_task(rng) for _ in range(20)], lambda _: "auto", "", quiet=True)
     assert len(answers) == 20
-    for _ in range(60):
+    for _ in range(240):
         after = httpx.get(f"{system}/v1/router/state", timeout=30)
         if after.status_code == 200:
             break
@@ -177,7 +177,7 @@ def test_the_posterior_is_a_version_in_mlflow(system: str, learned: list[Answer]
     """Registered on demand; answers say which version decided, as soon as the ingress has heard of it."""
     version = httpx.post(f"{system}/v1/router/versions", timeout=120).json()["version"]
     assert version >= 1
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while (said := ask(system, "hello")["policy_version"]) != f"thompson-v{version}":
         assert time.monotonic() < deadline, f"answers still say {said}"
         time.sleep(0.2)
@@ -212,7 +212,7 @@ def test_metrics_are_exported_for_prometheus(cluster: Any, learned: list[Answer]
     """Decisions, shares, latency and feedback, on Ray's own endpoint."""
     wanted = ("router_decisions", "router_share", "router_quality", "router_in_flight", "router_feedback")
     missing: set[str] = set(wanted)
-    for _ in range(30):
+    for _ in range(90):
         ports = [node["MetricsExportPort"] for node in ray.nodes()]
         text = "".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text for port in ports)
         missing = {name for name in wanted if f"ray_{name}" not in text}

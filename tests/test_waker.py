@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from deployments.waker import AGAIN_S, Waker
+from tests import clock
 from tests.fakes import FakeModel
 from tests.gateway import Gateway, eventually
 
@@ -36,7 +37,7 @@ def test_one_call_at_a_time_and_not_at_once_again() -> None:
             calls.append(len(model.calls))
         return calls
 
-    assert asyncio.run(run()) == [1, 1, 1, 1, 2]
+    assert clock.run(run()) == [1, 1, 1, 1, 2]
 
 
 def test_a_sleeping_arm_is_woken_by_requests_that_others_answer(gateway: Gateway) -> None:
