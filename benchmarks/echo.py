@@ -65,7 +65,7 @@ class EchoEngine:
         self._model = llm_config.model_id
         self._ttft_s, self._tpot_s = options.get("echo_ttft_s", TTFT_S), options.get("echo_tpot_s", TPOT_S)
         self._slots = asyncio.Semaphore(options.get("echo_slots", 100_000))
-        outputs = SimpleNamespace(update_scheduler_stats=None, has_unfinished_requests=lambda: False)
+        outputs = SimpleNamespace(update_scheduler_stats=None, get_num_unfinished_requests=lambda: 0)
         self._engine_client = SimpleNamespace(output_processor=outputs)  # where the watchdog listens
 
     async def start(self) -> None:

@@ -232,7 +232,8 @@ def test_make_hands_the_keys_on(tmp_path: Path, given: list[str], said: str, ver
     python = tmp_path / ".venv/bin/python"
     python.write_text('#!/bin/sh\necho "$@"\n')
     python.chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name != "KEYS"}
+    outer = ("KEYS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of the `make test` that runs this
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
     command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/installed", verb, *given]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     launched = {"serve": "up", "reload": "reload"}[verb]
