@@ -1,12 +1,12 @@
 # Two commands: `make serve` and `make test`. Everything they need is installed into .venv the first time.
 
 PYTHON ?= python3.11
-# Where the CPU build of torch comes from; empty: from pip's own index, or from PyTorch's where that has none.
+# Index for the CPU build of torch. Empty: pip's own index, or PyTorch's if pip's has none.
 TORCH_INDEX ?=
 PYTORCH_INDEX = https://download.pytorch.org/whl/cpu
 TORCH = .venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps torch==2.13.0+cpu
 SEED ?= 1
-# The file of API keys that `make serve` and `make reload` ask for; empty: what serve_config.yaml says.
+# File of the API keys that the gateway requires after `make serve` and `make reload`. Empty: as in serve_config.yaml.
 KEYS ?=
 
 export RAY_AUTH_MODE = disabled
@@ -20,62 +20,62 @@ PY = .venv/bin/python
 .PHONY: serve reload stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
 	test-faults lint train clean
 
-serve: .venv/installed  ## start MLflow, Ray, the models and the gateway; ends when they are ready. KEYS=FILE asks for API keys
-	@$(PY) -m deployments.launch up $(if $(KEYS),--keys '$(KEYS)')
+serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
+	@$(PY) -m deployments.operations.launcher up $(if $(KEYS),--keys '$(KEYS)')
 
-reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; what did not change goes on. KEYS as for serve
-	@$(PY) -m deployments.launch reload $(if $(KEYS),--keys '$(KEYS)')
+reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; unchanged parts keep running. KEYS as for serve
+	@$(PY) -m deployments.operations.launcher reload $(if $(KEYS),--keys '$(KEYS)')
 
-stop: .venv/installed  ## end exactly what `make serve` started
-	@$(PY) -m deployments.launch down
+stop: .venv/installed  ## stop exactly what `make serve` started
+	@$(PY) -m deployments.operations.launcher down
 
 status: .venv/installed  ## memory and CPU of the running system
-	@$(PY) -m deployments.launch status
+	@$(PY) -m deployments.operations.launcher status
 
-demo: .venv/installed  ## watch it learn; the server must be running. SEED=2 for another stream
+demo: .venv/installed  ## watch the router learn; the system must be running. SEED=2 for another stream
 	@$(PY) -m benchmarks.demo --seed $(SEED)
 
-models: .venv/installed  ## accuracy and latency of each size by kind of task; the server must be running
-	@$(PY) -m benchmarks.models
+models: .venv/installed  ## accuracy and latency of each size by kind of task; the system must be running
+	@$(PY) -m benchmarks.model_accuracy
 
-report: .venv/installed  ## the notebook as HTML, into MLflow, which must be running; JOURNAL=sqlite:///var/journal.db for yours
+report: .venv/installed  ## write the notebook as HTML and log it to MLflow, which must be running; JOURNAL=sqlite:///var/journal.db for yours
 	@$(PY) -m notebooks.report
 
-bench-quality: .venv/installed  ## decisions beside other routers' and bandits', on recorded public streams
+bench-quality: .venv/installed  ## compare decisions with other routers and bandits, on recorded public streams
 	@.venv/bin/python -c 'import pareto_bandit, mabwiser, vowpalwabbit' 2>/dev/null \
 		|| .venv/bin/pip install --disable-pip-version-check -q --no-deps \
 			paretobandit==0.1.1 mabwiser==2.7.4 vowpalwabbit==9.11.9
-	@$(PY) -m benchmarks.quality
+	@$(PY) -m benchmarks.decisions.run
 
-bench-offpolicy: .venv/installed  ## whether the statistics of promotion keep what they promise
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.offpolicy
+bench-offpolicy: .venv/installed  ## measure the coverage and the error rates of the statistics behind a promotion
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.statistics.offpolicy
 
-bench-speed: .venv/installed  ## what routing costs, beside other gateways; starts and ends a system of its own
-	@$(PY) -m benchmarks.speed --json var/speed.json
+bench-speed: .venv/installed  ## measure the cost of routing, compared with other gateways; starts and stops a system of its own
+	@$(PY) -m benchmarks.serving.gateways --json var/speed.json
 
-bench-surge: .venv/installed  ## one size saturated: does auto move in time, do replicas come and go; a system of its own
-	@$(PY) -m benchmarks.surge --json var/surge.json
+bench-surge: .venv/installed  ## saturate one size: how auto and the autoscaling react; starts and stops a system of its own
+	@$(PY) -m benchmarks.serving.saturation --json var/surge.json
 
-bench-scale: .venv/installed  ## what one router carries, and how several would share
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.scale --json var/scale.json
+bench-scale: .venv/installed  ## measure the capacity of one router, and how several would share
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.router.capacity --json var/scale.json
 
-test: .venv/installed  ## all tests; starts a system of its own, on other ports
+test: .venv/installed  ## run all tests, with a system of their own on other ports
 	@$(PY) -m pytest
 
-# URL=http://127.0.0.1:8000 STATE=var for those of the running system, MINUTES=20 for the soaks, ONLY="T2 T5" for some,
-# TABLE=deploy/FAULTS.md to keep the figures there
-test-faults: .venv/installed  ## the catalogue of faults as a table
+# URL=http://127.0.0.1:8000 STATE=var: also test the running system; MINUTES=20: duration of the soak tests;
+# ONLY="T2 T5": only these faults; TABLE=deploy/FAULTS.md: write the results to this file
+test-faults: .venv/installed  ## inject the catalogue's faults and print the results as a table
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) \
 		$(if $(STATE),--state $(STATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(TABLE),--table $(TABLE))
 
-lint: .venv/installed  ## style and types
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+lint: .venv/installed  ## check style, types and the direction of imports
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo
 
-train: .venv/installed  ## make the three small models again, from scratch (two CPU cores: within two hours)
+train: .venv/installed  ## train the three small models again from scratch (two CPU cores: within two hours)
 	@$(PY) -m assets.train
 
-clean: stop  ## forget what was learned, and the logs
+clean: stop  ## stop the system and delete its state: what was learned, and the logs
 	@rm -rf var
 
 .venv/installed: requirements.txt
@@ -86,5 +86,5 @@ clean: stop  ## forget what was learned, and the logs
 		|| $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),2>/dev/null || $(TORCH) --index-url $(PYTORCH_INDEX)) \
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
 	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q -r requirements.txt
-	@.venv/bin/python -c 'import policies.kernels, policies.forecast'  # compiles them, so that the first start need not
+	@.venv/bin/python -c 'import policies.thompson.kernels'  # compiles the kernels before the first start
 	@touch $@

@@ -1,1 +1,1 @@
-"""What the product ships as data, with the scripts that made it: the embedder and three small models."""
+"""The embedder and the three small models that the product ships, with the scripts that make them."""

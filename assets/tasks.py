@@ -1,8 +1,9 @@
-"""Generated tasks with answers that a program can check.
+"""Generated tasks whose answers a program can check.
 
-The three small models are trained on these, the demo streams them, and the tests use them as ground truth. A task
-is a question in words; `reply` writes the answer as a model of a given size is taught to: `nano` answers at once,
-`small` works through the middling kinds, `large` works through everything that is hard to see at a glance.
+The three small models are trained on these tasks, the demo streams them, and the tests use them as ground truth.
+
+A task is a question in words. `reply` writes the answer that a model of a given size is trained to give: `nano`
+answers directly, `small` writes the steps of three medium kinds, `large` writes the steps of all medium and hard kinds.
 """
 
 import random
@@ -14,16 +15,18 @@ HARD = ("chain", "multiply", "story")
 KINDS = EASY + MEDIUM + HARD
 
 SIZES = ("nano", "small", "large")
+# kinds that a size answers step by step
 WORKED = {
     "nano": (),
     "small": ("count", "reverse", "sum"),
     "large": MEDIUM + HARD,
-}  # kinds that a size answers step by step
+}
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 THINGS = ("apples", "books", "coins", "eggs", "pens", "shells")
 NAMES = ("Ann", "Bob", "Eve", "Kim", "Max", "Tom")
-WISHES = (  # what people write around a question; the profiler reads their urgency and care from it
+# words before a question, from which the profiler reads urgency and care
+WISHES = (
     "",
     "",
     "",
@@ -38,12 +41,12 @@ WISHES = (  # what people write around a question; the profiler reads their urge
 
 @dataclass(frozen=True)
 class Task:
-    """One question with its answer.
+    """A question with its answer.
 
     kind: one of KINDS.
-    question: what the user writes.
+    question: the prompt of the user.
     answer: the only right answer, without surrounding words.
-    numbers, text: what the question is about, from which the working is written.
+    numbers, text: operands of the question, for the worked reply.
     """
 
     kind: str
@@ -54,11 +57,20 @@ class Task:
 
 
 def make_task(rng: random.Random, kind: str | None = None, wishes: bool = True) -> Task:
-    """Draw one task, of a random kind unless `kind` is given; `wishes` adds words of urgency or care to some."""
+    """Draw a task, of a random kind by default. `wishes` adds words of urgency or care to some questions."""
     kind = kind or rng.choice(KINDS)
     task = _MAKERS[kind](rng)
     wish = rng.choice(WISHES) if wishes else ""
     return Task(task.kind, wish + task.question, task.answer, task.numbers, task.text)
+
+
+def level_of(kind: str) -> str:
+    """Difficulty of a kind: `easy`, `medium` or `hard`."""
+    if kind in EASY:
+        return "easy"
+    if kind in HARD:
+        return "hard"
+    return "medium"
 
 
 def check(task: Task, reply: str) -> bool:
@@ -67,7 +79,7 @@ def check(task: Task, reply: str) -> bool:
 
 
 def reply(task: Task, size: str) -> str:
-    """The reply that a model of this size is taught."""
+    """The reply that a model of this size is trained to give."""
     if task.kind not in WORKED[size]:
         return task.answer
     return f"{_WORKINGS[task.kind](task)} so {task.answer}"
@@ -81,73 +93,110 @@ def _word(rng: random.Random, low: int, high: int) -> str:
 
 
 def _add(rng: random.Random) -> Task:
-    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    a = rng.randint(0, 9)
+    b = rng.randint(0, 9)
     form = rng.choice(("What is {} plus {}?", "Add {} and {}.", "{} + {} = ?"))
     return Task("add", form.format(a, b), str(a + b), (a, b))
 
 
 def _compare(rng: random.Random) -> Task:
     a, b = rng.sample(range(1000), 2)
-    form = rng.choice(("Which is larger, {} or {}?", "Name the greater of {} and {}.", "What is more, {} or {}?"))
+    form = rng.choice(
+        (
+            "Which is larger, {} or {}?",
+            "Name the greater of {} and {}.",
+            "What is more, {} or {}?",
+        )
+    )
     return Task("compare", form.format(a, b), str(max(a, b)), (a, b))
 
 
 def _copy(rng: random.Random) -> Task:
     text = _word(rng, 3, 8)
-    form = rng.choice(("Copy this word: {}", "Repeat after me: {}", "Say the word {} again."))
+    form = rng.choice(
+        ("Copy this word: {}", "Repeat after me: {}", "Say the word {} again.")
+    )
     return Task("copy", form.format(text), text, text=text)
 
 
 def _initial(rng: random.Random) -> Task:
     text = _word(rng, 3, 8)
-    form = rng.choice(("What is the first letter of {}?", "Which letter does {} begin with?"))
+    form = rng.choice(
+        ("What is the first letter of {}?", "Which letter does {} begin with?")
+    )
     return Task("initial", form.format(text), text[0], text=text)
 
 
 def _count(rng: random.Random) -> Task:
-    letter, hits, length = rng.choice(LETTERS), rng.randint(0, 4), rng.randint(6, 11)
+    letter = rng.choice(LETTERS)
+    hits = rng.randint(0, 4)
+    length = rng.randint(6, 11)
     others = [rng.choice(LETTERS.replace(letter, "")) for _ in range(length - hits)]
     text = others + [letter] * hits
     rng.shuffle(text)
     word = "".join(text)
-    form = rng.choice(("How many times does the letter {} occur in {}?", "Count the letter {} in the word {}."))
+    form = rng.choice(
+        (
+            "How many times does the letter {} occur in {}?",
+            "Count the letter {} in the word {}.",
+        )
+    )
     return Task("count", form.format(letter, word), str(hits), text=letter + word)
 
 
 def _reverse(rng: random.Random) -> Task:
     text = _word(rng, 4, 9)
-    form = rng.choice(("Reverse the word {}.", "Write {} backwards.", "Spell {} from its end to its beginning."))
+    form = rng.choice(
+        (
+            "Reverse the word {}.",
+            "Write {} backwards.",
+            "Spell {} from its end to its beginning.",
+        )
+    )
     return Task("reverse", form.format(text), text[::-1], text=text)
 
 
 def _sort(rng: random.Random) -> Task:
     digits = tuple(rng.randint(0, 9) for _ in range(rng.randint(5, 8)))
-    form = rng.choice(("Sort these digits: {}", "Put in order from small to large: {}", "Arrange {} by size."))
+    form = rng.choice(
+        (
+            "Sort these digits: {}",
+            "Put in order from small to large: {}",
+            "Arrange {} by size.",
+        )
+    )
     text = " ".join(map(str, digits))
     return Task("sort", form.format(text), " ".join(map(str, sorted(digits))), digits)
 
 
 def _sum(rng: random.Random) -> Task:
-    a, b = rng.randint(100, 999), rng.randint(100, 999)
+    a = rng.randint(100, 999)
+    b = rng.randint(100, 999)
     form = rng.choice(("What is {} plus {}?", "Add {} and {}.", "{} + {} = ?"))
     return Task("sum", form.format(a, b), str(a + b), (a, b))
 
 
 def _chain(rng: random.Random) -> Task:
     a, b, c = (rng.randint(100, 999) for _ in range(3))
-    form = rng.choice(("What is {} plus {} plus {}?", "Add up {}, {} and {}.", "{} + {} + {} = ?"))
+    form = rng.choice(
+        ("What is {} plus {} plus {}?", "Add up {}, {} and {}.", "{} + {} + {} = ?")
+    )
     return Task("chain", form.format(a, b, c), str(a + b + c), (a, b, c))
 
 
 def _multiply(rng: random.Random) -> Task:
-    a, b = rng.randint(100, 999), rng.randint(2, 9)
+    a = rng.randint(100, 999)
+    b = rng.randint(2, 9)
     form = rng.choice(("What is {} times {}?", "Multiply {} by {}.", "{} * {} = ?"))
     return Task("multiply", form.format(a, b), str(a * b), (a, b))
 
 
 def _story(rng: random.Random) -> Task:
-    have, bags, each = rng.randint(100, 999), rng.randint(2, 9), rng.randint(100, 999)
-    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    have = rng.randint(100, 999)
+    bags = rng.randint(2, 9)
+    each = rng.randint(100, 999)
+    name = rng.choice(NAMES)
+    thing = rng.choice(THINGS)
     form = rng.choice(
         (
             "{n} has {h} {t}. {n} buys {b} bags with {e} {t} in each. How many {t} does {n} have now?",
@@ -173,33 +222,42 @@ _MAKERS = {
 }
 
 
-# --- workings: every step is a small look-up, so that a small network can do it ------------------------------------
+# --- worked replies: every step is a small look-up, which a small network can learn -----------------------------------
 
 
 def _columns(a: int, b: int) -> str:
     """Addition column by column from the right, with the carry written into the next column."""
-    steps, carry = [], 0
+    steps = []
+    carry = 0
     while a or b or not steps:
-        x, y = a % 10, b % 10
+        x = a % 10
+        y = b % 10
         total = x + y + carry
         steps.append(f"{x}+{y}+{carry}={total}")
-        a, b, carry = a // 10, b // 10, total // 10
+        a = a // 10
+        b = b // 10
+        carry = total // 10
     return " ".join(steps)
 
 
 def _products(a: int, b: int) -> str:
     """Multiplication by one digit, column by column from the right: product, plus carry, total."""
-    steps, carry = [], 0
+    steps = []
+    carry = 0
     while a or not steps:
         x = a % 10
         total = x * b + carry
         steps.append(f"{x}*{b}={x * b}+{carry}={total}")
-        a, carry = a // 10, total // 10
+        a = a // 10
+        carry = total // 10
     return " ".join(steps)
 
 
 def _tally(task: Task) -> str:
-    letter, word, hits, steps = task.text[0], task.text[1:], 0, []
+    letter = task.text[0]
+    word = task.text[1:]
+    hits = 0
+    steps = []
     for current in word:
         hits += current == letter
         steps.append(f"{current}{hits}")
@@ -220,7 +278,7 @@ def _chained(task: Task) -> str:
     return f"{_columns(a, b)} = {a + b} ; {_columns(a + b, c)}"
 
 
-def _told(task: Task) -> str:
+def _story_steps(task: Task) -> str:
     have, bags, each = task.numbers
     return f"{_products(each, bags)} = {each * bags} ; {_columns(each * bags, have)}"
 
@@ -231,6 +289,6 @@ _WORKINGS = {
     "multiply": lambda task: _products(*task.numbers),
     "reverse": _spell,
     "sort": _pick,
-    "story": _told,
+    "story": _story_steps,
     "sum": lambda task: _columns(*task.numbers),
 }

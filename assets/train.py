@@ -1,8 +1,10 @@
 """Train the default portfolio from scratch: `python -m assets.train [nano small large]`.
 
-Three Llama-architecture chat models that differ in capacity and in how much working they write. Characters are
-tokens, so the vocabulary costs nothing and every digit is seen. The seed is fixed; on two CPU cores all three take
-under two hours. Writes assets/models/SIZE/ in the Hugging Face layout that vLLM loads.
+The three chat models have the Llama architecture. They differ in capacity and in the number of steps that they write.
+Each character is a token, so the vocabulary is tiny and the model sees every digit.
+
+The seed is fixed. On two CPU cores all three models take less than two hours. The script writes assets/models/SIZE/ in
+the Hugging Face layout that vLLM loads.
 """
 
 import argparse
@@ -28,18 +30,19 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CONTEXT = 512  # tokens
-ROW = 256  # tokens of a training row, filled with whole examples
+ROW = 256  # tokens of a training row, which is packed with whole examples
 
 
 @dataclass(frozen=True)
 class Size:
-    """What sets a size apart: width, depth, training, and (in assets/tasks.py) the working it writes.
+    """Shape and training of a model. Its worked replies are in assets/tasks.py.
 
-    rows: packed rows a step.
-    rope_theta, spread (of the initial weights): with the usual 10,000 and 0.02 the two small ones take several times
-        as long to find out how to look at the character before, without which nothing is copied; `large` gets there
-        anyway, as its workings make it copy all the time.
-    practice: shares of easy, medium and hard tasks; what a size cannot learn is mostly noise to it.
+    rows: packed rows in a step.
+    rope_theta: base of the rotary position embedding.
+    spread: standard deviation of the initial weights. With the usual values of 10,000 and 0.02 the two small models
+        take several times as long to learn to attend to the previous character, which copying needs. `large` learns it
+        anyway, since its worked replies contain much copying.
+    practice: shares of easy, medium and hard tasks. Tasks that a size cannot learn are mostly noise in its training.
     """
 
     width: int
@@ -54,7 +57,14 @@ class Size:
 
 SIZES = {
     "nano": Size(
-        width=64, layers=2, steps=12000, rows=8, peak_rate=4e-3, rope_theta=100.0, spread=0.12, practice=(0.6, 0.3, 0.1)
+        width=64,
+        layers=2,
+        steps=12000,
+        rows=8,
+        peak_rate=4e-3,
+        rope_theta=100.0,
+        spread=0.12,
+        practice=(0.6, 0.3, 0.1),
     ),
     "small": Size(
         width=128,
@@ -80,7 +90,7 @@ SIZES = {
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, plus the marks of a chat."""
+    """A tokenizer with one token for each character, plus the special tokens of a chat."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *ALPHABET))}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     core.decoder = decoders.Fuse()
@@ -98,7 +108,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with heads of 32, the smallest that vLLM's CPU attention takes."""
+    """An untrained Llama with heads of 32, the smallest that vLLM's CPU attention supports."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -118,8 +128,10 @@ def make_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
     )
 
 
-def example(name: str, rng: random.Random, ids: dict[str, int]) -> tuple[list[int], int]:
-    """Token ids of one worked example and how many of them are the question (no loss there)."""
+def example(
+    name: str, rng: random.Random, ids: dict[str, int]
+) -> tuple[list[int], int]:
+    """Token ids of one example, and the number of those of the question, which have no loss."""
     (kinds,) = rng.choices((EASY, MEDIUM, HARD), SIZES[name].practice)
     task = make_task(rng, rng.choice(kinds))
     answer = [ids[c] for c in reply(task, name)] + [ids["<|end|>"]]
@@ -128,15 +140,27 @@ def example(name: str, rng: random.Random, ids: dict[str, int]) -> tuple[list[in
         prompt = [*question, ids["\n"]]
     elif rng.random() < 0.05:
         system = [ids[c] for c in "You are a helpful assistant."]
-        prompt = [ids["<|system|>"], *system, ids["<|user|>"], *question, ids["<|assistant|>"]]
+        prompt = [
+            ids["<|system|>"],
+            *system,
+            ids["<|user|>"],
+            *question,
+            ids["<|assistant|>"],
+        ]
     else:
         prompt = [ids["<|user|>"], *question, ids["<|assistant|>"]]
     return prompt + answer, len(prompt)
 
 
-def batches(name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, torch.Tensor]]:
-    """Rows [rows, ROW] packed with whole examples that cannot see each other; positions restart at each."""
-    ids, rows = tokenizer.get_vocab(), SIZES[name].rows
+def batches(
+    name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of rows [rows, ROW], packed with whole examples.
+
+    An example cannot attend to another one, and its positions start at 0.
+    """
+    ids = tokenizer.get_vocab()
+    rows = SIZES[name].rows
     waiting = example(name, rng, ids)
     while True:
         tokens = torch.full((rows, ROW), ids["<pad>"])
@@ -144,7 +168,8 @@ def batches(name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -
         owner = torch.zeros(rows, ROW, dtype=torch.long)
         positions = torch.arange(ROW).repeat(rows, 1)
         for row in range(rows):
-            start, count = 0, 0
+            start = 0
+            count = 0
             while start + len(waiting[0]) <= ROW:
                 sequence, asked = waiting
                 end = start + len(sequence)
@@ -152,14 +177,20 @@ def batches(name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast) -
                 labels[row, start + asked : end] = tokens[row, start + asked : end]
                 owner[row, start:end] = count = count + 1
                 positions[row, start:end] = torch.arange(end - start)
-                start, waiting = end, example(name, rng, ids)
+                start = end
+                waiting = example(name, rng, ids)
         same = owner[:, None, :, None] == owner[:, None, None, :]
         mask = same & torch.ones(ROW, ROW, dtype=torch.bool).tril()
-        yield {"input_ids": tokens, "labels": labels, "position_ids": positions, "attention_mask": mask}
+        yield {
+            "input_ids": tokens,
+            "labels": labels,
+            "position_ids": positions,
+            "attention_mask": mask,
+        }
 
 
 def rate(step: int, size: Size) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to a hundredth."""
+    """Learning rate: linear warm-up over 100 steps, then a cosine down to a hundredth."""
     if step < 100:
         return size.peak_rate * (step + 1) / 100
     share = (step - 100) / max(1, size.steps - 100)
@@ -167,16 +198,25 @@ def rate(step: int, size: Size) -> float:
 
 
 def train(name: str, seed: int) -> None:
-    """Train one size and save it; prints the loss and the time left every 100 steps."""
-    size, tokenizer = SIZES[name], make_tokenizer()
+    """Train one model and save it. Every 100 steps print the loss and the remaining time."""
+    size = SIZES[name]
+    tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make_model(size, tokenizer).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=size.peak_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     count = sum(p.numel() for p in model.parameters())
-    print(f"{name}: {count:,} parameters, {size.steps} steps of {size.rows * ROW} tokens on {device}", flush=True)
-    began, total = time.monotonic(), 0.0
-    for step, batch in zip(range(size.steps), batches(name, random.Random(seed), tokenizer)):
+    print(
+        f"{name}: {count:,} parameters, {size.steps} steps of {size.rows * ROW} tokens on {device}",
+        flush=True,
+    )
+    began = time.monotonic()
+    total = 0.0
+    for step, batch in zip(
+        range(size.steps), batches(name, random.Random(seed), tokenizer)
+    ):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, size)
         with torch.autocast(device, dtype=torch.bfloat16):
@@ -189,7 +229,10 @@ def train(name: str, seed: int) -> None:
         if (step + 1) % 100 == 0:
             spent = time.monotonic() - began
             left = spent / (step + 1) * (size.steps - step - 1)
-            print(f"{name} step {step + 1}: loss {total / 100:.4f}, {spent:.0f} s, {left:.0f} s left", flush=True)
+            print(
+                f"{name} step {step + 1}: loss {total / 100:.4f}, {spent:.0f} s, {left:.0f} s left",
+                flush=True,
+            )
             total = 0.0
     folder = HERE / "models" / name
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -199,7 +242,9 @@ def train(name: str, seed: int) -> None:
 
 def main() -> None:
     """Train the sizes named on the command line, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", choices=[*SIZES, []], help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: one command each."""
+"""Benchmarks, each repeatable by one command."""

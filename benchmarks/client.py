@@ -1,4 +1,4 @@
-"""A small client of the gateway that measures: every answer with its time to the first and to the last token."""
+"""A small client of the gateway that records when the first and the last token of an answer arrive."""
 
 import asyncio
 import json
@@ -17,7 +17,11 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered task. Latencies in seconds, as the client saw them; model is the arm that answered."""
+    """An answered task.
+
+    model: the model that answered.
+    ttft_s, latency_s: seconds to the first and to the last token, measured by the client.
+    """
 
     task: Task
     text: str
@@ -31,8 +35,13 @@ class Answer:
     output_tokens: int
 
 
-async def ask(client: httpx.AsyncClient, model: str, task: Task, router: dict[str, Any] | None = None) -> Answer:
-    """Ask one task as a stream.
+async def ask(
+    client: httpx.AsyncClient,
+    model: str,
+    task: Task,
+    router: dict[str, Any] | None = None,
+) -> Answer:
+    """Ask one task and read its answer as a stream.
 
     Raises:
         RuntimeError: the gateway answered with an error.
@@ -47,10 +56,15 @@ async def ask(client: httpx.AsyncClient, model: str, task: Task, router: dict[st
     }
     if router:
         body["router"] = router
-    began, ttft_s, parts, usage = time.perf_counter(), 0.0, [], {}
+    began = time.perf_counter()
+    ttft_s = 0.0
+    parts = []
+    usage = {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
-            raise RuntimeError(f"HTTP {response.status_code}: {(await response.aread()).decode()[:300]}")
+            raise RuntimeError(
+                f"HTTP {response.status_code}: {(await response.aread()).decode()[:300]}"
+            )
         async for line in response.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
@@ -79,8 +93,12 @@ async def ask(client: httpx.AsyncClient, model: str, task: Task, router: dict[st
 
 
 async def give_feedback(client: httpx.AsyncClient, answer: Answer) -> None:
-    """Tell the router whether the answer was right."""
-    body = {"decision_id": answer.decision_id, "score": float(answer.right), "source": "program"}
+    """Send the router a score: 1 if the answer was right, else 0."""
+    body = {
+        "decision_id": answer.decision_id,
+        "score": float(answer.right),
+        "source": "program",
+    }
     (await client.post("/v1/feedback", json=body)).raise_for_status()
 
 
@@ -94,24 +112,26 @@ def run_stream(
     router: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> list[Answer]:
-    """Answers to all tasks, in their order, with so many under way at a time.
+    """Ask all tasks and return their answers in the order of the tasks.
 
     Args:
-        url: of the gateway.
-        tasks: what to ask.
-        choose: the `model` to ask for, by task.
-        label: of the progress bar.
-        concurrency: requests under way.
-        feedback: post for each answer whether it was right.
-        router: wishes of every request.
-        quiet: no progress bar.
+        url: address of the gateway.
+        tasks: the tasks to ask.
+        choose: returns the `model` to ask for a task.
+        label: text of the progress bar.
+        concurrency: number of requests in flight.
+        feedback: whether to send a score for each answer.
+        router: router options of every request.
+        quiet: hides the progress bar.
     """
 
     async def run() -> list[Answer]:
         answers: list[Answer | None] = [None] * len(tasks)
         waiting = iter(enumerate(tasks))
         limits = httpx.Limits(max_connections=2 * concurrency)
-        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=url, timeout=120, limits=limits
+        ) as client:
             with tqdm(total=len(tasks), desc=label, disable=quiet, unit="req") as bar:
 
                 async def work() -> None:
@@ -129,20 +149,23 @@ def run_stream(
 
 
 def state(url: str) -> dict[str, Any]:
-    """The router's state.
+    """State of the router.
 
     Raises:
-        SystemExit: there is no gateway at this address.
+        SystemExit: no gateway answers at this address.
     """
     try:
         answer = httpx.get(f"{url}/v1/router/state", timeout=10)
         answer.raise_for_status()
     except httpx.HTTPError as error:
-        raise SystemExit(f"no gateway answers at {url} ({error}); start it with `make serve`") from None
+        raise SystemExit(
+            f"no gateway answers at {url} ({error}); start it with `make serve`"
+        ) from None
     found: dict[str, Any] = answer.json()
     return found
 
 
 def chat_models(url: str) -> list[str]:
-    """The arms that chat, smallest first."""
-    return [name for name, model in state(url)["models"].items() if "chat" in model["tasks"]]
+    """Names of the models that can chat, smallest first."""
+    models = state(url)["models"]
+    return [name for name, model in models.items() if "chat" in model["tasks"]]

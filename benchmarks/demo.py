@@ -1,8 +1,10 @@
-"""Watch it learn: `make demo`, with the server running.
+"""Demonstration of learning on a running server: `make demo`.
 
-A seeded, mixed stream of checkable tasks goes through `auto`; each answer is checked by a program and the result
-posted as feedback. Then the same stream goes to each fixed size and by the static rules. Prints one table, saves a
-picture, logs one MLflow run per strategy and registers what was learned as a policy version.
+A seeded, mixed stream of tasks goes through `auto`. A program checks each answer and posts the result as feedback.
+Then the same stream goes to each model by name, and to the models that static rules choose.
+
+The demo prints a table, saves a picture, logs an MLflow run for each strategy and registers the learned policy as a
+version.
 """
 
 import argparse
@@ -14,23 +16,26 @@ import httpx
 import numpy as np
 import pandas as pd
 
-from assets.tasks import EASY, HARD, Task, make_task
+from assets.tasks import Task, level_of, make_task
 from benchmarks.client import DEFAULT_URL, Answer, chat_models, run_stream, state
-from policies import features
-from policies.static import Static
+from policies.baselines import Static
+from policies.profiling import features
 from policies.types import Arm, Objective, Request
 
-WINDOW = 50  # requests over which a share is drawn
+WINDOW = 50  # requests over which a share is averaged
 
 
 def make_stream(seed: int, count: int) -> list[Task]:
-    """The mixed stream: every kind as often, without words of haste or care, so that all strategies want the same."""
+    """A stream with every kind of task equally often.
+
+    The tasks contain no words of urgency or care, so that every strategy has the same objective.
+    """
     rng = random.Random(seed)
     return [make_task(rng, wishes=False) for _ in range(count)]
 
 
 def static_rule(names: list[str], threshold: float) -> Any:
-    """The rules that teams start with, as a function of the task: what the policy `static` would choose."""
+    """The model that the policy `static` would choose, as a function of the task."""
     policy = Static([Arm(name) for name in names], threshold)
     rng = np.random.default_rng(0)
 
@@ -41,21 +46,27 @@ def static_rule(names: list[str], threshold: float) -> Any:
     return choose
 
 
-def as_frame(answers: list[Answer], strategy: str, live: dict[str, Any]) -> pd.DataFrame:
-    """One row an answer, with cost in US dollars and utility under the server's objective."""
-    objective = Objective(live["objective"]["latency_weight"], live["objective"]["cost_weight"])
+def as_frame(
+    answers: list[Answer], strategy: str, live: dict[str, Any]
+) -> pd.DataFrame:
+    """A row for each answer, with its cost in US dollars and its utility under the server's objective."""
+    objective = Objective(
+        live["objective"]["latency_weight"], live["objective"]["cost_weight"]
+    )
     rows = []
     for i, a in enumerate(answers):
         price = live["models"][a.model]
-        cost = a.prompt_tokens * price["prompt_price_usd"] + a.output_tokens * price["output_price_usd"]
-        level = "easy" if a.task.kind in EASY else "hard" if a.task.kind in HARD else "medium"
+        cost = (
+            a.prompt_tokens * price["prompt_price_usd"]
+            + a.output_tokens * price["output_price_usd"]
+        )
         rows.append(
             {
                 "strategy": strategy,
                 "i": i,
                 "third": 1 + 3 * i // len(answers),
                 "kind": a.task.kind,
-                "level": level,
+                "level": level_of(a.task.kind),
                 "model": a.model,
                 "right": float(a.right),
                 "latency_s": a.latency_s,
@@ -69,7 +80,7 @@ def as_frame(answers: list[Answer], strategy: str, live: dict[str, Any]) -> pd.D
 
 
 def summarise(frame: pd.DataFrame, names: list[str]) -> dict[str, float]:
-    """The figures of one strategy."""
+    """Figures of one strategy."""
     figures = {
         "accuracy": frame.right.mean(),
         "latency_mean_s": frame.latency_s.mean(),
@@ -81,17 +92,18 @@ def summarise(frame: pd.DataFrame, names: list[str]) -> dict[str, float]:
         "accuracy_last_third": frame[frame.third == 3].right.mean(),
     }
     last = frame[frame.third == 3]
-    figures |= {f"share_last_third/{name}": (last.model == name).mean() for name in names}
+    for name in names:
+        figures[f"share_last_third/{name}"] = (last.model == name).mean()
     return {key: float(value) for key, value in figures.items()}
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:
-    """All strategies side by side, in Markdown."""
+    """A Markdown table of all strategies."""
     return pd.DataFrame(figures).T.rename_axis("strategy").round(4).to_markdown()
 
 
 def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
-    """Shares of `auto` over time for each level of difficulty, and every strategy's mean utility so far."""
+    """Draw the shares of `auto` for each level of difficulty, and the mean utility of every strategy."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,81 +113,143 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
     auto = frames["auto"]
     for axis, level in zip(axes[:3], ("easy", "medium", "hard"), strict=True):
         part = auto[auto.level == level].reset_index(drop=True)
-        shares = [(part.model == name).astype(float).rolling(WINDOW, min_periods=5).mean().fillna(0) for name in names]
+        shares = []
+        for name in names:
+            chosen = (part.model == name).astype(float)
+            shares.append(chosen.rolling(WINDOW, min_periods=5).mean().fillna(0))
         axis.stackplot(part.i, shares, labels=names)
-        axis.set(title=f"{level} tasks", xlabel="request", ylabel="share of the last 50", ylim=(0, 1))
+        axis.set(
+            title=f"{level} tasks",
+            xlabel="request",
+            ylabel="share of the last 50",
+            ylim=(0, 1),
+        )
     axes[0].legend(loc="lower left")
     for name, frame in frames.items():
         mean = frame.utility.rolling(2 * WINDOW, min_periods=WINDOW).mean()
-        axes[3].plot(frame.i, mean, label=name, linewidth=2.5 if name == "auto" else 1.2)
-    axes[3].set(title="utility, mean of the last 100", xlabel="request", ylabel="utility")
+        axes[3].plot(
+            frame.i, mean, label=name, linewidth=2.5 if name == "auto" else 1.2
+        )
+    axes[3].set(
+        title="utility, mean of the last 100", xlabel="request", ylabel="utility"
+    )
     axes[3].legend(fontsize=8)
-    figure.suptitle("Where `auto` sends each kind of task as it learns, and what that is worth")
+    figure.suptitle(
+        "Models that `auto` chooses as it learns, and the utility of every strategy"
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def log_to_mlflow(
-    uri: str, figures: dict[str, dict[str, float]], frames: dict[str, pd.DataFrame], picture: Path, seed: int
+    uri: str,
+    figures: dict[str, dict[str, float]],
+    frames: dict[str, pd.DataFrame],
+    picture: Path,
+    seed: int,
 ) -> None:
-    """One run per strategy; the picture and the rows go with `auto`."""
-    from deployments.versions import Registry
+    """Log a run for each strategy. The run of `auto` also gets the picture."""
+    from deployments.tracking.model_registry import PolicyRegistry
 
-    registry = Registry(uri, "adaptive-router")
+    registry = PolicyRegistry(uri, "adaptive-router")
     for name, values in figures.items():
-        run = registry.start_run(f"demo {name} seed {seed}", {"strategy": name, "seed": str(seed), "kind": "demo"})
+        run = registry.start_run(
+            f"demo {name} seed {seed}",
+            {"strategy": name, "seed": str(seed), "kind": "demo"},
+        )
         registry.log(run, values, len(frames[name]))
         for third in (1, 2, 3):
             part = frames[name][frames[name].third == third]
-            progress = {"utility_by_third": part.utility.mean(), "accuracy_by_third": part.right.mean()}
+            progress = {
+                "utility_by_third": part.utility.mean(),
+                "accuracy_by_third": part.right.mean(),
+            }
             registry.log(run, progress, third)
         if name == "auto":
             registry.client.log_artifact(run, str(picture))
         registry.client.set_terminated(run)
 
 
-def main() -> None:
-    """Run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--url", default=DEFAULT_URL)
-    parser.add_argument("--mlflow", default="http://127.0.0.1:5000", help="'' to log nothing")
+    parser.add_argument(
+        "--mlflow", default="http://127.0.0.1:5000", help="'' disables MLflow"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=750)
     parser.add_argument("--concurrency", type=int, default=1)
-    parser.add_argument("--threshold", type=float, default=0.5, help="complexity from which the static rules go large")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="complexity from which the static rules choose the largest model",
+    )
     parser.add_argument("--out", type=Path, default=Path("var"))
-    arguments = parser.parse_args()
-    live = state(arguments.url)
-    names = chat_models(arguments.url)
-    print(f"the router has made {live['decisions']} decisions before this demo; {live['policy_version']}")
-    tasks = make_stream(arguments.seed, arguments.requests)
+    return parser.parse_args()
 
+
+def play_strategies(
+    arguments: argparse.Namespace, names: list[str], live: dict[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """Answers of `auto`, of each model by name and of the static rules, by strategy."""
+    tasks = make_stream(arguments.seed, arguments.requests)
     strategies: dict[str, Any] = {"auto": lambda _: "auto"}
-    strategies |= {name: lambda _, name=name: name for name in names}
+    for name in names:
+        strategies[name] = lambda _, name=name: name
     strategies["static rules"] = static_rule(names, arguments.threshold)
     frames = {}
     for name, choose in strategies.items():
-        answers = run_stream(arguments.url, tasks, choose, f"{name:>12}", arguments.concurrency, name == "auto")
+        answers = run_stream(
+            arguments.url,
+            tasks,
+            choose,
+            f"{name:>12}",
+            arguments.concurrency,
+            feedback=name == "auto",
+        )
         frames[name] = as_frame(answers, name, live)
-    figures = {name: summarise(frame, names) for name, frame in frames.items()}
+    return frames
 
+
+def print_results(
+    figures: dict[str, dict[str, float]], auto: pd.DataFrame, names: list[str]
+) -> None:
+    """Print the table of strategies, the choices of `auto` and the utilities at the end."""
+    print("\n" + table(figures))
+    last = auto[auto.third == 3]
+    shares = pd.crosstab(last.kind, last.model, normalize="index").round(2)
+    print("\nWhere `auto` sent each kind in the last third:\n" + shares.to_markdown())
+    utility = {name: values["utility_last_third"] for name, values in figures.items()}
+    best = max(names, key=lambda name: utility[name])
+    print(
+        f"\nutility in the last third: auto {utility['auto']:.4f}; best single size ({best}) "
+        f"{utility[best]:.4f}; static rules {utility['static rules']:.4f}"
+    )
+
+
+def main() -> None:
+    """Play every strategy, then show and log the results."""
+    arguments = parse_arguments()
+    live = state(arguments.url)
+    names = chat_models(arguments.url)
+    print(
+        f"the router has made {live['decisions']} decisions before this demo; {live['policy_version']}"
+    )
+    frames = play_strategies(arguments, names, live)
+    figures = {name: summarise(frame, names) for name, frame in frames.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     picture = arguments.out / f"demo-seed{arguments.seed}.png"
     draw(frames, names, picture)
-    pd.concat(frames.values()).to_parquet(arguments.out / f"demo-seed{arguments.seed}.parquet")
-    print("\n" + table(figures))
-    last = frames["auto"][frames["auto"].third == 3]
-    shares = pd.crosstab(last.kind, last.model, normalize="index").round(2)
-    print("\nWhere `auto` sent each kind in the last third:\n" + shares.to_markdown())
-    best = max(names, key=lambda name: figures[name]["utility_last_third"])
-    mine, rules = figures["auto"]["utility_last_third"], figures["static rules"]["utility_last_third"]
-    print(
-        f"\nutility in the last third: auto {mine:.4f}; best single size ({best}) "
-        f"{figures[best]['utility_last_third']:.4f}; static rules {rules:.4f}"
-    )
+    pd.concat(frames.values()).to_parquet(picture.with_suffix(".parquet"))
+    print_results(figures, frames["auto"], names)
     version = httpx.post(f"{arguments.url}/v1/router/versions", timeout=120)
     if version.is_success:
-        print(f"registered as version {version.json()['version']} of {version.json()['name']}")
+        registered = version.json()
+        print(f"registered as version {registered['version']} of {registered['name']}")
     if arguments.mlflow:
         log_to_mlflow(arguments.mlflow, figures, frames, picture, arguments.seed)
     print(f"picture: {picture}")

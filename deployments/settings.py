@@ -1,7 +1,7 @@
-"""The typed arguments of serve_config.yaml; a key that nobody reads is an error, not a surprise.
+"""The typed arguments of serve_config.yaml. Unknown keys are errors.
 
-`GatewaySettings` is structure (a change restarts the gateway, not the models); `Tuning` is `user_config` (a change
-takes effect at the next request and restarts nothing).
+`GatewaySettings` are the application's `args`: a change restarts the gateway, but not the models. `Tuning` is the
+ingress's `user_config`: a change takes effect at the next request and restarts nothing.
 """
 
 from difflib import get_close_matches
@@ -12,19 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from policies.types import Arm, Objective
 
 
-class Strict(BaseModel):
-    """A settings object that refuses keys it does not know."""
+class StrictModel(BaseModel):
+    """Refuses unknown keys, and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class ModelSettings(Strict):
-    """One arm as the gateway sees it; the application that serves it bears the same name.
+class ModelSettings(StrictModel):
+    """One arm. The application that serves it has the same name.
 
-    prior_quality: score that is expected before anything is known; left out, it goes by the price (policies/base.py).
-    parent: the model whose place it takes, or from which it was made; it starts from what was learned of that.
-    inherit: events that this counts for. The same goes for a model that is served with other weights or engine
-        arguments than before under the same name; `revision` says so where its application does not.
+    prior_quality: expected score before there is any feedback. Default: by the price (policies/base.py).
+    parent: a model that this one replaces or was made from; this one starts with what was learned of its parent.
+    inherit: number of events that the knowledge of the parent counts for. If a model is served under the same name with
+        other weights or engine arguments, its own past counts for as many.
+    revision: change it when the weights change and the application's arguments do not show it.
     """
 
     tasks: tuple[str, ...] = ("chat", "completion")
@@ -37,7 +38,7 @@ class ModelSettings(Strict):
     revision: str = ""
 
     def arm(self, name: str) -> Arm:
-        """The same for the deciding half."""
+        """The arm as policies/ knows it."""
         return Arm(
             name=name,
             tasks=self.tasks,
@@ -51,27 +52,36 @@ class ModelSettings(Strict):
         )
 
 
-class ProfilerSettings(Strict):
-    """embedder: folder of a model2vec model. tokenizer: a tokenizer.json or hub name, to count prompt tokens."""
+class ProfilerSettings(StrictModel):
+    """How texts are profiled.
+
+    embedder: folder of a model2vec model.
+    tokenizer: a tokenizer.json or a hub name, to count prompt tokens. Default: they are estimated.
+    """
 
     embedder: str = "assets/embedder"
     tokenizer: str | None = None
 
 
-class PolicySettings(Strict):
-    """name: one of policies/registry.py. options: what that policy takes."""
+class PolicySettings(StrictModel):
+    """The policy that decides.
+
+    name: one of policies/registry.py.
+    options: parameters of that policy.
+    """
 
     name: str = "thompson"
     options: dict[str, Any] = {}
 
 
-class KeySettings(Strict):
-    """API keys (deployments/keys.py) and what one of them may do, where its own entry does not say otherwise.
+class KeySettings(StrictModel):
+    """API keys (deployments/access/api_keys.py), and the limits of a key that has none of its own.
 
-    file: where their hashes are; the same on every node that runs an ingress.
+    file: holds the hashes of the keys; the same on every node that runs an ingress.
     requests_per_minute, concurrency: of one key, at one ingress replica.
-    scores_per_minute: of one key that are taken as feedback; its influence on what is learned.
-    cross_check: quarantine keys whose scores contradict all others' (policies/trust.py), but for trusted ones.
+    scores_per_minute: of one key, accepted as feedback; this bounds its influence on what is learned.
+    cross_check: quarantine keys whose scores contradict those of all others (policies/feedback/reputation.py). Trusted
+        keys are never quarantined.
     """
 
     file: str = "var/keys.json"
@@ -81,15 +91,19 @@ class KeySettings(Strict):
     cross_check: bool = True
 
 
-class RolloutSettings(Strict):
-    """How policy versions are tried, promoted and rolled back (deployments/rollout.py, policies/gate.py).
+class RolloutSettings(StrictModel):
+    """How policy versions are tried, promoted and rolled back.
 
-    share: of the traffic, that a challenger gets.
-    margin: by how much it must beat the champion, in points of utility. level: of that interval.
-    repeated: ask for a confidence sequence, which holds however often promotion is tried, but needs more decisions.
-    watch_share: of the traffic, that the predecessor of a promoted version keeps, as long as it is watched.
-    watch_margin: by how much the promoted version may be worse. watch_alpha: probability of a false rollback, ever.
-    watch_rewards: after so many the watch is over.
+    See deployments/router/rollout.py and policies/rollout/promotion_gate.py.
+
+    share: share of the traffic that a challenger gets.
+    margin: by how much a challenger must beat the champion, in points of utility.
+    level: confidence level of that comparison.
+    repeated: use a confidence sequence. It is valid however often promotion is tried, but needs more decisions.
+    watch_share: share of the traffic that the predecessor of a promoted version keeps while the version is watched.
+    watch_margin: by how much the promoted version may be worse than its predecessor.
+    watch_alpha: probability of a false rollback, over the whole watch.
+    watch_rewards: number of rewards after which the watch ends.
     """
 
     share: float = Field(0.1, ge=0, le=1)
@@ -102,18 +116,18 @@ class RolloutSettings(Strict):
     watch_rewards: int = Field(10_000, ge=1)
 
 
-class GatewaySettings(Strict):
-    """All that the gateway, the router and the tracker are built from.
+class GatewaySettings(StrictModel):
+    """Settings of the gateway, the router and the tracker.
 
-    max_mean_cost_usd: ceiling on the mean cost per routed request (policies/pacer.py); none if not given.
-    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME; it keeps these settings, too.
-    journal_keep_days, journal_max_rows: how old and how many its rows may get (a request makes about three, together
-        3 kB); what was learned from those that go is kept.
-    feedback_window_days: later than this, feedback for a decision is refused.
-    store_text: write prompts and answers into the journal, not only features and a salted hash.
-    trace_share: of the decisions, that MLflow shows as traces, with their feedback; all are in its figures.
-    keys: none are asked for if not given, which is allowed on loopback only.
-    max_body_bytes: of one request.
+    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME. It also stores these settings.
+    journal_keep_days, journal_max_rows: maximum age and number of the journal's rows. A request makes about three rows,
+        together 3 kB. What was learned from deleted rows is kept.
+    feedback_window_days: feedback for an older decision is refused.
+    store_text: write prompts and answers to the journal, not only features and a salted hash.
+    trace_share: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count all.
+    max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
+    keys: Default: the gateway asks for no API keys, which is allowed on loopback only.
+    max_body_bytes: maximum size of a request.
     """
 
     models: dict[str, ModelSettings] = Field(min_length=1)
@@ -134,40 +148,42 @@ class GatewaySettings(Strict):
     max_body_bytes: int = Field(2**20, ge=1024)
 
     def arms(self) -> tuple[Arm, ...]:
-        """The models, smallest first as the file lists them."""
+        """All arms in the order of the file, which is smallest first."""
         return tuple(model.arm(name) for name, model in self.models.items())
 
 
 def latest(kept: bytes | None, given: GatewaySettings) -> GatewaySettings:
-    """The settings that a journal kept, as JSON; the given ones if it kept none, or such as are valid no more."""
+    """The settings that a journal stored as JSON; the given ones if it stored none, or if they are no longer valid."""
     if kept is None:
         return given
     try:
-        return GatewaySettings.model_validate_json(kept).model_copy(update={"journal": given.journal})
+        return GatewaySettings.model_validate_json(kept).model_copy(
+            update={"journal": given.journal}
+        )
     except ValidationError:
         return given
 
 
-class ObjectiveSettings(Strict):
-    """What a request is worth: see policies/types.py, Objective."""
+class ObjectiveSettings(StrictModel):
+    """Weights of latency and cost against the score (policies/types.py, Objective)."""
 
     latency_weight: float = Field(0.0, ge=0)
     cost_weight: float = Field(0.0, ge=0)
 
     def objective(self) -> Objective:
-        """The same for the deciding half."""
+        """The objective as policies/ knows it."""
         return Objective(self.latency_weight, self.cost_weight)
 
 
-class AdmissionSettings(Strict):
-    """How much one ingress replica takes on (deployments/admission.py); what is more gets a 429 at once.
+class AdmissionSettings(StrictModel):
+    """How many requests one ingress replica admits (deployments/dispatch/admission.py). Others get a 429 at once.
 
-    running: requests that a replica of a model is given at once. Those of all ingress replicas together must be above
-        its target_ongoing_requests, or Serve never adds a replica, and not above its max_ongoing_requests and
-        max_num_seqs, or they wait where priorities do not reach.
-    waiting: places in the line in front of each model.
-    wait_s: nobody waits longer in it, nor joins it when it would take longer.
-    requests: running and waiting, over all models; below max_ongoing_requests of the Ingress.
+    running: requests sent to a replica of a model at once. Times the number of ingress replicas, it must be above the
+        model's target_ongoing_requests, or Serve never adds a replica. It must not be above max_ongoing_requests and
+        max_num_seqs, or requests wait where priorities have no effect.
+    waiting: maximum length of the queue in front of each model.
+    wait_s: maximum wait in a queue. A request whose expected wait is longer is refused.
+    requests: maximum of running and waiting requests over all models; below max_ongoing_requests of the Ingress.
     """
 
     running: int = Field(32, ge=1)
@@ -176,11 +192,11 @@ class AdmissionSettings(Strict):
     requests: int = Field(512, ge=1)
 
 
-class BreakerSettings(Strict):
-    """When an arm is left alone (deployments/breaker.py).
+class BreakerSettings(StrictModel):
+    """When the circuit breaker of an arm opens (deployments/dispatch/circuit_breaker.py).
 
-    failures: in a row, that open it.
-    open_s: the first pause; doubled with each failed probe, up to max_open_s.
+    failures: number of failures in a row after which the arm is checked.
+    open_s: how long the breaker stays open. Each failed probe doubles it, up to max_open_s.
     """
 
     failures: int = Field(3, ge=1)
@@ -188,15 +204,17 @@ class BreakerSettings(Strict):
     max_open_s: float = Field(60.0, gt=0)
 
 
-class JudgeSettings(Strict):
-    """A judge of answers (deployments/judge.py), at each ingress replica.
+class JudgeSettings(StrictModel):
+    """A model that grades answers in the background (deployments/gateway/judge.py), for each ingress replica.
 
-    share: of the answers that the router chose.
-    calls_per_hour: its budget. waiting: answers that may wait for it, in memory.
-    model: who judges; the largest model, if not given. It must be able to follow instructions.
-    url: of an OpenAI-compatible endpoint (".../v1", not this gateway) that has the model, instead of our own.
-    key_env: environment variable with its API key.
-    timeout_s: of a call. max_tokens: of its reply.
+    share: share of the answers that are graded, among those that the router chose the model for.
+    calls_per_hour: maximum number of calls.
+    waiting: maximum number of answers that wait to be graded, in memory.
+    model: the judge; it must be able to follow instructions. Default: the largest model.
+    url: an OpenAI-compatible endpoint (".../v1", not this gateway) that serves the judge. Default: this system.
+    key_env: environment variable with the endpoint's API key.
+    timeout_s: of a call.
+    max_tokens: of a reply.
     """
 
     share: float = Field(0.05, gt=0, le=1)
@@ -209,20 +227,22 @@ class JudgeSettings(Strict):
     max_tokens: int = Field(16, ge=1)
 
 
-class Tuning(Strict):
-    """What operators tune while it runs.
+class Tuning(StrictModel):
+    """Settings that operators may change while the system runs.
 
-    objective: of `model: auto`; presets: of `auto:NAME`.
-    profile_here_chars: up to this length of all messages together, the ingress reads a text itself.
-    decide_here_s: on a snapshot of what the router has learned that is no older, the ingress decides itself, and the
-        router hears of it with the answer; 0 asks the router each time.
-    profile_timeout_s, decide_timeout_s: after these the ingress goes on without the profiler, without the router.
-    first_byte_timeout_s: of a stream; after this another arm is asked, once.
-    answer_timeout_s: the same for an answer in one piece; and the longest that any stream may take, or take to be read.
-    chunk_timeout_s: the longest pause in a stream; after it, it ends with an error event.
-    hedge_after: share of max_latency_s after which a request that has one, and no first byte yet, is also given to the
-        next best arm; the first to answer counts. Not given: never.
-    judge: grades a share of the answers in the background. Not given: nobody does.
+    objective: of `model: auto`.
+    presets: objectives of `auto:NAME`.
+    profile_here_chars: the ingress profiles a request itself if its messages have at most so many characters together.
+    decide_here_s: the ingress decides itself if its snapshot of what the router has learned is no older. The decision
+        reaches the router with the outcome. 0: the router decides.
+    profile_timeout_s: the ingress goes on without the profiler after this time.
+    decide_timeout_s: the ingress goes on without the router after this time.
+    first_byte_timeout_s: time until the first byte of a stream, after which one other arm is asked.
+    answer_timeout_s: the same for an answer in one piece. Also the maximum duration of a stream, and of reading it.
+    chunk_timeout_s: maximum pause in a stream, after which the stream ends with an error event.
+    hedge_after: fraction of `max_latency_s` after which a second model is asked if no byte has arrived; the first to
+        answer wins. Default: never.
+    judge: grades a share of the answers in the background. Default: none.
     """
 
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -241,7 +261,7 @@ class Tuning(Strict):
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error in words: where, what is wrong, and the nearest valid key for a typo."""
+    """A validation error as text: the place, the problem, and the nearest valid key for a typo."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
@@ -255,6 +275,17 @@ def explain(error: ValidationError) -> str:
 
 
 def _all_keys() -> list[str]:
-    models: list[type[BaseModel]] = [ModelSettings, ProfilerSettings, PolicySettings, GatewaySettings, KeySettings]
-    models += [RolloutSettings, ObjectiveSettings, Tuning, AdmissionSettings, BreakerSettings, JudgeSettings]
+    models: list[type[BaseModel]] = [
+        ModelSettings,
+        ProfilerSettings,
+        PolicySettings,
+        GatewaySettings,
+        KeySettings,
+        RolloutSettings,
+        ObjectiveSettings,
+        Tuning,
+        AdmissionSettings,
+        BreakerSettings,
+        JudgeSettings,
+    ]
     return [key for model in models for key in model.model_fields]

@@ -1,7 +1,7 @@
-"""The notebook as a report: executed, written as one HTML file, and put into MLflow. `make report`.
+"""Executes the notebook, writes it as one HTML file and logs the file to MLflow: `make report`.
 
-JOURNAL=sqlite:///var/journal.db looks at that journal; the bundled log is the default. CONFIG=FILE says what its arms
-cost, if that is not in serve_config.yaml.
+JOURNAL=sqlite:///var/journal.db analyses that journal; the default is the bundled log. CONFIG=FILE names the
+configuration with the prices of its arms, if that is not serve_config.yaml.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks/policy_analysis.ipynb"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Policy analysis</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
@@ -33,15 +33,21 @@ def execute(notebook: Path = NOTEBOOK) -> NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     content = nbformat.read(notebook, as_version=4)
-    with TemporaryDirectory() as folder:  # for sockets that only we can reach, instead of ports
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
-        NotebookClient(content, km=kernel, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
+    # the kernel's sockets are in this folder, so that no other user can connect to them
+    with TemporaryDirectory() as folder:
+        kernel = AsyncKernelManager(
+            kernel_name="python3", transport="ipc", ip=f"{folder}/kernel"
+        )
+        NotebookClient(
+            content, km=kernel, timeout=600, resources={"metadata": {"path": str(ROOT)}}
+        ).execute()
     return content
 
 
 def to_html(notebook: NotebookNode) -> str:
-    """Text, figures and tables; of the code only the single lines, which say what a figure is."""
-    markdown, parts = MarkdownIt().enable("table"), []
+    """The notebook's text, figures and tables as HTML. Of the code, only cells of one line are shown."""
+    markdown = MarkdownIt().enable("table")
+    parts = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             parts.append(markdown.render(cell.source))
@@ -51,7 +57,9 @@ def to_html(notebook: NotebookNode) -> str:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
-                parts.append(f'<img alt="{html.escape(cell.source)}" src="data:image/png;base64,{data["image/png"]}">')
+                parts.append(
+                    f'<img alt="{html.escape(cell.source)}" src="data:image/png;base64,{data["image/png"]}">'
+                )
             elif "text/html" in data:
                 parts.append(data["text/html"])
             elif output.output_type == "stream" and output.name == "stdout":
@@ -60,14 +68,18 @@ def to_html(notebook: NotebookNode) -> str:
 
 
 def log_to_mlflow(uri: str, experiment: str, files: list[Path]) -> str:
-    """A run with these files; returns its id."""
+    """Create an MLflow run with some files; returns its id."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    experiment_id = (
+        found.experiment_id if found else client.create_experiment(experiment)
+    )
     tags = {"kind": "report", "journal": os.environ.get("JOURNAL", "the bundled log")}
-    run = client.create_run(experiment_id, run_name="policy analysis", tags=tags).info.run_id
+    run = client.create_run(
+        experiment_id, run_name="policy analysis", tags=tags
+    ).info.run_id
     for file in files:
         client.log_artifact(run, str(file))
     client.set_terminated(run)
@@ -75,10 +87,14 @@ def log_to_mlflow(uri: str, experiment: str, files: list[Path]) -> str:
 
 
 def main() -> None:
-    """Make the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Make the report, from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("var/policy_analysis.html"))
-    parser.add_argument("--mlflow", default="http://127.0.0.1:5000", help="'' to log nothing")
+    parser.add_argument(
+        "--mlflow", default="http://127.0.0.1:5000", help="'' to log nothing"
+    )
     parser.add_argument("--experiment", default="adaptive-router")
     arguments = parser.parse_args()
     notebook = execute()
@@ -88,7 +104,9 @@ def main() -> None:
     nbformat.write(notebook, executed)
     print(f"report: {arguments.out}")
     if arguments.mlflow:
-        run = log_to_mlflow(arguments.mlflow, arguments.experiment, [arguments.out, executed])
+        run = log_to_mlflow(
+            arguments.mlflow, arguments.experiment, [arguments.out, executed]
+        )
         print(f"in MLflow: run {run} of {arguments.experiment}")
 
 

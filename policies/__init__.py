@@ -1,5 +1,5 @@
 """WHAT to decide: numpy, numba, msgspec and the standard library, nothing else.
 
 A policy has two verbs. `decide` turns requests (what each task needs and its user wants) and the models' live state
-into decisions; `learn` folds what happened back in. Start with types.py, then thompson.py.
+into decisions. `learn` updates the policy with the outcomes. Start with types.py, then thompson/policy.py.
 """

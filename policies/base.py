@@ -1,91 +1,90 @@
-"""What every policy is: two verbs, and a state that can be carried away and brought back."""
+"""The policy protocol: decide, learn, and a state that can be saved and restored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.types import Arm, Decision, ModelState, Objective, Outcome, Request, TaskProfile, Vector
+from policies.events import Decision, Outcome
+from policies.types import Arm, ModelState, Request, Vector
 
 State = dict[str, NDArray[np.float64]]
 
-SHARED = ("reference", "latest")  # last part of the names of arrays in a State that are of all arms together
-SENSITIVITY = 3.0  # a text that asks for speed or care makes seconds (and money) weigh this much more or less
-PRIOR = 0.5  # score
-PRIOR_BY_DECADE = 0.1  # score for a price ten times higher
+# The last part of the names of arrays in a State that all arms share.
+SHARED = ("reference", "latest")
+PRIOR = 0.5  # expected score without a price
+PRIOR_BY_DECADE = 0.1  # score points for a price ten times higher
 
 
-class Policy(Protocol):
-    """Chooses an arm for each request, and learns from what came of it.
+class EventLearner(Protocol):
+    """Learns from decisions, their outcomes and their scores."""
 
-    Everything that a decision depends on is an argument or in `state()`: time, live load and random numbers are
-    handed in, so that a restart, a replay and an offline evaluation are the same code.
+    def advance(self, sequence: int) -> None:
+        """Set the forgetting clock to this decision, as `decide` does.
+
+        A replay must call it, or the weights overflow.
+        """
+
+    def learn(self, decision: Decision, outcome: Outcome) -> None:
+        """Learn from an outcome. A forced decision counts too, because its latency is a valid measurement."""
+
+    def score(
+        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+    ) -> None:
+        """Learn from a quality score in [0, 1] of the chosen arm; weight -1 withdraws an earlier score exactly.
+
+        again: this score replaces or restores an earlier one and must not be used as evidence of drift.
+        """
+
+    def discount(self, arm: str, events: float) -> None:
+        """Reduce what was learned of an arm so far to the weight of at most `events` events of each kind.
+
+        All past events are multiplied by one factor. This is a power prior (Ibrahim and Chen, Statistical Science
+        2000): it keeps the means and inflates the variances. An unknown arm changes nothing.
+        """
+
+
+class Policy(EventLearner, Protocol):
+    """Chooses an arm for each request, and learns from the outcome.
+
+    Everything that a decision depends on is an argument or in `state()`. Time, live load and random numbers are
+    arguments, so a restart, a replay and an offline evaluation run the same code.
     """
 
     @property
     def name(self) -> str:
-        """As registry.py lists it."""
+        """The policy's name in registry.py."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Among which it chooses."""
+        """The arms among which the policy chooses."""
 
     def decide(
-        self, requests: Sequence[Request], states: Mapping[str, ModelState], rng: np.random.Generator, sequence: int
+        self,
+        requests: Sequence[Request],
+        states: Mapping[str, ModelState],
+        rng: np.random.Generator,
+        sequence: int,
     ) -> list[Decision]:
         """Decide a batch; `sequence` is the number of decisions made before it.
 
-        A decision's arm is "" if its limits leave none; its estimates then say what removed each.
-        """
-
-    def advance(self, sequence: int) -> None:
-        """Let the clock of forgetting run on to this decision, as `decide` does; a replay must, or weights overflow."""
-
-    def learn(self, decision: Decision, outcome: Outcome) -> None:
-        """Fold in what was measured. A forced decision teaches too: its latency is as true as any other."""
-
-    def score(self, decision: Decision, score: float, weight: float = 1.0, again: bool = False) -> None:
-        """Fold in a quality score in [0, 1] for the chosen arm; weight -1 takes an earlier one back exactly.
-
-        `again`: it counted before, was held back (trust.py) or takes the place of one that its source has corrected, so
-        it says nothing of how things have changed.
+        A decision's arm is "" if the limits exclude every arm; the estimates then state the reason for each.
         """
 
     def state(self) -> State:
-        """All that was learned, as named arrays of finite numbers."""
+        """Everything learned, as named arrays of finite numbers."""
 
     def restore(self, state: State) -> None:
-        """Take over what another policy of the same name and arms had learned.
+        """Replace what was learned by the state of a policy of the same name and arms.
 
         Raises:
             ValueError: an array is missing, has another shape, or is not finite.
         """
 
 
-def as_meant(requests: Sequence[Request]) -> list[Request]:
-    """The requests with their objectives moved by what their texts say about haste and care.
-
-    Done once, before anybody decides, so that all policies are asked, and judged, by the same objective.
-    """
-    return [replace(r, objective=moved) if (moved := _moved(r)) is not r.objective else r for r in requests]
-
-
-def _moved(request: Request) -> Objective:
-    objective, profile = request.objective, request.profile
-    haste, care = profile.time_sensitivity, profile.accuracy_sensitivity
-    if not haste and not care:
-        return objective
-    return replace(
-        objective,
-        latency_weight=objective.latency_weight * SENSITIVITY ** (haste - care),
-        cost_weight=objective.cost_weight * SENSITIVITY**-care,
-    )
-
-
-def rebased(state: State, sequence: int) -> State:
-    """The same as if the decision of this number had been the first: for a clock that begins anew."""
+def shift_sequence(state: State, sequence: int) -> State:
+    """The state with all sequence numbers reduced by `sequence`, for a clock that restarts at that decision."""
     moved = {}
     for name, array in state.items():
         part = name.rpartition(".")[2]
@@ -96,79 +95,104 @@ def rebased(state: State, sequence: int) -> State:
 
 
 def prior_quality(arms: Sequence[Arm]) -> Vector:
-    """[K] scores to expect of arms of which nothing is known: what the operator says, or else what the price says.
+    """[K] expected scores of arms without data: `Arm.prior_quality`, or a value derived from the price.
 
-    On the middle one of the recorded streams a price ten times higher goes with 0.1 more (benchmarks/LOG.md).
-    Prices are those of a token in and one out, beside the geometric mean of all arms; without a price it is PRIOR.
+    In the median recorded stream, a price ten times higher goes with a score 0.1 higher (benchmarks/LOG.md). The price
+    is that of one prompt token and one output token, compared with the geometric mean of all priced arms. An arm
+    without a price gets PRIOR.
     """
     prices = np.array([arm.prompt_price_usd + arm.output_price_usd for arm in arms])
-    beyond, priced = np.zeros(len(arms)), prices > 0
+    beyond = np.zeros(len(arms))
+    priced = prices > 0
     if priced.any():
         decades = np.log10(prices[priced])
         beyond[priced] = decades - decades.mean()
     by_price = np.clip(PRIOR + PRIOR_BY_DECADE * beyond, 0.1, 0.9)
-    return np.array([by if arm.prior_quality is None else arm.prior_quality for arm, by in zip(arms, by_price)])
-
-
-def removed_by(arm: Arm, profile: TaskProfile, objective: Objective, state: ModelState) -> str:
-    """The hard limit that takes an arm out before any estimate is made, in words; "" if none does."""
-    if objective.models and arm.name not in objective.models:
-        return "not among the request's models"
-    if objective.unavailable and (reason := dict(objective.unavailable).get(arm.name)):
-        return reason
-    if profile.task not in arm.tasks:
-        return f"does not do the task '{profile.task}'"
-    # inputs of an embedding request are read one by one; their model, which nobody chooses, knows which is too long
-    if profile.task != "embed" and profile.prompt_tokens >= arm.context_tokens:
-        return f"prompt of {profile.prompt_tokens} tokens does not fit its context of {arm.context_tokens}"
-    if not state.healthy:
-        return "no healthy replica"
-    return ""
-
-
-def removed(arms: Sequence[Arm], profile: TaskProfile, objective: Objective, states: Sequence[ModelState]) -> list[str]:
-    """[K] `removed_by` of each arm; and where another has room for it, those without for the longest answer allowed.
-
-    Only then: the prompt's tokens may be an estimate, and the engine, which knows them, refuses what is too long.
-    """
-    row = [removed_by(arm, profile, objective, state) for arm, state in zip(arms, states)]
-    needed = profile.prompt_tokens + profile.max_output_tokens
-    tight = [why or ("" if needed <= arm.context_tokens else _no_room(arm, profile)) for arm, why in zip(arms, row)]
-    return row if all(tight) else tight
-
-
-def _no_room(arm: Arm, profile: TaskProfile) -> str:
-    asked = f"prompt of {profile.prompt_tokens} tokens, with {profile.max_output_tokens} for the answer,"
-    return f"{asked} does not fit its context of {arm.context_tokens}"
-
-
-def load(arm: Arm, states: Mapping[str, ModelState]) -> float:
-    """Requests in flight per ready replica of an arm."""
-    state = states.get(arm.name)
-    return state.in_flight / max(1, state.replicas) if state else 0.0
+    prior = by_price.copy()
+    for k, arm in enumerate(arms):
+        if arm.prior_quality is not None:
+            prior[k] = arm.prior_quality
+    return prior
 
 
 def realign(
-    state: State, before: Sequence[str], after: Sequence[str], fresh: State, parents: Mapping[str, str] | None = None
+    state: State,
+    before: Sequence[str],
+    after: Sequence[str],
+    fresh: State,
+    parents: Mapping[str, str] | None = None,
 ) -> State:
-    """What was learned about some arms, laid out for others: known arms keep their rows, new ones start afresh.
+    """A state laid out for other arms: known arms keep their rows, new arms take the rows of `fresh`.
 
     Args:
-        state: arrays whose first axis is the arms `before`, but for those that all arms share (SHARED).
+        state: arrays whose first axis is the arms `before`, except the arrays that all arms share (SHARED).
         before: names of the arms of `state`.
         after: names of the arms wanted.
-        fresh: the state of a policy over `after` that knows nothing; gives the shapes.
-        parents: of new arms, from which they take the rows.
+        fresh: state of a policy over `after` that has learned nothing; gives the shapes.
+        parents: by new arm, the arm whose rows it inherits.
     """
     rows = {name: i for i, name in enumerate(before)}
-    rows |= {name: rows[parent] for name, parent in (parents or {}).items() if name not in rows and parent in rows}
+    for name, parent in (parents or {}).items():
+        if name not in before and parent in before:
+            rows[name] = rows[parent]
     aligned: State = {}
     for key, blank in fresh.items():
         known = state.get(key)
         if known is None or known.shape[1:] != blank.shape[1:]:
-            continue  # left out: restore() will say that it is missing
+            continue  # restore() will report it as missing
         if key.rpartition(".")[2] in SHARED:
             aligned[key] = known.copy()
             continue
-        aligned[key] = np.stack([known[rows[name]] if name in rows else blank[i] for i, name in enumerate(after)])
+        kept = [
+            known[rows[name]] if name in rows else blank[i]
+            for i, name in enumerate(after)
+        ]
+        aligned[key] = np.stack(kept)
     return aligned
+
+
+def restore_for_arms(policy: Policy, state: State, before: Sequence[str]) -> None:
+    """Restore a policy from the state of a policy over other arms.
+
+    A new arm inherits what was learned of its parent, if the parent is among these arms.
+
+    Args:
+        policy: the policy to restore, which has learned nothing yet.
+        state: state of a policy of the same name.
+        before: names of that policy's arms.
+
+    Raises:
+        ValueError: see Policy.restore.
+    """
+    parents = {arm.name: arm.parent for arm in policy.arms}
+    policy.restore(realign(state, before, list(parents), policy.state(), parents))
+    for arm in policy.arms:
+        if arm.name not in before and arm.parent in before:
+            policy.discount(arm.name, arm.inherit)
+
+
+class LearningBuffer:
+    """Records the learning events of a policy, so that they can be replayed to another policy later."""
+
+    def __init__(self) -> None:
+        self._learned: list[
+            tuple[Decision, Outcome] | tuple[Decision, float, float, bool]
+        ] = []
+
+    def learn(self, decision: Decision, outcome: Outcome) -> None:
+        """See base.Policy."""
+        self._learned.append((decision, outcome))
+
+    def score(
+        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+    ) -> None:
+        """See base.Policy."""
+        self._learned.append((decision, score, weight, again))
+
+    def play(self, policy: Policy) -> None:
+        """Replay all recorded events to a policy."""
+        for item in self._learned:
+            if len(item) == 2:
+                policy.learn(*item)
+            else:
+                policy.score(*item)

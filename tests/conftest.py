@@ -1,4 +1,4 @@
-"""Shared by all tests: a small portfolio, and one running system for the whole run."""
+"""Fixtures of all tests: a small portfolio, databases, and one running system for the whole test run."""
 
 import os
 import shutil
@@ -12,26 +12,32 @@ import numpy as np
 import pytest
 
 from policies.types import Arm
-from tests import streams as recordings
-from tests.balancer import Two, balanced, within
-from tests.gateway import Gateway
-from tests.postgres import Postgres, binaries
+from tests.support import streams as recordings
+from tests.support.balancer import Two, balanced, within
+from tests.support.gateway import Gateway
+from tests.support.postgres import Postgres, binaries
 
-ROOT = Path(__file__).resolve().parent.parent
-OFFSET = 100  # of the ports of the tests' own system
-os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token left in the home folder would be asked for
+ROOT = Path(__file__).resolve().parents[1]
+PORT_OFFSET = 100  # added to every port of the tests' own system
+# otherwise Ray would require a token that it finds in the home folder
+os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 def pytest_report_header() -> str:
-    """Which streams the tests of the benchmarks play."""
-    where = recordings.recorded()
-    return f"streams: made here, {f'and recorded ones at {where}' if where else 'no recorded ones (ROUTER_DATA)'}"
+    """Name the streams that the tests of the benchmarks play."""
+    if where := recordings.recorded():
+        return f"streams: generated ones, and recorded ones at {where}"
+    return "streams: generated ones, no recorded ones (ROUTER_DATA)"
 
 
-@pytest.fixture(scope="session", params=["made", *(["recorded"] if recordings.recorded() else [])])
-def streams(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> recordings.Streams:
-    """Small streams that are made here; and the recorded ones as well, where they are."""
+@pytest.fixture(
+    scope="session", params=["made", *(["recorded"] if recordings.recorded() else [])]
+)
+def streams(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> recordings.Streams:
+    """Small generated streams; and the recorded ones, if they are present."""
     if request.param == "recorded":
         return recordings.Streams(recordings.recorded(), True)
     folder = tmp_path_factory.mktemp("streams")
@@ -42,7 +48,7 @@ def streams(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session", autouse=True)
 def collected() -> Iterator[None]:
     """What tests leave behind is collected: a gateway that freezes the garbage collector's heap would stay for ever."""
-    with mock.patch("deployments.collector.relax"):
+    with mock.patch("deployments.runtime.tune_gc"):
         yield
 
 
@@ -69,7 +75,7 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server of the tests' own."""
+    """A temporary PostgreSQL server."""
     if (folder := binaries()) is None:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")
     server = Postgres(folder)
@@ -79,7 +85,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new, empty database for a journal, once of each kind."""
+    """URL of a new, empty database for a journal, for each kind of database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/deep/journal.db"
     server: Postgres = request.getfixturevalue("postgres")
@@ -88,56 +94,58 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a running system with the three real models: ROUTER_URL if set, else one of the tests' own."""
+    """URL of a running system with the three real models: ROUTER_URL, or a system that is started here."""
     if url := os.environ.get("ROUTER_URL"):
         yield url.rstrip("/")
         return
     state = tmp_path_factory.mktemp("system")
-    launch = [sys.executable, "-m", "deployments.launch"]
-    where = ["--state", str(state), "--offset", str(OFFSET)]
+    launch = [sys.executable, "-m", "deployments.operations.launcher"]
+    where = ["--state", str(state), "--offset", str(PORT_OFFSET)]
     try:
         subprocess.run([*launch, "up", *where], cwd=ROOT, check=True)
-        yield f"http://127.0.0.1:{8000 + OFFSET}"
+        yield f"http://127.0.0.1:{8000 + PORT_OFFSET}"
     finally:
         subprocess.run([*launch, "down", *where], cwd=ROOT, check=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the running system comes last, so that quick failures show first."""
+    """Run the tests of the running system last, so that quick failures show first."""
     items.sort(key=lambda item: item.get_closest_marker("live") is not None)
 
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes many seconds, a copy none."""
-    from deployments.versions import Registry
+    """A database with MLflow's tables, to be copied, since creating them takes many seconds."""
+    from deployments.tracking.model_registry import PolicyRegistry
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Registry(f"sqlite:///{path}", "test").aliases()
+    PolicyRegistry(f"sqlite:///{path}", "test").aliases()
     return path
 
 
 @pytest.fixture
 def mlflow_uri(empty_mlflow: Path, tmp_path: Path) -> str:
-    """A real MLflow store on disk, with the experiment `test`; its artefacts are beside it."""
-    from deployments.versions import Registry
+    """URI of a real MLflow store on disk, with the experiment `test` and its artefacts beside it."""
+    from deployments.tracking.model_registry import PolicyRegistry
 
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    Registry(uri, "test").client.create_experiment("test", artifact_location=str(tmp_path / "artefacts"))
+    PolicyRegistry(uri, "test").client.create_experiment(
+        "test", artifact_location=str(tmp_path / "artefacts")
+    )
     return uri
 
 
 @pytest.fixture(scope="session")
 def balancer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
-    """Debian's HAProxy with the shipped configuration, and two small servers behind it."""
+    """HAProxy with the shipped configuration, and two fake gateways."""
     with balanced(tmp_path_factory.mktemp("balancer")) as made:
         yield made
 
 
 @pytest.fixture
 def two(balancer: Two) -> Iterator[Two]:
-    """With both gateways up and ready, whatever the test before did."""
+    """The load balancer with both gateways ready and without recorded requests."""
     proxy, gateways = balancer
     within(60, lambda: set(proxy.names()) == {"a", "b"})
     for gateway in gateways:

@@ -1,0 +1,1 @@
+"""Benchmarks of the quality of decisions, on recorded streams."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the router's own processor time."""

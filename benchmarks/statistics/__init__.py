@@ -1,0 +1,1 @@
+"""Benchmarks of the statistics: calibration and off-policy estimates."""

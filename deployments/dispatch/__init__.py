@@ -1,0 +1,1 @@
+"""Dispatch: from a profiled request to an answering model."""

@@ -1,0 +1,168 @@
+"""Admission control: a bounded priority queue in front of each model.
+
+A queue is bounded by its length and by the expected wait; all requests of the ingress together are bounded as well. A
+request that exceeds a bound is refused at once, with the time after which a retry is worthwhile. High-priority
+requests are served first and may fill a queue; normal ones may fill three quarters of it, and batch work half.
+"""
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from deployments.settings import AdmissionSettings
+
+HIGH, NORMAL, BATCH = range(3)
+RANKS = {"high": HIGH, "normal": NORMAL, "batch": BATCH}
+SHARES = (1.0, 0.75, 0.5)  # of each limit, by rank
+SMOOTHING = 0.1  # weight of the newest duration in the moving average
+
+
+class FullError(Exception):
+    """There is no room; there may be after `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float):
+        super().__init__("full")
+        self.retry_after_s = retry_after_s
+
+
+class ModelQueue:
+    """Bounded priority queue of one model: the requests that wait for a slot, and the number of those that have one.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.settings = AdmissionSettings()
+        self.replicas = 1
+        self.running = 0
+        self._clock = clock
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
+        self._held_s = 0.0  # moving average of how long a slot is held
+
+    @property
+    def waiting(self) -> int:
+        """Number of waiting requests."""
+        return len(self._waiting)
+
+    @property
+    def slots(self) -> int:
+        """Number of requests that may run at once."""
+        return self.settings.running * max(1, self.replicas)
+
+    def wait_s(self, rank: int) -> float:
+        """Expected wait of a new request of this rank.
+
+        It is the number of requests before it, times the mean time between two slots that become free.
+        """
+        if self._slot_is_free():
+            return 0.0
+        before = sum(1 for other, _, _ in self._waiting if other <= rank)
+        return (before + 1) * self._held_s / self.slots
+
+    def full(self, rank: int) -> bool:
+        """Whether a new request of this rank would be refused."""
+        if self._slot_is_free():
+            return False
+        if len(self._waiting) >= SHARES[rank] * self.settings.waiting:
+            return True
+        return self.wait_s(rank) > self.settings.wait_s
+
+    async def enter(self, rank: int) -> float:
+        """Wait for a slot. Returns the time at which it was taken, for `leave`.
+
+        Raises:
+            FullError: there is no room, or no slot became free within `settings.wait_s`.
+        """
+        self._assign_slots()  # the number of replicas may have grown since the last `leave`
+        if self.full(rank):
+            raise FullError(self.wait_s(rank))
+        if self._slot_is_free():
+            self.running += 1
+            return self._clock()
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (rank, next(self._numbers), slot)
+        heapq.heappush(self._waiting, entry)
+        try:
+            async with asyncio.timeout(self.settings.wait_s):
+                await slot
+        except BaseException as error:
+            if slot.done() and not slot.cancelled():
+                self.leave(None)  # the slot was assigned at the same moment
+            elif entry in self._waiting:  # otherwise _assign_slots has removed it
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+            if isinstance(error, TimeoutError):
+                raise FullError(self.wait_s(rank)) from None
+            raise
+        return self._clock()
+
+    def leave(self, entered: float | None) -> None:
+        """Free a slot; `entered` is None if the slot was never used."""
+        self.running -= 1
+        if entered is not None:
+            held_s = self._clock() - entered
+            weight = SMOOTHING if self._held_s else 1.0
+            self._held_s += weight * (held_s - self._held_s)
+        self._assign_slots()
+
+    def _slot_is_free(self) -> bool:
+        return self.running < self.slots and not self._waiting
+
+    def _assign_slots(self) -> None:
+        while self._waiting and self.running < self.slots:
+            _, _, slot = heapq.heappop(self._waiting)
+            if not slot.done():
+                self.running += 1
+                slot.set_result(None)
+
+
+class AdmissionControl:
+    """The queues of all arms, and the bound on the number of all requests.
+
+    Args:
+        arms: their names.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, arms: tuple[str, ...], clock: Callable[[], float] = time.monotonic
+    ):
+        self.queues = {arm: ModelQueue(clock) for arm in arms}
+        self._deciding = 0
+        self.configure(AdmissionSettings())
+
+    def configure(self, settings: AdmissionSettings) -> None:
+        """Take over changed settings."""
+        self._settings = settings
+        for queue in self.queues.values():
+            queue.settings = settings
+
+    @property
+    def in_flight_total(self) -> int:
+        """Number of requests that are being decided, wait or run."""
+        in_queues = sum(queue.running + queue.waiting for queue in self.queues.values())
+        return self._deciding + in_queues
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Count a request that is not in a queue yet."""
+        self._deciding += 1
+        try:
+            yield
+        finally:
+            self._deciding -= 1
+
+    def check(self, rank: int) -> None:
+        """Refuse a request before any work is done for it.
+
+        Raises:
+            FullError: the ingress has as many requests as this rank may fill.
+        """
+        if self.in_flight_total >= SHARES[rank] * self._settings.requests:
+            wait_s = min(queue.wait_s(rank) for queue in self.queues.values())
+            raise FullError(wait_s)

@@ -1,0 +1,450 @@
+"""Sends a request to its arm: queue, circuit breaker, deadline, and one failover to the next best arm."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from msgspec import structs
+from ray.serve.exceptions import BackPressureError
+
+from deployments.dispatch.admission import BATCH, AdmissionControl, FullError
+from deployments.dispatch.arm_check import ArmCheck
+from deployments.dispatch.circuit_breaker import Breaker
+from deployments.dispatch.failover import StrandedRequests
+from deployments.dispatch.router_client import RouterClient
+from deployments.dispatch.scale_from_zero import ZeroScaler
+from deployments.errors import ApiError
+from deployments.models.report import ModelReport
+from deployments.observability.tracing import Tracer
+from deployments.runtime import accepted_by_replica
+from deployments.settings import Tuning
+from policies.constraints import Exclusion
+from policies.events import Decision, Outcome
+from policies.types import Arm, Objective, Request
+
+WAITED_S = 0.002  # a shorter wait for a slot is the event loop's own delay
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One request on its way to an arm.
+
+    Attributes:
+        task: see ModelServer.
+        asked: the request as it was decided.
+        body: see ModelServer.
+        rank: priority (admission.py).
+        request_id: for the log.
+        constrained: whether the engine compiles a grammar of the client's for it. A compilation that breaks one engine
+            breaks the next one as well, so such a request gets no second arm once a replica has accepted it.
+    """
+
+    task: str
+    asked: Request
+    body: dict[str, Any]
+    rank: int
+    request_id: str
+    constrained: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer whose first item has arrived.
+
+    Attributes:
+        decision: of the arm that answers.
+        started: when the arm was asked.
+        first: the first item; if the answer is no stream, the only one.
+        rest: the other items; can be cancelled.
+    """
+
+    decision: Decision
+    started: float
+    first: tuple[bytes, ModelReport | None]
+    rest: Any
+
+
+@dataclass
+class _Slot:
+    """The place of one decision in its arm's queue.
+
+    Attributes:
+        entered: when the slot was assigned; None while the request waits for it.
+        waited_s: how long the request waited for it.
+        asked: whether the arm was asked.
+        probe: whether the request is the probe of the arm's circuit breaker, and its result is not known yet.
+    """
+
+    entered: float | None = None
+    waited_s: float = 0.0
+    asked: bool = False
+    probe: bool = False
+
+
+class _FailedError(Exception):
+    """An arm did not begin to answer.
+
+    Attributes:
+        decision: of the arm.
+        retry_after_s: set if the arm was busy and was not asked.
+        final: no other arm may be asked.
+    """
+
+    def __init__(self, decision: Decision, retry_after_s: float | None, final: bool):
+        super().__init__(decision.arm)
+        self.decision = decision
+        self.retry_after_s = retry_after_s
+        self.final = final
+
+    def api_error(self) -> ApiError:
+        if self.retry_after_s is not None:
+            return too_busy(self.retry_after_s)
+        if self.final:
+            message = (
+                f"the model '{self.decision.arm}' failed, and a request with a schema is not given to a second one; "
+                "simplify the schema, or try again"
+            )
+            return ApiError.later(503, message, 1.0, "model_failed")
+        message = f"the model '{self.decision.arm}' failed and no other could take over; try again"
+        return ApiError.later(503, message, 1.0, "model_failed")
+
+
+class Dispatcher:
+    """Sends the requests of one ingress replica to their arms.
+
+    Args:
+        router_client: decides again, counts requests in flight, and reports outcomes.
+        arms: all arms.
+        connect: gives the handle of an arm's application; blocking.
+    """
+
+    def __init__(
+        self,
+        router_client: RouterClient,
+        arms: dict[str, Arm],
+        connect: Callable[[str], Any],
+    ):
+        self._router_client = router_client
+        self._arms = arms
+        self._connect = connect
+        # by arm, and whether the method streams
+        self._methods: dict[tuple[str, bool], Any] = {}
+        self._slots: dict[str, _Slot] = {}  # by decision id
+        self.admission = AdmissionControl(tuple(arms))
+        router_client.wait_s = lambda arm, rank: self.admission.queues[arm].wait_s(rank)
+        self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
+        self._stranded = StrandedRequests(router_client.replicas)
+        self._zero_scaler = ZeroScaler(lambda arm: self._method(arm, False))
+        self.spans = Tracer.from_env()
+
+    def _breaker(self, arm: Arm) -> Breaker:
+        """A circuit breaker that opens only if the arm also fails a check."""
+        breaker = Breaker(check=lambda: check.start())
+        check = ArmCheck(
+            arm.tasks[0],
+            lambda: self._method(arm.name, streams=False),
+            breaker.on_check,
+        )
+        return breaker
+
+    def configure(self, tuning: Tuning) -> None:
+        """Take over changed settings."""
+        self.admission.configure(tuning.admission)
+        for breaker in self.breakers.values():
+            breaker.settings = tuning.breaker
+
+    def check(self, task: str, objective: Objective, rank: int) -> Objective:
+        """Refuse a request that no arm can take now, before any work is done for it.
+
+        Returns:
+            The objective, with the arms that cannot take the request now as `unavailable`.
+
+        Raises:
+            ApiError: 429, all queues are full; 503, the circuit breakers of all arms that may answer are open.
+        """
+        try:
+            self.admission.check(rank)
+        except FullError as error:
+            raise too_busy(error.retry_after_s) from None
+        allowed = objective.models or self._arms
+        candidates = [
+            arm.name
+            for arm in self._arms.values()
+            if task in arm.tasks and arm.name in allowed
+        ]
+        unavailable: dict[str, Exclusion] = {}
+        for arm in candidates:
+            if not self._router_client.replicas(arm):
+                self._zero_scaler.request_replica(arm, task)
+            reason = self._unavailable_reason(arm, rank)
+            if reason is not None:
+                unavailable[arm] = reason
+        if not unavailable:
+            return objective
+        if len(unavailable) == len(candidates):
+            raise self._all_unavailable(unavailable, rank)
+        sentences = [(arm, reason.sentence()) for arm, reason in unavailable.items()]
+        return replace(objective, unavailable=tuple(sentences))
+
+    def _all_unavailable(self, reasons: dict[str, Exclusion], rank: int) -> ApiError:
+        waits_s = [
+            self.admission.queues[arm].wait_s(rank)
+            for arm, reason in reasons.items()
+            if reason is Exclusion.QUEUE_FULL
+        ]
+        if waits_s:
+            return too_busy(min(waits_s))
+        wait_s = min(self.breakers[arm].retry_after_s for arm in reasons)
+        message = f"{', '.join(reasons)} failed several times in a row and will be tried again shortly"
+        return ApiError.later(503, message, wait_s, "model_unavailable")
+
+    def _unavailable_reason(self, arm: str, rank: int) -> Exclusion | None:
+        """Why an arm cannot take a request of this rank now; None if it can."""
+        queue = self.admission.queues[arm]
+        queue.replicas = self._router_client.replicas(arm)
+        if not self.breakers[arm].admits:
+            return Exclusion.CIRCUIT_OPEN
+        return Exclusion.QUEUE_FULL if queue.full(rank) else None
+
+    async def ask(self, decision: Decision, call: Call) -> Answer:
+        """The beginning of an answer, by the decision's arm or, after a failure, by the next best arm.
+
+        Raises:
+            ApiError: 429 if there was no room, 503 if there was a failure.
+        """
+        limit_s = decision.objective.max_latency_s
+        fraction = self._router_client.tuning.hedge_after
+        has_limit = limit_s < float("inf")
+        try:
+            if fraction is not None and has_limit and not call.constrained:
+                return await self._hedged(decision, call, fraction * limit_s)
+            return await self._with_failover(decision, call)
+        except _FailedError as failure:
+            raise failure.api_error() from None
+
+    async def _with_failover(self, decision: Decision, call: Call) -> Answer:
+        try:
+            return await self._attempt(decision, call)
+        except _FailedError as failure:
+            if failure.final:
+                raise
+            other = self._next_best(decision, call, "model")
+            if other is None:
+                raise
+        return await self._attempt(other, call)
+
+    async def _hedged(
+        self, decision: Decision, call: Call, hedge_after_s: float
+    ) -> Answer:
+        """Ask a second arm when the first fails or is slow to begin (Dean and Barroso, The Tail at Scale, 2013).
+
+        The first arm to begin answers, and the other is cancelled. A second arm that had no room does not count as
+        asked.
+        """
+        attempts = [asyncio.create_task(self._attempt(decision, call))]
+        pending = set(attempts)
+        fallback = ""
+        winner = None
+        try:
+            while pending and winner is None:
+                done, pending = await asyncio.wait(
+                    pending,
+                    timeout=None if fallback else hedge_after_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                winner = next((task for task in done if task.exception() is None), None)
+                second_asked = fallback == "model" or any(map(_asked, attempts[1:]))
+                if winner is None and not second_asked and (not done or not pending):
+                    fallback = "model" if done else "hedge"
+                    other = self._next_best(decision, call, fallback)
+                    if other is not None:
+                        attempts.append(asyncio.create_task(self._attempt(other, call)))
+                        pending.add(attempts[-1])
+            if winner is not None:
+                return winner.result()
+            return attempts[-1].result()  # raises its error
+        finally:
+            for task in attempts:
+                if task is not winner:
+                    self._cancel_attempt(task)
+
+    def _cancel_attempt(self, attempt: asyncio.Task[Answer]) -> None:
+        if attempt.cancel() or attempt.cancelled() or attempt.exception() is not None:
+            return
+        answer = attempt.result()  # it began at the same moment as the winner
+        answer.rest.cancel()
+        took_s = time.perf_counter() - answer.started
+        self.finish(
+            answer.decision,
+            Outcome(answer.decision.id, "disconnected", latency_s=took_s),
+        )
+
+    async def _attempt(self, decision: Decision, call: Call) -> Answer:
+        """Ask one arm and wait for the first item of its answer.
+
+        Raises:
+            _FailedError: the arm was busy or failed. The decision is finished.
+        """
+        arm = decision.arm
+        tuning = self._router_client.tuning
+        streams = bool(call.body.get("stream"))
+        timeout_s = tuning.first_byte_timeout_s if streams else tuning.answer_timeout_s
+        breaker = self.breakers[arm]
+        started = time.perf_counter()
+        slot = self._slots[decision.id] = _Slot()
+        self._router_client.in_flight[arm] += 1
+        answer = None
+        try:
+            slot.entered = await self.admission.queues[arm].enter(call.rank)
+            slot.waited_s = time.perf_counter() - started
+            # while the request waited, the breaker may have opened, or another request may have become its probe
+            if not breaker.admits:
+                raise FullError(breaker.retry_after_s)
+            slot.asked = True
+            slot.probe = breaker.begin()
+            async with asyncio.timeout(timeout_s) as deadline:
+                self._stranded.register(
+                    arm, deadline, lambda: accepted_by_replica(answer)
+                )
+                try:
+                    method = await self._method(arm, streams)
+                    answer = method.remote(call.task, call.body)
+                    first = await (anext(answer) if streams else answer)
+                finally:
+                    self._stranded.unregister(arm, deadline)
+            reported = first[1].error if first[1] is not None else None
+            if reported is not None and reported.status >= 500:
+                raise RuntimeError("the model answered with a server error")
+            # the probe is answered: the breaker admits other requests before the answer ends
+            if slot.probe and reported is None:
+                breaker.end("ok", slot.probe)
+                slot.probe = False
+            return Answer(decision, started, first, answer)
+        except Exception as error:
+            busy = isinstance(error, FullError | BackPressureError)
+            if not busy:
+                log.warning(
+                    "%s: %s failed before its first byte (%s)",
+                    call.request_id,
+                    arm,
+                    type(error).__name__,
+                )
+            final = call.constrained and accepted_by_replica(answer) and not busy
+            if answer is not None:
+                answer.cancel()
+            status = "rejected" if busy or final else "error"
+            self.finish(decision, Outcome(decision.id, status))
+            retry_after_s = 1.0 if busy else None
+            if isinstance(error, FullError):
+                retry_after_s = error.retry_after_s
+            raise _FailedError(decision, retry_after_s, final) from None
+        except asyncio.CancelledError:
+            # the client left: the engine should go on to other requests
+            if answer is not None:
+                answer.cancel()
+            took_s = time.perf_counter() - started
+            if slot.entered is None:  # it left the queue, so the arm is not to blame
+                slot.waited_s = took_s
+            self.finish(
+                decision, Outcome(decision.id, "disconnected", latency_s=took_s)
+            )
+            raise
+
+    def _next_best(
+        self, failed: Decision, call: Call, fallback: str
+    ) -> Decision | None:
+        """A decision for the best of the other arms; None if the client's limits allow none of them."""
+        others = []
+        for estimate in failed.estimates:
+            arm = estimate.arm
+            if arm == failed.arm or arm not in self._arms or estimate.removed_by:
+                continue
+            if not self._unavailable_reason(arm, call.rank):
+                others.append(arm)
+        if not others:
+            return None
+        # from the request's objective: that of the first decision was adjusted to the text already
+        objective = replace(call.asked.objective, models=tuple(others))
+        request = replace(
+            call.asked, id=self._router_client.new_id(), objective=objective
+        )
+        decision = self._router_client.decide_locally(request, fallback, call.rank)
+        return decision if decision.arm else None
+
+    async def _method(self, arm: str, streams: bool) -> Any:
+        """A method of the arm's handle, bound once: each `handle.method` makes a new handle."""
+        if (arm, streams) not in self._methods:
+            # in a thread: it asks Serve's controller, which may be away
+            handle = await asyncio.to_thread(self._connect, arm)
+            # bound here and not in the thread: in throughput mode a handle belongs to the event loop that it begins in
+            # pickle instead of cloudpickle: no code is sent
+            plain = handle.options(
+                request_serialization="pickle", response_serialization="pickle"
+            )
+            self._methods[arm, True] = plain.options(stream=True).generate
+            self._methods[arm, False] = plain.complete
+        return self._methods[arm, streams]
+
+    async def ask_in_background(self, arm: str, body: dict[str, Any]) -> str:
+        """The text of an answer that no client asked for.
+
+        The request waits in the queue like batch work. Its outcome is not reported, so the policy does not learn from
+        it.
+        """
+        queue = self.admission.queues[arm]
+        answer = None
+        await queue.enter(BATCH)
+        self._router_client.in_flight[arm] += 1
+        try:
+            answer = (await self._method(arm, streams=False)).remote("chat", body)
+            payload, _ = await answer
+            return str(json.loads(payload)["choices"][0]["message"]["content"])
+        except BaseException:
+            if answer is not None:
+                answer.cancel()
+            raise
+        finally:
+            self._router_client.in_flight[arm] -= 1
+            queue.leave(None)
+
+    def running(self, decision: Decision) -> bool:
+        """Whether the decision is not finished."""
+        return decision.id in self._slots
+
+    def finish(self, decision: Decision, outcome: Outcome) -> None:
+        """Free the slot of a decision and report its outcome. Further calls for the same decision have no effect."""
+        slot = self._slots.pop(decision.id, None)
+        if slot is None:
+            return
+        self._router_client.in_flight[decision.arm] -= 1
+        if slot.entered is not None:
+            entered = slot.entered if slot.asked else None
+            self.admission.queues[decision.arm].leave(entered)
+        if slot.asked:
+            self.breakers[decision.arm].end(outcome.status, slot.probe)
+        if slot.waited_s > WAITED_S:
+            outcome = structs.replace(outcome, waited_s=slot.waited_s)
+        self._router_client.report(decision, outcome)
+        if self.spans is not None:
+            self.spans.finish(decision, outcome)
+
+
+def _asked(attempt: asyncio.Task[Answer]) -> bool:
+    """Whether the attempt's arm was asked or may still be asked, and did not just have no room."""
+    error = attempt.exception() if attempt.done() else None
+    return not isinstance(error, _FailedError) or error.retry_after_s is None
+
+
+def too_busy(wait_s: float) -> ApiError:
+    """The error for a client that should come back later."""
+    return ApiError.later(
+        429,
+        "the models that may answer are busy; try again shortly",
+        max(1.0, wait_s),
+        "rate_limit_exceeded",
+    )

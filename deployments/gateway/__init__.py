@@ -1,0 +1,1 @@
+"""Gateway: the HTTP interface."""

@@ -1,0 +1,99 @@
+"""Checks the text of an answer while it is relayed: is it empty, and where JSON was requested, is it valid JSON?"""
+
+import json
+from typing import Any
+
+JSON_FORMATS = ("json_object", "json_schema")
+
+
+class AnswerChecker:
+    """Collects the text of one answer from the bytes for the client.
+
+    The checker parses no more than it needs. It ignores an answer that it cannot parse.
+
+    Args:
+        task: one of types.TASKS.
+        body: the request, in OpenAI's shape.
+        keep_text: whether the caller needs the answer's text.
+
+    Attributes:
+        keeps_text: whether `text` is the complete answer.
+    """
+
+    def __init__(self, task: str, body: dict[str, Any], keep_text: bool = False):
+        self.body = body
+        self._stream = bool(body.get("stream"))
+        self._json = (body.get("response_format") or {}).get("type") in JSON_FORMATS
+        self._limited = bool(
+            body.get("max_tokens") or body.get("max_completion_tokens")
+        )
+        self._stops = bool(body.get("stop"))
+        self.keeps_text = keep_text or self._json
+        self._texts: dict[int, str] = {}  # by choice
+        self._tool_choices: set[int] = set()  # choices that call tools need no text
+        self._disabled = task == "embed"
+
+    def feed(self, payload: bytes) -> None:
+        """Read the next bytes: whole events of a stream, or a whole answer."""
+        if self._disabled or not payload:
+            return
+        try:
+            for choice in self._choices(payload):
+                self._add(choice)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            self._disabled = True
+            self._texts = {}
+            return
+        # a stream with some text in every choice is not empty, and only `keeps_text` needs the rest
+        if self._stream and not self.keeps_text:
+            self._disabled = all(text.strip() for text in self._texts.values())
+
+    def _add(self, choice: dict[str, Any]) -> None:
+        """Append the text of a choice, or of a part of one."""
+        part = choice.get("delta") or choice.get("message") or choice
+        index = int(choice.get("index", 0))
+        if part.get("tool_calls"):
+            self._tool_choices.add(index)
+        text = part.get("content") or part.get("text") or ""
+        self._texts[index] = self._texts.get(index, "") + text
+
+    def _choices(self, payload: bytes) -> list[dict[str, Any]]:
+        if not self._stream:
+            return list(json.loads(payload).get("choices") or ())
+        choices: list[dict[str, Any]] = []
+        for line in payload.splitlines():
+            data = line[5:].strip()
+            if line.startswith(b"data:") and data != b"[DONE]":
+                choices += json.loads(data).get("choices") or ()
+        return choices
+
+    @property
+    def text(self) -> str:
+        """The text of the answer's first choice."""
+        return self._texts.get(0, "")
+
+    def defect(self, finish_reason: str) -> str:
+        """One of types.FLAWS, or "" for none. An answer that the client's own limits cut short has no defect."""
+        texts = [
+            text
+            for index, text in self._texts.items()
+            if index not in self._tool_choices
+        ]
+        if finish_reason == "length" and self._limited:
+            return ""
+        if any(not text.strip() for text in texts):
+            return "" if self._stops or finish_reason == "length" else "empty"
+        if self._json and not all(_is_json(text) for text in texts):
+            return "invalid_json"
+        return ""
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is valid JSON. A text that is nested too deeply for this parser counts as valid."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    except RecursionError:
+        return True
+    return True

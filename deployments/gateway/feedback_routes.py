@@ -1,0 +1,171 @@
+"""HTTP routes of the router: feedback, explanations of decisions, state and health."""
+
+import asyncio
+import re
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Header, Response
+from fastapi import Request as HttpRequest
+
+from deployments.access.middleware import identity_of
+from deployments.dispatch.admission import NORMAL
+from deployments.dispatch.outcome_reporter import GIVE_UP_AFTER_S, SEND_EVERY_S
+from deployments.dispatch.router_client import RouterClient
+from deployments.errors import ApiError
+from deployments.gateway.schemas import DECISION_ID, FeedbackRequest
+from policies.events import (
+    ANY_OWNER,
+    BUSY,
+    EXPIRED,
+    MAX_SOURCES,
+    PENDING,
+    REUSED,
+    TOO_MANY_SOURCES,
+    UNKNOWN,
+    Feedback,
+)
+from policies.explain import explain
+
+CALL_TIMEOUT_S = 10.0
+POLLS = 20  # of the router, for a recent decision that it does not know yet
+Key = Annotated[
+    str, Header(max_length=255, description="One effect and one reply for each key.")
+]
+# by the router's status: status of HTTP, message, parameter, code
+REFUSALS = {
+    EXPIRED: (
+        410,
+        "this decision is too old for feedback; nothing was changed",
+        "decision_id",
+        "feedback_expired",
+    ),
+    BUSY: (
+        409,
+        "a request with this Idempotency-Key is being answered now; try again",
+        None,
+        "idempotency_in_flight",
+    ),
+    REUSED: (
+        422,
+        "this Idempotency-Key was used for another score; use a new key",
+        None,
+        "idempotency_key_reused",
+    ),
+    TOO_MANY_SOURCES: (
+        409,
+        f"this decision has scores of {MAX_SOURCES} sources; use one of them",
+        "source",
+        "too_many_sources",
+    ),
+}
+
+
+async def _ask(what: str, call: Any) -> Any:
+    """The result of an actor's method, or a 503 that names what is not available."""
+    try:
+        return await asyncio.wait_for(call, CALL_TIMEOUT_S)
+    except Exception:
+        raise ApiError.later(
+            503, f"{what} is not available at the moment; try again", 2.0, "unavailable"
+        ) from None
+
+
+def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
+    """Add the routes to the gateway's application."""
+
+    async def find_record(decision_id: str) -> Any:
+        call = router_client.router.record.remote(decision_id)
+        return await _ask("the router", call)
+
+    @app.post("/v1/feedback")
+    async def feedback(
+        request: FeedbackRequest,
+        http: HttpRequest,
+        response: Response,
+        idempotency_key: Key = "",
+    ) -> dict[str, Any]:
+        """Score an answer.
+
+        Status `held`: the decision has not reached the router yet, and the score counts when it does.
+        """
+        identity = identity_of(http)
+        identity.count_score()
+        item = Feedback(
+            request.decision_id,
+            request.score,
+            request.source,
+            time.time(),
+            identity.scorer,
+            identity.trusted,
+        )
+        once = f"{identity.name}/{idempotency_key}" if idempotency_key else ""
+        call = router_client.router.feedback.remote([item], once)
+        (status,) = await _ask("the router", call)
+        if status in REFUSALS:
+            raise ApiError(*REFUSALS[status])
+        if status == UNKNOWN:
+            raise _no_such_decision(request.decision_id)
+        response.status_code = 202 if status == PENDING else 200
+        return {"decision_id": request.decision_id, "status": status}
+
+    @app.get("/v1/router/decisions/{decision_id}")
+    async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
+        """Explain a decision: the profile, the estimate of every model, the outcome and the scores."""
+        if not re.fullmatch(DECISION_ID, decision_id):
+            raise _no_such_decision(decision_id)
+        record = await find_record(decision_id)
+        made_at_s = router_client.identity.created_at(decision_id) or 0.0
+        recent = time.time() - made_at_s < GIVE_UP_AFTER_S
+        polls = POLLS if recent else 0
+        while record is None and polls:
+            await asyncio.sleep(SEND_EVERY_S)
+            record = await find_record(decision_id)
+            polls -= 1
+        if record is None and recent:
+            # the model still answers, or the router did not run when the answer ended
+            raise ApiError.later(
+                503,
+                "this decision is still on its way to the router; try again",
+                2.0,
+                "unavailable",
+            )
+        if record is None:
+            raise _no_such_decision(decision_id)
+        if identity_of(http).scorer not in (record.decision.owner, ANY_OWNER):
+            raise _no_such_decision(decision_id)
+        return explain(record)
+
+    @app.get("/v1/router/state")
+    async def state() -> dict[str, Any]:
+        """The router's statistics and the current objective; `wait_s` is the queue of the ingress that answers."""
+        call = router_client.router.summary.remote()
+        summary: dict[str, Any] = await _ask("the router", call)
+        for arm, model in summary["models"].items():
+            model["wait_s"] = router_client.wait_s(arm, NORMAL)
+        return {**summary, "objective": router_client.tuning.objective.model_dump()}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """For load balancers: the gateway's process runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz(models: Literal["any", "all"] = "any") -> Response:
+        """For load balancers: a model is ready, or with `models=all` every model.
+
+        The router is not asked: the gateway answers requests without it.
+        """
+        healthy, arms = router_client.healthy()
+        if healthy < (arms if models == "all" else 1):
+            raise ApiError.later(503, "not ready yet", 2.0, "not_ready")
+        return Response("ready\n", media_type="text/plain")
+
+
+def _no_such_decision(decision_id: str) -> ApiError:
+    shown = decision_id[:64]
+    return ApiError(
+        404,
+        f"unknown decision '{shown}'; use the x-router-decision-id of an answer",
+        "decision_id",
+    )

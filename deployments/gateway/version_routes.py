@@ -1,0 +1,132 @@
+"""Policy versions over HTTP, for operators: list, show, evaluate, promote, roll back, diff."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Path, Query
+from fastapi import Request as HttpRequest
+from pydantic import Field
+
+from deployments.access.middleware import identity_of
+from deployments.errors import ApiError, UnknownVersionError
+from deployments.settings import StrictModel
+
+PATIENCE_S = 300.0  # an evaluation reads thousands of rows
+NO_MLFLOW = "no MLflow is configured; set mlflow_uri in serve_config.yaml"
+Version = Annotated[int, Path(ge=1, lt=2**31)]
+Other = Annotated[int, Query(ge=0, lt=2**31, description="0 for the champion.")]
+
+
+class PublishRequest(StrictModel):
+    """Without a body: the champion as it is now. With: another policy, that learns from the whole journal first."""
+
+    policy: str = Field("", max_length=32)
+    options: dict[str, float | str] | None = None
+
+
+class PromoteRequest(StrictModel):
+    """What role a version gets; see promotion.PromotionService.promote."""
+
+    to: Literal["champion", "challenger", "shadow"] = "champion"
+    share: float | None = Field(
+        None, ge=0, le=1, description="Of the traffic, for a challenger."
+    )
+    override_gate: str = Field(
+        "", max_length=1000, description="Promote without proof, for this reason."
+    )
+
+
+class RollbackRequest(StrictModel):
+    """The champion is rolled back to its predecessor; a challenger or shadow is taken off."""
+
+    role: Literal["champion", "challenger", "shadow"] = "champion"
+    reason: str = Field("", max_length=1000)
+
+
+def add_version_routes(
+    app: FastAPI, tracker: Callable[[], Any], router: Callable[[], Any]
+) -> None:
+    """Add the routes to the gateway's application."""
+
+    def connected() -> Any:
+        """Handle of the tracker actor."""
+        handle = tracker()
+        if handle is None:
+            raise ApiError(409, NO_MLFLOW)
+        return handle
+
+    async def reply(call: Any) -> dict[str, Any]:
+        """The reply of a method of the tracker, which returns None if no MLflow is configured."""
+        found: dict[str, Any] | None = await _told(call)
+        if found is None:
+            raise ApiError(409, NO_MLFLOW)
+        return found
+
+    @app.get("/v1/router/versions")
+    async def versions() -> dict[str, Any]:
+        return await reply(connected().list_versions.remote())
+
+    @app.post("/v1/router/versions")
+    async def publish(
+        http: HttpRequest, request: PublishRequest | None = None
+    ) -> dict[str, Any]:
+        """Register what is learned by now as a new policy version in MLflow."""
+        given = request or PublishRequest()
+        by = identity_of(http).name
+        return await reply(connected().publish.remote(given.policy, given.options, by))
+
+    @app.get("/v1/router/versions/{version}")
+    async def show(version: Version) -> dict[str, Any]:
+        return await reply(connected().show_version.remote(version))
+
+    @app.get("/v1/router/versions/{version}/diff")
+    async def diff(version: Version, other: Other = 0) -> dict[str, Any]:
+        """Beside another version; by default the champion."""
+        return await reply(connected().diff.remote(version, other))
+
+    @app.post("/v1/router/versions/{version}/evaluate")
+    async def evaluate(version: Version) -> dict[str, Any]:
+        """Beside the champion, on the log; the report is attached to the version."""
+        return await reply(connected().evaluate.remote(version))
+
+    @app.post("/v1/router/versions/{version}/promote")
+    async def promote(
+        version: Version, request: PromoteRequest, http: HttpRequest
+    ) -> dict[str, Any]:
+        """409 where the log does not show that it is better than the champion."""
+        by = identity_of(http).name
+        return await reply(
+            connected().promote.remote(
+                version, request.to, request.share, request.override_gate, by
+            )
+        )
+
+    @app.post("/v1/router/versions/rollback")
+    async def rollback(http: HttpRequest, request: RollbackRequest) -> dict[str, Any]:
+        """At once, and without MLflow: the predecessor is still alive in the router."""
+        reason = f"by {identity_of(http).name or 'an operator'}: {request.reason or 'no reason given'}"
+        if request.role == "champion":
+            change = router().roll_back.remote(reason)
+        else:
+            change = router().remove_role.remote(request.role, reason)
+        return await _told(change)  # type: ignore[no-any-return]
+
+
+async def _told(call: Any) -> Any:
+    """The answer of an actor; a refusal is a 409 with its reason, silence a 503."""
+    try:
+        return await asyncio.wait_for(call, PATIENCE_S)
+    except UnknownVersionError as error:
+        raise ApiError(404, _words(error), "version") from None
+    except ValueError as error:
+        raise ApiError(409, _words(error), code="refused") from None
+    except Exception:
+        message = "the registry is not available at the moment; try again"
+        raise ApiError.later(503, message, 2.0, "unavailable") from None
+
+
+def _words(error: Exception) -> str:
+    return str(
+        getattr(error, "cause", error)
+    )  # Ray raises a copy with a traceback in its text

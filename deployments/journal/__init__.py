@@ -1,0 +1,1 @@
+"""Journal: the durable record of all events."""

@@ -1,0 +1,69 @@
+"""Decision ids and keyed hashes, both made with the secret salt of the journal.
+
+A decision id carries its creation time and a keyed checksum. So the router can classify an id that the journal does
+not contain, without a list of all ids: forged (unknown), just created by an ingress (pending), or older than the
+journal's retention (expired).
+"""
+
+import hashlib
+import secrets
+
+LOCAL_SUFFIX = "-here"  # ends the id of a decision that an ingress made by itself
+_PREFIX = "dec-"
+# lengths of the three parts of an id, in hexadecimal digits
+_TIME_DIGITS = 12
+_RANDOM_DIGITS = 16
+_CHECKSUM_DIGITS = 8
+
+
+class IdFactory:
+    """Creates decision ids and keyed hashes.
+
+    Args:
+        salt: at least 16 random bytes. Keep them secret: a holder of the salt can forge ids and test guesses of
+            hashed texts.
+    """
+
+    def __init__(self, salt: bytes):
+        self._salt = salt
+
+    def new_id(self, time_s: float) -> str:
+        """Create an id that carries this time (seconds since the epoch, kept to the millisecond)."""
+        time_part = f"{int(time_s * 1000):0{_TIME_DIGITS}x}"
+        body = time_part + secrets.token_hex(_RANDOM_DIGITS // 2)
+        return f"{_PREFIX}{body}{self._checksum(body)}"
+
+    def created_at(self, decision_id: str) -> float | None:
+        """The creation time of an id in seconds since the epoch; None if the checksum is wrong."""
+        digits = decision_id.removeprefix(_PREFIX).removesuffix(LOCAL_SUFFIX)
+        body = digits[:-_CHECKSUM_DIGITS]
+        checksum = digits[-_CHECKSUM_DIGITS:]
+        if len(body) != _TIME_DIGITS + _RANDOM_DIGITS:
+            return None
+        if not secrets.compare_digest(self._checksum(body).encode(), checksum.encode()):
+            return None
+        return int(body[:_TIME_DIGITS], 16) / 1000
+
+    def hash(self, text: str) -> str:
+        """Keyed hash of a text: 32 hexadecimal digits (BLAKE2b, RFC 7693)."""
+        return hashlib.blake2b(
+            text.encode("utf-8", "replace"), digest_size=16, key=self._salt
+        ).hexdigest()
+
+    def _checksum(self, body: str) -> str:
+        digest = hashlib.blake2b(
+            body.encode("utf-8", "replace"),
+            digest_size=_CHECKSUM_DIGITS // 2,
+            key=self._salt,
+            person=b"id",
+        )
+        return digest.hexdigest()
+
+
+def sampled(decision_id: str, share: float) -> bool:
+    """Whether a decision belongs to the sample of this share.
+
+    The answer for an id never changes. The sample of a larger share contains the sample of a smaller one.
+    """
+    digest = hashlib.blake2b(decision_id.encode(), digest_size=4).digest()
+    return int.from_bytes(digest) < share * 2**32

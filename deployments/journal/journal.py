@@ -1,0 +1,298 @@
+"""Journal: the durable record of decisions, outcomes and feedback, with snapshots of what was learned from them.
+
+The router is event-sourced: its state is a fold over the journal. A restart restores the last snapshot and replays
+the rows after it. `put` numbers each row. Rows are written in groups outside the event loop, and `flush` returns only
+when they are on disk. Old rows are deleted by retention.py.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Collection, Iterator
+from hashlib import blake2b
+from math import inf
+from typing import Any
+
+import sqlalchemy as sa
+
+from deployments.journal.codec import decode, encode
+from deployments.journal.retention import Retention
+from deployments.journal.snapshot import SNAPSHOT, Snapshot
+from deployments.journal.tables import (
+    EVENTS,
+    IDEMPOTENT_REPLIES,
+    METADATA,
+    SNAPSHOTS,
+    open_database,
+)
+from policies.events import Decision, Event
+
+KEEP_SNAPSHOTS = 3
+PAGE_ROWS = 2_000  # rows read at once
+QUERY_IDS = 500  # ids, or row numbers, in one query
+# tables in which a new row replaces the row with the same key
+KEYED_TABLES = ((SNAPSHOTS, "row"), (IDEMPOTENT_REPLIES, "key"), (METADATA, "name"))
+
+Rows = list[tuple[sa.Table, dict[str, Any]]]
+
+
+class Journal:
+    """The journal at a database URL: SQLite (WAL, synchronous=FULL) or PostgreSQL (postgresql+psycopg://).
+
+    Only one process may write to a journal.
+
+    Attributes:
+        id: identifies this journal; snapshots and runs refer to it.
+        salt: secret bytes for ids and hashes (ids.py).
+        last_row: number of the last row that was put.
+        retention: deletes old rows.
+
+    Args:
+        url: of the database; missing tables and columns are created.
+        keep_days, max_rows: limits on the age and the number of rows (retention.py).
+    """
+
+    def __init__(self, url: str, keep_days: float = inf, max_rows: float = inf):
+        self.engine = open_database(url)
+        with self.engine.begin() as connection:
+            salt = connection.execute(
+                sa.select(METADATA.c.value).where(METADATA.c.name == "salt")
+            ).scalar()
+            if not salt:
+                salt = secrets.token_bytes(32)
+                row = {"name": "salt", "value": salt}
+                connection.execute(sa.insert(METADATA), [row])
+            last = connection.execute(sa.select(sa.func.max(EVENTS.c.row))).scalar()
+            snapshot = connection.execute(
+                sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.row.desc()).limit(1)
+            ).first()
+        self.salt = bytes(salt)
+        self.id = blake2b(self.salt, digest_size=8).hexdigest()
+        # retention may have deleted all events: the numbers then continue from the snapshot's row
+        self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
+        self._queued: Rows = []
+        self._writing = asyncio.Lock()
+        self.retention = Retention(self.engine, self._writing, keep_days, max_rows)
+        self.retention.durable_row = self.last_row
+        if snapshot:
+            self.retention.retention_row = snapshot.cut
+            self.retention.deletable_row = snapshot.cut
+            self.retention.deleted_before_s = min(snapshot.gone_before_s, time.time())
+
+    @property
+    def waiting_rows(self) -> int:
+        """Number of rows that are queued for the next write."""
+        return len(self._queued)
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def put(self, event: Event) -> int:
+        """Queue an event for the next write; returns its row number."""
+        self.last_row += 1
+        decision_id = event.id if isinstance(event, Decision) else event.decision_id
+        row = {
+            "row": self.last_row,
+            "kind": type(event).__name__.lower(),
+            "decision_id": decision_id,
+            "body": encode(event),
+            "time_s": time.time(),
+        }
+        self._queued.append((EVENTS, row))
+        return self.last_row
+
+    def put_snapshot(self, snapshot: Snapshot) -> None:
+        """Queue a snapshot of the state after all rows put so far."""
+        row = {
+            "row": self.last_row,
+            "body": encode(snapshot),
+            "cut": self.retention.retention_row,
+            "gone_before_s": self.retention.deleted_before_s,
+        }
+        self._queued.append((SNAPSHOTS, row))
+
+    def put_reply(self, key: str, digest: str, status: str) -> None:
+        """Queue the reply to a request with this idempotency key; `digest` is the digest of the request's body."""
+        row = {"key": key, "digest": digest, "status": status, "time_s": time.time()}
+        self._queued.append((IDEMPOTENT_REPLIES, row))
+
+    def put_metadata(self, name: str, value: bytes) -> None:
+        """Queue a named value; it replaces the earlier value of this name."""
+        self._queued.append((METADATA, {"name": name, "value": value}))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a row that was put is not on disk yet."""
+        return bool(self._queued) or self._writing.locked()
+
+    async def flush(self) -> None:
+        """Return when all rows that were put before are on disk; concurrent calls share one write.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the write failed; the rows stay queued.
+        """
+        # shielded: if the caller is cancelled, the write completes, and its rows are not queued a second time
+        await asyncio.shield(asyncio.ensure_future(self._flush()))
+
+    async def _flush(self) -> None:
+        async with self._writing:
+            rows = self._queued
+            if not rows:
+                return
+            self._queued = []
+            try:
+                await asyncio.to_thread(self._write, rows)
+            except Exception:
+                self._queued = rows + self._queued
+                raise
+            retention = self.retention
+            for table, row in rows:
+                if table is EVENTS:
+                    retention.durable_row = max(retention.durable_row, row["row"])
+                elif table is SNAPSHOTS:
+                    retention.deletable_row = max(retention.deletable_row, row["cut"])
+
+    def _write(self, rows: Rows) -> None:
+        try:
+            self._insert(rows)
+        except sa.exc.IntegrityError:
+            # an earlier write of the same rows was committed, but its acknowledgement was lost
+            self._insert(self._unwritten(rows))
+
+    def _insert(self, rows: Rows) -> None:
+        with self.engine.begin() as connection:
+            events = [row for table, row in rows if table is EVENTS]
+            if events:
+                connection.execute(sa.insert(EVENTS), events)
+            for table, key in KEYED_TABLES:
+                latest = {row[key]: row for other, row in rows if other is table}
+                if latest:
+                    replaced = table.c[key].in_(list(latest))
+                    connection.execute(sa.delete(table).where(replaced))
+                    connection.execute(sa.insert(table), list(latest.values()))
+            if any(table is SNAPSHOTS for table, _ in rows):
+                kept = (
+                    sa.select(SNAPSHOTS.c.row)
+                    .order_by(SNAPSHOTS.c.row.desc())
+                    .limit(KEEP_SNAPSHOTS)
+                )
+                oldest = min(connection.execute(kept).scalars())
+                connection.execute(sa.delete(SNAPSHOTS).where(SNAPSHOTS.c.row < oldest))
+
+    def _unwritten(self, rows: Rows) -> Rows:
+        """The rows without the events that are in the database already.
+
+        Raises:
+            RuntimeError: the database has another event under the same row number.
+        """
+        numbers = [row["row"] for table, row in rows if table is EVENTS]
+        written: dict[int, bytes] = {}
+        with self.engine.connect() as connection:
+            for start in range(0, len(numbers), QUERY_IDS):
+                query = sa.select(EVENTS.c.row, EVENTS.c.body).where(
+                    EVENTS.c.row.in_(numbers[start : start + QUERY_IDS])
+                )
+                for found in connection.execute(query):
+                    written[found.row] = bytes(found.body)
+        unwritten: Rows = []
+        for table, row in rows:
+            if table is not EVENTS or row["row"] not in written:
+                unwritten.append((table, row))
+            elif written[row["row"]] != row["body"]:
+                raise RuntimeError(
+                    f"row {row['row']} of the journal was written by another router; "
+                    "let only one router write to it"
+                )
+        return unwritten
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[int, Snapshot | None]:
+        """The newest snapshot and the row after which it was taken."""
+        with self.engine.connect() as connection:
+            newest = (
+                sa.select(SNAPSHOTS.c.row, SNAPSHOTS.c.body)
+                .order_by(SNAPSHOTS.c.row.desc())
+                .limit(1)
+            )
+            found = connection.execute(newest).first()
+        if found is None:
+            return 0, None
+        return found.row, SNAPSHOT.decode(found.body)
+
+    @property
+    def revisions(self) -> dict[str, Any]:
+        """State of the model revisions in the newest snapshot; empty if there is no snapshot."""
+        _, newest = self.snapshot()
+        return newest.lineage if newest else {}
+
+    def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
+        """All events after a row, with their row numbers, in order and in pages of PAGE_ROWS."""
+        while True:
+            query = (
+                sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body)
+                .where(EVENTS.c.row > after)
+                .order_by(EVENTS.c.row)
+                .limit(PAGE_ROWS)
+            )
+            with self.engine.connect() as connection:
+                rows = connection.execute(query).all()
+            if not rows:
+                return
+            yield [(number, decode(kind, body)) for number, kind, body in rows]
+            after = rows[-1][0]
+
+    def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
+        """All events after a row, with their row numbers, in order."""
+        for page in self.pages(after):
+            yield from page
+
+    def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        """Row number, time, kind and encoded body of at most `most` durable events after a row, in order."""
+        columns = EVENTS.c.row, EVENTS.c.time_s, EVENTS.c.kind, EVENTS.c.body
+        query = (
+            sa.select(*columns)
+            .where(EVENTS.c.row > after)
+            .order_by(EVENTS.c.row)
+            .limit(most)
+        )
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(query)]
+
+    def find_all(
+        self, decision_ids: Collection[str], up_to: float = inf
+    ) -> dict[str, list[Event]]:
+        """The durable events of each of these decisions, in order.
+
+        Args:
+            decision_ids: the decisions.
+            up_to: later rows are ignored.
+        """
+        wanted = list(decision_ids)
+        found = {decision_id: list[Event]() for decision_id in decision_ids}
+        with self.engine.connect() as connection:
+            for start in range(0, len(wanted), QUERY_IDS):
+                query = (
+                    sa.select(EVENTS.c.kind, EVENTS.c.decision_id, EVENTS.c.body)
+                    .where(EVENTS.c.decision_id.in_(wanted[start : start + QUERY_IDS]))
+                    .order_by(EVENTS.c.row)
+                )
+                if up_to != inf:
+                    query = query.where(EVENTS.c.row <= int(up_to))
+                for kind, decision_id, body in connection.execute(query):
+                    found[decision_id].append(decode(kind, body))
+        return found
+
+    def metadata(self, name: str) -> bytes | None:
+        """The current value of this name."""
+        query = sa.select(METADATA.c.value).where(METADATA.c.name == name)
+        with self.engine.connect() as connection:
+            value = connection.execute(query).scalar()
+        return None if value is None else bytes(value)
+
+    def reply(self, key: str) -> tuple[str, str] | None:
+        """Digest and status of the reply to an idempotency key; None if there was none."""
+        replies = IDEMPOTENT_REPLIES
+        with self.engine.connect() as connection:
+            query = sa.select(replies).where(replies.c.key == key)
+            found = connection.execute(query).first()
+        return (found.digest, found.status) if found else None

@@ -1,0 +1,86 @@
+"""Snapshot: everything that the router has learned up to one journal row.
+
+The journal stores snapshots, the registry publishes them as policy versions, and the ingresses decide with them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from deployments.journal.codec import decode_array
+from policies.profiling.forecast import Forecaster
+from policies.types import Arm
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything that a policy and its router had learned up to one row of the journal.
+
+    policy: name of the policy.
+    arms: names of the arms, in the order of the arrays.
+    sequence: number of decisions made so far.
+    version: the last published policy version.
+    state: the arrays of the policy, and those of the forecasts (names with PREFIX).
+    pacer: state of the budget pacer.
+    held: ids of the decisions whose outcome or feedback arrived before the decision itself.
+    row: the last row of the journal that was learned from.
+    journal: the `id` of that journal.
+    options: options of the policy, as make_policy takes them.
+    rollout: roles of the policy versions (router/rollout.py).
+    lineage: revisions of the models behind the arms (router/model_revisions.py).
+    trust: reputation of the API keys that give feedback (policies/feedback/reputation.py).
+    """
+
+    policy: str
+    arms: tuple[str, ...]
+    sequence: int
+    version: int
+    state: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
+    pacer: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(
+        default_factory=dict
+    )
+    held: tuple[str, ...] = ()
+    row: int = 0
+    journal: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    rollout: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    trust: dict[str, Any] = field(default_factory=dict)
+
+
+SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)
+
+
+# starts the names of the forecasts' arrays in `Snapshot.state`
+PREFIX = "profile."
+
+
+Arrays = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+
+
+def unpack(
+    state: Arrays, names: Sequence[str], arms: Sequence[Arm]
+) -> Forecaster | None:
+    """Restore the forecasts from the state of a snapshot; None if the snapshot has none.
+
+    Args:
+        state: arrays of the snapshot.
+        names: the arms of the snapshot.
+        arms: the arms to forecast for.
+
+    Raises:
+        ValueError: the arrays have other shapes, or are not finite.
+    """
+    arrays = {
+        name.removeprefix(PREFIX): value
+        for name, value in state.items()
+        if name.startswith(PREFIX)
+    }
+    if not arrays:
+        return None
+    known = {arm.name: arm for arm in arms}
+    stored_arms = [known.get(name, Arm(name)) for name in names]
+    return Forecaster.restored(arrays, stored_arms).for_arms(arms)

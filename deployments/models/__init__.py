@@ -1,0 +1,1 @@
+"""Models: one model size behind Ray Serve."""

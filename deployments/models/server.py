@@ -1,0 +1,267 @@
+"""Serves one model with vLLM through ray.serve.llm; each model is deployed as an application of its own.
+
+`complete` and `generate` take a plain OpenAI request body. They return bytes that go to the client as they are, so the
+gateway need not import vLLM, and a ModelReport with the last bytes. An answer in one piece has a method of its own: it
+costs both sides much less than a stream of one item.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from msgspec import structs
+from pydantic import TypeAdapter, ValidationError
+from ray.serve.llm.deployment import LLMServer
+from ray.serve.llm.openai_api_models import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ErrorResponse,
+)
+from vllm.config import StructuredOutputsConfig
+from vllm.exceptions import GenerationError, VLLMClientError
+
+from deployments import runtime
+from deployments.errors import is_branch
+from deployments.models import process_reaper
+from deployments.models.grammar import is_constrained
+from deployments.models.report import ModelReport, failure
+from deployments.models.watchdog import ANSWER_S, Watchdog
+
+REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union of two
+    "chat": TypeAdapter(ChatCompletionRequest),
+    "completion": TypeAdapter(CompletionRequest),
+    "embed": TypeAdapter(EmbeddingRequest),
+}
+WARM_UP: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
+    "completion": {"prompt": "Hello", "max_tokens": 8},
+    "embed": {"input": "Hello"},
+}
+DATA = "data: "
+ERROR_EVENT = DATA + '{"error":'
+DONE = DATA + "[DONE]"
+# xgrammar puts the time and the line of its own code before its messages
+XGRAMMAR_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
+ENGINE_FAILED = "the engine failed; its log says why"
+SCHEMA_FAILED = (
+    "the engine could not compile the schema, or the model could not follow it; "
+    "simplify the schema"
+)
+
+
+class ModelServer(LLMServer):  # type: ignore[misc]
+    """An LLMServer that answers in bytes. It becomes ready after a first answer, detects a hung engine, and its engine
+    never outlives it.
+    """
+
+    _constrained = 0  # requests under way whose grammar the engine compiles
+
+    async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
+        runtime.bind_to_loopback()
+        process_reaper.kill_children_on_exit()
+        # vLLM's default, "auto", gives all requests the compiler that the first one happened to need
+        if "structured_outputs_config" not in llm_config.engine_kwargs:
+            llm_config.update_engine_kwargs(
+                structured_outputs_config=StructuredOutputsConfig(backend="xgrammar")
+            )
+        await super().__init__(llm_config, **options)
+        self._watchdog = Watchdog(
+            self.engine._engine_client.output_processor, lambda: self._constrained
+        )
+        tasks: tuple[str, ...] = ("chat", "completion")
+        if llm_config.engine_kwargs.get("runner") == "pooling":
+            tasks = ("embed",)
+        # the first request compiles kernels and allocates memory, which takes seconds
+        for task in tasks:
+            await self.complete(task, WARM_UP[task])
+            if task != "embed":
+                async for _ in self.generate(task, {**WARM_UP[task], "stream": True}):
+                    pass
+
+    async def check_health(self) -> None:
+        """Serve calls this every `health_check_period_s`, and replaces the replica when it raises three times in a row.
+
+        Raises:
+            HungEngineError: the engine makes no steps.
+            TimeoutError: the engine's process does not answer a call.
+            EngineDeadError: vLLM's, when the engine's process has ended.
+        """
+        await super().check_health()
+        self._watchdog.check()
+        async with asyncio.timeout(ANSWER_S):
+            # any call that goes to the engine's process and back
+            await self.engine.is_sleeping()
+
+    async def complete(
+        self, task: str, body: dict[str, Any]
+    ) -> tuple[bytes, ModelReport]:
+        """Answer one request in one piece.
+
+        Args:
+            task: chat, completion or embed.
+            body: the request in OpenAI's shape, without `model`.
+
+        Returns:
+            The bytes for the client, empty after an error; and the report.
+        """
+        if task == "embed":
+            body = {key: value for key, value in body.items() if key != "stream"}
+        request = self._request(task, body)
+        if isinstance(request, ModelReport):
+            return b"", request
+        methods = {
+            "chat": self.chat,
+            "completion": self.completions,
+            "embed": self.embeddings,
+        }
+        payload = b""
+        report = failure("the engine gave no answer", 500)
+        with self._count_constrained(body):
+            try:
+                # read to the end: the engine frees the request's memory after the last item
+                async for item in await methods[task](request):
+                    payload, report = _read_answer(item)
+            except GenerationError:  # a stream gets this error as its last event
+                payload, report = b"", failure(ENGINE_FAILED, 500)
+        return payload, self._attribute_failure(report, body)
+
+    async def generate(
+        self, task: str, body: dict[str, Any]
+    ) -> AsyncIterator[tuple[bytes, ModelReport | None]]:
+        """Answer one request as a stream.
+
+        Args:
+            task: chat or completion.
+            body: as of `complete`.
+
+        Yields:
+            The bytes for the client; and None or, with the last item, the report.
+        """
+        options = body.get("stream_options") or {}
+        wants_usage = bool(options.get("include_usage"))
+        request = self._request(
+            task, {**body, "stream_options": {"include_usage": True}}
+        )
+        if isinstance(request, ModelReport):
+            yield b"", request
+            return
+        with self._count_constrained(body):
+            answer = await (self.chat if task == "chat" else self.completions)(request)
+            report = ModelReport()
+            async for items in answer:
+                parts: list[str] = []
+                for item in items if isinstance(items, list) else [items]:
+                    failed = _stream_failure(item, report)
+                    if failed is not None:
+                        if parts:
+                            yield "".join(parts).encode(), None
+                        yield b"", self._attribute_failure(failed, body)
+                        return
+                    usage = _usage(item)
+                    if usage is not None:
+                        report = structs.replace(report, **usage)
+                    elif '"finish_reason":"' in item:
+                        report = structs.replace(
+                            report, finish_reason=_finish_reason(item)
+                        )
+                    if usage is None or wants_usage:
+                        parts.append(item)
+                if parts:
+                    yield "".join(parts).encode(), None
+            yield b"", report
+
+    @contextmanager
+    def _count_constrained(self, body: dict[str, Any]) -> Iterator[None]:
+        """While the request is answered, the watchdog knows that the engine may compile the request's grammar."""
+        constrained = is_constrained(body)
+        self._constrained += constrained
+        try:
+            yield
+        finally:
+            self._constrained -= constrained
+
+    def _attribute_failure(
+        self, report: ModelReport, body: dict[str, Any]
+    ) -> ModelReport:
+        """Turn a failure into a refusal where the request's schema caused it; other reports stay as they are.
+
+        vLLM checks a schema before the engine compiles it. Some schemas pass the check and fail in the engine, or leave
+        no token to choose. So if the engine is alive and fails a request with a schema, the schema is the cause.
+        """
+        if report.error is None or report.error.status < 500:
+            return report
+        if not is_constrained(body) or self.engine._engine_client.errored:
+            return report
+        param = "response_format" if body.get("response_format") else "tools"
+        return failure(SCHEMA_FAILED, 400, param)
+
+    def _request(self, task: str, body: dict[str, Any]) -> Any:
+        """The engine's request, or a report of what is wrong with the client's."""
+        try:
+            return REQUESTS[task].validate_python(
+                {"model": self._llm_config.model_id, **body}
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"] if not is_branch(part))
+            message = f"{where}: {first['msg']}" if where else first["msg"]
+            return failure(message, 400, where or None)
+        except VLLMClientError as error:
+            # raised by vLLM's validators; it is no ValueError, so pydantic lets it pass
+            return failure(str(error.args[0]), 400, getattr(error, "parameter", None))
+
+
+def _usage(chunk: str) -> dict[str, int] | None:
+    """The token counts in the chunk of a stream that vLLM adds for `include_usage`; None for any other chunk."""
+    if '"choices":[]' not in chunk or '"usage":{' not in chunk:
+        return None
+    usage = json.loads(chunk.removeprefix(DATA))["usage"]
+    return {
+        "prompt_tokens": usage["prompt_tokens"],
+        "output_tokens": usage["completion_tokens"],
+    }
+
+
+def _finish_reason(chunk: str) -> str:
+    """Why the model stopped, in a chunk of a stream that says so."""
+    choices = json.loads(chunk.removeprefix(DATA))["choices"]
+    reason: str = choices[0]["finish_reason"]
+    return reason
+
+
+def _stream_failure(item: Any, report: ModelReport) -> ModelReport | None:
+    """The report of a failed stream, if this item of the stream shows a failure.
+
+    vLLM catches every exception and sends it as the last event. Where a grammar did not compile, vLLM ends the stream
+    as if it were complete, but without a finish reason.
+    """
+    if isinstance(item, str):
+        if item.startswith(DONE) and not report.finish_reason:
+            return failure("the engine ended the stream before its end", 500)
+        if not item.startswith(ERROR_EVENT):
+            return None
+        item = ErrorResponse.model_validate_json(item.removeprefix(DATA))
+    return _read_answer(item)[1] if hasattr(item, "error") else None
+
+
+def _read_answer(item: Any) -> tuple[bytes, ModelReport]:
+    """The bytes and the report of one of the engine's responses; no bytes for an ErrorResponse."""
+    # by attribute: the engine has several classes of error responses
+    if hasattr(item, "error"):
+        code = item.error.code if isinstance(item.error.code, int) else 500
+        message = ENGINE_FAILED
+        if code < 500:
+            message = XGRAMMAR_PREFIX.sub("", item.error.message)
+        return b"", failure(message, code, item.error.param)
+    usage = item.usage
+    choices = getattr(item, "choices", None)
+    report = ModelReport(
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens or 0,
+        finish_reason=(choices[0].finish_reason or "") if choices else "",
+    )
+    return item.model_dump_json(exclude_none=True).encode(), report

@@ -1,0 +1,124 @@
+"""Log lines as JSON with the request id and without any text of prompts or answers.
+
+A replica writes to the log file that Serve has for it (JSON by `logging_config` in serve_config.yaml). An actor writes
+to the stderr of its worker. The load balancer's log has the same `request_id` (deploy/haproxy).
+"""
+
+import json
+import logging
+import threading
+import time
+import traceback
+from contextvars import ContextVar
+
+from deployments import runtime
+from policies.events import Decision, Outcome
+
+FLUSH_EVERY_S = 1.0
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+# attributes of a record that did not come as `extra`
+_STANDARD = {"message", "asctime", *runtime.SKIP_SERVE_CONTEXT}
+_STANDARD |= set(vars(logging.makeLogRecord({})))
+log = logging.getLogger(__name__)
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a log record as one line of JSON.
+
+    Args:
+        component: name of the process in each line, for example `router`.
+    """
+
+    def __init__(self, component: str):
+        super().__init__()
+        self._component = component
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line with the keys of Serve's JSON lines and those of the record's `extra`."""
+        line = {
+            "asctime": self.formatTime(record),
+            "levelname": record.levelname,
+            "message": record.getMessage(),
+            "component": self._component,
+            "logger": record.name,
+        }
+        for key, value in vars(record).items():
+            if key not in _STANDARD:
+                line[key] = value
+        if record.exc_text:
+            line["exc_text"] = record.exc_text
+        return json.dumps(line, default=str)
+
+
+class RequestIdHandler(logging.Handler):
+    """Adds the request id to a record, removes the message of an exception, and passes the record on.
+
+    An exception's message may quote the prompt, so only its type and its traceback are logged.
+
+    Args:
+        targets: handlers that write the record.
+    """
+
+    def __init__(self, targets: list[logging.Handler]):
+        super().__init__()
+        self._targets = targets
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record to every target."""
+        if REQUEST_ID.get():
+            record.request_id = REQUEST_ID.get()
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, _, trace = record.exc_info
+            where = [
+                f"{frame.filename}:{frame.lineno} {frame.name}"
+                for frame in traceback.extract_tb(trace)
+            ]
+            # formatters prefer this text to the exception
+            record.exc_text = "\n".join([*where, kind.__name__])
+        for target in self._targets:
+            target.handle(record)
+
+
+def flush(handlers: list[logging.Handler], every_s: float) -> None:
+    """Flush handlers periodically, forever, so that a killed process loses the lines of one period only."""
+    while True:
+        time.sleep(every_s)
+        for handler in handlers:
+            handler.flush()
+
+
+def configure(component: str) -> None:
+    """Set up the logging of this process.
+
+    Args:
+        component: name of the process, written to each line.
+    """
+    replica = runtime.serve_log_buffers()
+    if replica:  # in throughput mode Serve buffers a thousand lines
+        threading.Thread(
+            target=flush, args=(replica, FLUSH_EVERY_S), daemon=True, name="log flusher"
+        ).start()
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(JsonFormatter(component))
+    package = logging.getLogger("deployments")
+    package.handlers[:] = [RequestIdHandler(replica or [stderr])]
+    package.setLevel(logging.INFO)
+
+
+def finished(decision: Decision, outcome: Outcome, request_id: str) -> None:
+    """Log one line for an answer: its decision, its model and its outcome."""
+    token = REQUEST_ID.set(request_id)
+    fields = {
+        "decision_id": decision.id,
+        "arm": decision.arm,
+        "fallback": decision.fallback or "none",
+        "policy_version": decision.policy_version,
+        "status": outcome.status,
+        "ttft_ms": round(1e3 * outcome.ttft_s, 3),
+        "latency_ms": round(1e3 * outcome.latency_s, 3),
+        "prompt_tokens": outcome.prompt_tokens,
+        "output_tokens": outcome.output_tokens,
+    }
+    # without the skip, Serve's filter would add the context of whichever request is current
+    log.info("answered", extra=fields | runtime.SKIP_SERVE_CONTEXT)
+    REQUEST_ID.reset(token)

@@ -1,0 +1,188 @@
+"""Ray metrics of the router and the tracker; Prometheus, Grafana and the Ray dashboard show them as `ray_router_...`.
+
+deploy/prometheus has the alerts on these metrics, deploy/grafana the dashboard.
+"""
+
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from policies.events import Decision, Outcome
+from policies.types import ModelState
+
+# upper bounds of the histograms' buckets
+SECONDS = [
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+]
+
+
+# sources of feedback with a label of their own
+SOURCES = ("user", "program", "judge")
+
+
+class Telemetry:
+    """The router's metrics, with one method for each kind of event."""
+
+    def __init__(self) -> None:
+        self._decisions = Counter(
+            "router_decisions", "Decisions by arm and fallback.", ("arm", "fallback")
+        )
+        self._decide = Histogram(
+            "router_decide_seconds", "Time to decide a batch.", SECONDS
+        )
+        self._outcomes = Counter(
+            "router_outcomes",
+            "Answers, by how they ended.",
+            ("arm", "status", "fallback"),
+        )
+        self._latency = Histogram(
+            "router_latency_seconds", "Decision to last token.", SECONDS, ("arm",)
+        )
+        self._ttft = Histogram(
+            "router_ttft_seconds", "Decision to first token.", SECONDS, ("arm",)
+        )
+        self._tokens = Counter(
+            "router_tokens", "Tokens, of kind prompt or output.", ("arm", "kind")
+        )
+        self._cost = Counter("router_cost_usd", "What the answers cost.", ("arm",))
+        self._feedback = Counter(
+            "router_feedback",
+            "Scores by source and what became of them.",
+            ("source", "status"),
+        )
+        self._share = Gauge(
+            "router_share", "Share of the latest routed requests.", ("arm",)
+        )
+        self._quality = Gauge(
+            "router_quality", "Expected score of the latest routed requests.", ("arm",)
+        )
+        self._in_flight = Gauge(
+            "router_in_flight", "Requests being answered now.", ("arm",)
+        )
+        self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
+        self._accuracy = Gauge(
+            "router_accuracy", "Moving mean of the scores of its answers.", ("arm",)
+        )
+        self._last_check = Gauge(
+            "router_watch_timestamp_seconds",
+            "When the router last looked after itself.",
+        )
+        self._waiting = Gauge(
+            "router_journal_waiting_rows",
+            "Rows of the journal that are not on disk yet.",
+        )
+        self._version = Gauge(
+            "router_policy_version", "The latest published version.", ("policy",)
+        )
+
+    def decided(
+        self, decisions: Sequence[Decision], seconds: float | None = None
+    ) -> None:
+        """Record a batch of decisions; `seconds` is the time it took, None if an ingress decided."""
+        if seconds is not None:
+            self._decide.observe(max(seconds, 1e-9))
+        counts = Tally((d.arm or "none", d.fallback or "none") for d in decisions)
+        for (arm, fallback), count in counts.items():
+            self._decisions.inc(count, {"arm": arm, "fallback": fallback})
+
+    def observed(self, ended: Sequence[tuple[Decision, Outcome]]) -> None:
+        """Record finished answers. The fallbacks that an ingress took without the router are counted only here.
+
+        Each counter is increased once for all answers, as one call costs as much as learning from an answer.
+        """
+        outcomes = Tally[tuple[str, str, str]]()
+        tokens = Tally[tuple[str, str]]()
+        costs: defaultdict[str, float] = defaultdict(float)
+        for decision, outcome in ended:
+            arm = decision.arm
+            outcomes[arm, outcome.status, decision.fallback or "none"] += 1
+            tokens[arm, "prompt"] += outcome.prompt_tokens
+            tokens[arm, "output"] += outcome.output_tokens
+            costs[arm] += outcome.cost_usd
+            if outcome.status == "ok":
+                self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
+                if outcome.ttft_s > 0:
+                    self._ttft.observe(outcome.ttft_s, {"arm": arm})
+        for (arm, status, fallback), count in outcomes.items():
+            self._outcomes.inc(
+                count, {"arm": arm, "status": status, "fallback": fallback}
+            )
+        for (arm, kind), count in tokens.items():
+            if count > 0:
+                self._tokens.inc(count, {"arm": arm, "kind": kind})
+        for arm, cost in costs.items():
+            if cost > 0:
+                self._cost.inc(cost, {"arm": arm})
+
+    def scored(self, source: str, status: str) -> None:
+        """Record one item of feedback; `status` is what became of it."""
+        label = source if source in SOURCES else "other"
+        self._feedback.inc(1, {"source": label, "status": status})
+
+    def live(
+        self,
+        states: Mapping[str, ModelState],
+        shares: Mapping[str, float],
+        quality: Mapping[str, float],
+    ) -> None:
+        """Record the current state of all arms."""
+        for arm, state in states.items():
+            tags = {"arm": arm}
+            self._in_flight.set(state.in_flight, tags)
+            self._replicas.set(state.replicas, tags)
+            self._share.set(shares.get(arm, 0.0), tags)
+            self._quality.set(quality.get(arm, 0.0), tags)
+            self._accuracy.set(state.accuracy, tags)
+
+    def record_check(
+        self, now_s: float, waiting_rows: int, policy: str, version: int
+    ) -> None:
+        """Record a periodic self-check of the router.
+
+        Args:
+            now_s: seconds since the epoch.
+            waiting_rows: rows of the journal that are not on disk yet.
+            policy: name of the champion's policy.
+            version: its published version; 0 if it has none.
+        """
+        self._last_check.set(now_s)
+        self._waiting.set(waiting_rows)
+        self._version.set(version, {"policy": policy})
+
+
+class TrackerTelemetry:
+    """The tracker's metrics: successful and failed exports to MLflow."""
+
+    def __init__(self) -> None:
+        self._failures = Counter(
+            "router_mlflow_failures", "Turns that did not get through to MLflow."
+        )
+        self._success = Gauge(
+            "router_mlflow_success_timestamp_seconds", "When a turn last got through."
+        )
+
+    def record_export(self, now_s: float, success: bool) -> None:
+        """Record an attempt to export to MLflow; `now_s` is in seconds since the epoch."""
+        if success:
+            self._success.set(now_s)
+        else:
+            self._failures.inc()

@@ -1,0 +1,1 @@
+"""Operations: start, stop and check a system."""

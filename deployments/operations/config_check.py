@@ -1,0 +1,190 @@
+"""Checks serve_config.yaml before the system starts. Serve itself ignores unknown keys."""
+
+import sys
+import typing
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from deployments.access.api_keys import FILE, ApiKeyStore, creation_hint
+from deployments.runtime import LOOPBACK
+from deployments.settings import GatewaySettings, Tuning, explain
+from policies.registry import make_policy
+
+# fields of ray.serve.llm.LLMConfig; to import it takes many seconds, because it imports vLLM
+LLM_CONFIG = (
+    "model_loading_config",
+    "llm_engine",
+    "engine_kwargs",
+    "accelerator_type",
+    "accelerator_config",
+    "placement_group_config",
+    "runtime_env",
+    "lora_config",
+    "deployment_config",
+    "server_cls",
+    "experimental_configs",
+    "log_engine_metrics",
+    "callback_config",
+)
+# Serve's default of a deployment's graceful_shutdown_timeout_s
+DEFAULT_GRACE_S = 20.0
+
+
+def check_config(config: dict[str, Any]) -> list[str]:
+    """Problems of a configuration, one line each; empty if it is valid."""
+    from ray.serve.schema import ServeDeploySchema
+
+    wrong = _unknown(config, ServeDeploySchema, "")
+    for application in config.get("applications", ()):
+        where = f"applications.{application.get('name', '?')}"
+        builder = str(application.get("import_path", "")).rpartition(":")[2]
+        arguments = application.get("args") or {}
+        if builder == "gateway":
+            wrong += _validate(GatewaySettings, arguments, f"{where}.args")
+            wrong += _policy(arguments, f"{where}.args.policy")
+            wrong += _keys(config.get("http_options") or {}, arguments, f"{where}.args")
+            for deployment in application.get("deployments", ()):
+                if deployment.get("name") == "Ingress":
+                    wrong += _ingress(deployment, f"{where}.Ingress")
+        elif builder == "model":
+            wrong += _llm(arguments, f"{where}.args")
+        elif builder == "embedder":
+            wrong += _names(arguments, ["model_id", "source"], f"{where}.args")
+    if not wrong:
+        try:
+            ServeDeploySchema.model_validate(config)
+        except ValidationError as error:
+            wrong.append(explain(error))
+    return wrong
+
+
+def _validate(settings: type[BaseModel], value: Any, where: str) -> list[str]:
+    try:
+        settings.model_validate(value)
+    except ValidationError as error:
+        return [f"{where}: {explain(error)}"]
+    return []
+
+
+def _ingress(deployment: dict[str, Any], where: str) -> list[str]:
+    """Problems of the tuning, or of a shutdown timeout too short for a replica to finish its requests."""
+    tuning = deployment.get("user_config") or {}
+    wrong = _validate(Tuning, tuning, f"{where}.user_config")
+    if wrong:
+        return wrong
+    limits = Tuning.model_validate(tuning)
+    key = "graceful_shutdown_timeout_s"
+    least = limits.admission.wait_s + limits.answer_timeout_s
+    given = deployment.get(key, DEFAULT_GRACE_S)
+    if isinstance(given, int | float) and given < least:
+        why = "which cuts answers off at a reload: write"
+        return [
+            f"{where}.{key} is {given:g}, {why} {least:g} (wait_s and answer_timeout_s) or more"
+        ]
+    return []
+
+
+def _policy(arguments: dict[str, Any], where: str) -> list[str]:
+    try:
+        settings = GatewaySettings.model_validate(arguments)
+        make_policy(settings.policy.name, settings.arms(), settings.policy.options)
+    except ValidationError:
+        pass  # reported by _validate
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _keys(http: dict[str, Any], arguments: dict[str, Any], where: str) -> list[str]:
+    """A problem if other machines can reach a gateway without API keys."""
+    # Serve's default in a config file
+    host = str(http.get("host", "0.0.0.0"))
+    if arguments.get("keys") is not None or host in LOOPBACK:
+        return []
+    return [
+        f"{where}.keys is missing, but http_options.host is {host}, which other machines can reach: write "
+        f"`keys: {{file: var/keys.json}}` there and make a key with `{creation_hint(FILE)}`, or bind 127.0.0.1"
+    ]
+
+
+def check_keys(config: dict[str, Any]) -> list[str]:
+    """Problems of the file of API keys; empty if it is valid, or if the gateway asks for no keys."""
+    wrong = []
+    for application in config.get("applications", ()):
+        if not str(application.get("import_path", "")).endswith(":gateway"):
+            continue
+        settings = GatewaySettings.model_validate(application.get("args") or {})
+        if settings.keys is None:
+            continue
+        try:
+            ApiKeyStore(Path(settings.keys.file))
+        except ValueError as error:
+            where = f"applications.{application['name']}.args.keys.file"
+            wrong.append(f"{where}: {error}")
+    return wrong
+
+
+def main() -> None:
+    """Check a file: `python -m deployments.operations.config_check FILE`, before `serve deploy FILE`."""
+    wrong = check_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
+    print("\n".join(wrong) or "valid")
+    sys.exit(bool(wrong))
+
+
+def _llm(arguments: dict[str, Any], where: str) -> list[str]:
+    from ray.serve.config import AutoscalingConfig
+    from ray.serve.schema import DeploymentSchema
+
+    known = list(LLM_CONFIG)
+    wrong = _names(arguments, known, where)
+    deployment = arguments.get("deployment_config") or {}
+    wrong += _unknown(deployment, DeploymentSchema, f"{where}.deployment_config")
+    scaling = deployment.get("autoscaling_config") or {}
+    wrong += _unknown(
+        scaling, AutoscalingConfig, f"{where}.deployment_config.autoscaling_config"
+    )
+    return wrong
+
+
+def _names(value: dict[str, Any], known: list[str], where: str) -> list[str]:
+    """Keys that are not among the known ones."""
+    wrong = []
+    for key in value:
+        if key in known:
+            continue
+        hint = f"; choose from: {', '.join(known)}"
+        near = get_close_matches(key, known, n=1)
+        if near:
+            hint = f"; did you mean '{near[0]}'?"
+        wrong.append(f"unknown key '{where}.{key}'{hint}".replace("'.", "'"))
+    return wrong
+
+
+def _unknown(value: Any, model: type[BaseModel], where: str) -> list[str]:
+    """Keys that are not fields of a schema, at any depth."""
+    if not isinstance(value, dict):
+        return []
+    wrong = _names(value, list(model.model_fields), where)
+    for key, field in model.model_fields.items():
+        for inner in _models_in(field.annotation):
+            items = value.get(key)
+            for item in items if isinstance(items, list) else [items]:
+                wrong += _unknown(item, inner, f"{where}.{key}")
+    return wrong
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    models = []
+    for part in typing.get_args(annotation):
+        models += _models_in(part)
+    return models
+
+
+if __name__ == "__main__":
+    main()

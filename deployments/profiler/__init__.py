@@ -1,0 +1,1 @@
+"""Profiler: from a text to a task profile."""

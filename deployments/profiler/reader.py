@@ -1,0 +1,84 @@
+"""Profiles a text: tokens, features and embedding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.profiler.embedding import Embedding
+from deployments.settings import ProfilerSettings
+from policies.profiling import features
+from policies.types import TaskProfile
+
+CHARS_PER_TOKEN = 4  # where no tokenizer is given
+TOKENS_PER_MESSAGE = 2  # the marks of a chat template around a message
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileItem:
+    """A request to be profiled.
+
+    Attributes:
+        text: what the client asks; features and embedding are made from it.
+        context: everything the model will read, including `text`; its tokens are counted.
+        messages: number of messages in `context`.
+        task: "chat", "completion" or "embed".
+        max_output_tokens: limit set by the client; 0 if there is none.
+    """
+
+    text: str
+    context: str
+    messages: int
+    task: str
+    max_output_tokens: int
+
+
+class TextProfiler:
+    """Profiles texts with a static embedding and a tokenizer.
+
+    The features of the text itself are computed in policies/profiling/features.py.
+    """
+
+    def __init__(self, settings: ProfilerSettings):
+        from model2vec import StaticModel
+
+        self._embed = Embedding(StaticModel.from_pretrained(settings.embedder))
+        self._tokenizer = load_tokenizer(settings.tokenizer)
+
+    def profile(self, items: Sequence[ProfileItem]) -> list[TaskProfile]:
+        """Profiles without forecasts, in the order of `items`."""
+        # only the end of a long text is embedded
+        ends = [item.text[-2 * features.READ_CHARS :] for item in items]
+        profiles = []
+        for item, embedding in zip(items, self._embed(ends), strict=True):
+            tokens = count_tokens(self._tokenizer, item.context, item.messages)
+            profiles.append(
+                features.profile(
+                    text=item.text,
+                    embedding=embedding,
+                    task=item.task,
+                    prompt_tokens=tokens,
+                    max_output_tokens=item.max_output_tokens,
+                )
+            )
+        return profiles
+
+
+def load_tokenizer(name: str | None) -> Any:
+    """A `tokenizers` tokenizer from a tokenizer.json or a hub name; None for None."""
+    from tokenizers import Tokenizer
+
+    if name is None:
+        return None
+    if Path(name).is_file():
+        return Tokenizer.from_file(name)
+    return Tokenizer.from_pretrained(name)
+
+
+def count_tokens(tokenizer: Any, text: str, messages: int) -> int:
+    """Number of prompt tokens; estimated from the number of characters if `tokenizer` is None."""
+    tokens = len(text) // CHARS_PER_TOKEN
+    if tokenizer:
+        # not by encode_batch_fast: it releases the interpreter's lock and waits to get it back
+        tokens = len(tokenizer.encode(text, add_special_tokens=False))
+    return tokens + TOKENS_PER_MESSAGE * messages

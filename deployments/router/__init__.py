@@ -1,0 +1,1 @@
+"""Router: the actor that owns everything learned."""

@@ -1,0 +1,409 @@
+"""Router: the stateful actor that decides, and the only owner of what is learned.
+
+All methods are `async def`. None of them awaits between reading and writing the policy, so each of them is atomic
+without a lock. An event is in the journal before the router acknowledges it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from deployments import runtime
+from deployments.journal.journal import Journal
+from deployments.journal.retention import DAY_S
+from deployments.journal.snapshot import Snapshot
+from deployments.observability import logs
+from deployments.observability.metrics import Telemetry
+from deployments.profiler.trainer import ForecastTrainer
+from deployments.router.arm_stats import ArmStats
+from deployments.router.learner import Learner
+from deployments.router.projections import RouterProjections
+from deployments.router.role_assignment import assign_role
+from deployments.router.rollout import Rollout, champion_of
+from deployments.settings import GatewaySettings, latest
+from policies.events import Decision, Feedback, Outcome, Record
+from policies.objectives import paced, with_text_sensitivity
+from policies.profiling.forecast import Forecaster
+from policies.rollout.roles import CHAMPION, Roles
+from policies.types import ModelState, Request
+
+SNAPSHOT_EVERY = 500  # rows of the journal
+MAINTENANCE_EVERY_S = 2.0
+# retention trusts the wall clock at most this far ahead of the monotonic clock
+MAX_CLOCK_LEAD_S = 3600.0
+SETTINGS_KEY = "settings"  # name of the current settings in the journal's metadata
+log = logging.getLogger(__name__)
+
+CountReplicas = Callable[[Collection[str]], dict[str, int]]
+
+
+class Router:
+    """Decides, observes outcomes, takes feedback and explains decisions. It recovers from a crash by the journal.
+
+    Args:
+        settings: of the gateway when this actor was created. If the journal has later settings, they are used:
+            Ray restarts the actor with its first arguments.
+        count_replicas: blocking call that returns the number of ready replicas of each of these arms.
+    """
+
+    def __init__(self, settings: GatewaySettings, count_replicas: CountReplicas):
+        logs.configure("router")
+        self._clock_offset_s = time.time() - time.monotonic()
+        self._count_replicas = count_replicas
+        self._telemetry = Telemetry()
+        # not seeded: a restarted router must not repeat its earlier exploration
+        self._rng = np.random.default_rng()
+        self._maintenance: asyncio.Task[None] | None = None
+        self._configuring = asyncio.Lock()
+        self._journal = Journal(settings.journal)
+        settings = latest(self._journal.metadata(SETTINGS_KEY), settings)
+        self._snapshot_row, snapshot = self._journal.snapshot()
+        self._arm_stats = ArmStats()
+        self._trainer = ForecastTrainer(
+            settings.arms(), self._journal, cooldown_factor=100.0
+        )
+        self._rollout = Rollout(settings, snapshot)
+        self._projections = RouterProjections(
+            self._rollout, self._arm_stats, self._trainer
+        )
+        self._apply_settings(settings)
+        self._learner = Learner(
+            self._journal,
+            self._rollout.make,
+            self._projections,
+            settings.feedback_window_days * DAY_S,
+        )
+        self._restored = self._sequence > 0
+
+    def _apply_settings(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._projections.apply_settings(settings)
+        self._journal.retention.keep_days = settings.journal_keep_days
+        self._journal.retention.max_rows = settings.journal_max_rows
+
+    @property
+    def _policy(self) -> Roles:
+        return self._rollout.roles
+
+    @property
+    def _sequence(self) -> int:
+        return self._learner.sequence
+
+    # --- maintenance --------------------------------------------------------------------------------------------
+
+    async def _maintain_forever(self) -> None:
+        while True:
+            try:
+                await self._maintain()
+            except Exception:
+                log.exception("the router's maintenance failed; it will run again")
+            await asyncio.sleep(MAINTENANCE_EVERY_S)
+
+    async def _maintain(self) -> None:
+        """Count replicas, export metrics, train the forecasts, take a snapshot if due, flush the journal and delete
+        old rows.
+        """
+        self._arm_stats.replicas = await asyncio.to_thread(
+            self._count_replicas, tuple(self._settings.models)
+        )
+        digests = getattr(self._count_replicas, "digests", {})
+        await self._learner.update_revisions(digests)
+        self._telemetry.live(
+            self._arm_stats.states(),
+            self._arm_stats.shares(),
+            self._arm_stats.qualities(),
+        )
+        self._telemetry.record_check(
+            time.time(),
+            self._journal.waiting_rows,
+            self._policy.name,
+            self._rollout.version,
+        )
+        trained = await self._trainer.run_once(self._learner.suspended)
+        new_rows = self._journal.last_row - self._snapshot_row
+        if trained or self._rollout.changed or new_rows >= SNAPSHOT_EVERY:
+            self._snapshot_row = self._journal.last_row
+            self._rollout.changed = False
+            self._learner.put_snapshot()
+        await self._journal.flush()
+        monotonic_s = self._clock_offset_s + time.monotonic()
+        await self._learner.apply_retention(
+            min(time.time(), monotonic_s + MAX_CLOCK_LEAD_S)
+        )
+
+    # --- settings -----------------------------------------------------------------------------------------------
+
+    async def configure(self, settings: GatewaySettings) -> None:
+        """Take over changed settings; what was learned about the arms that stay is kept."""
+        async with self._configuring:  # several ingresses may start together
+            await self._configure(settings)
+
+    async def _configure(self, settings: GatewaySettings) -> None:
+        known = settings == self._settings and self._rollout.knows(settings)
+        if known and self._learner.consistent:
+            return
+        before = self._learner.snapshot()
+        if settings.policy.name != self._settings.policy.name:
+            self._arm_stats.reset()  # the replay of the journal counts again
+        self._apply_settings(settings)
+        self._trainer.configure(settings.arms())
+        self._rollout.configure(settings)
+        self._learner.window_s = settings.feedback_window_days * DAY_S
+        await self._learner.replace_policy(self._rollout.make, before)
+        encoded = settings.model_dump_json().encode()
+        self._journal.put_metadata(SETTINGS_KEY, encoded)
+        await self._learner.save()
+
+    async def settings(self) -> GatewaySettings:
+        """The current settings."""
+        return self._settings
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    async def decide(
+        self,
+        requests: list[Request],
+        ingress: str,
+        in_flight: dict[str, int],
+        waits_s: Mapping[str, float] = MappingProxyType({}),
+    ) -> list[Decision]:
+        """Decide a batch of requests.
+
+        Args:
+            requests: the requests.
+            ingress: the ingress that asks.
+            in_flight: number of requests that this ingress has in flight on each arm.
+            waits_s: expected queue wait for each arm at this ingress, in seconds; by default there is no wait.
+        """
+        began = time.perf_counter()
+        self._arm_stats.report_in_flight(ingress, in_flight)
+        requests = paced(
+            with_text_sensitivity(requests), self._projections.pacer.cost_weight
+        )
+        states = self._arm_stats.states()
+        for arm, wait_s in waits_s.items():
+            if arm in states:
+                states[arm] = replace(states[arm], wait_s=wait_s)
+        decided = self._policy.decide(requests, states, self._rng, self._sequence)
+        self._learner.sequence += len(decided)
+        now = time.time()
+        label_of = self._rollout.label_of
+        decisions = [
+            decision.made(request, label_of(decision), now)
+            for decision, request in zip(decided, requests, strict=True)
+        ]
+        self._learner.record_decisions(
+            [decision for decision in decisions if decision.arm]
+        )
+        self._telemetry.decided(decisions, time.perf_counter() - began)
+        return decisions
+
+    async def observe(
+        self,
+        finished: list[tuple[Decision, Outcome]],
+        ingress: str,
+        in_flight: dict[str, int],
+    ) -> None:
+        """Learn from outcomes; returns when they are durable.
+
+        Args:
+            finished: decisions with their outcomes. The decisions are included because an ingress may have made them
+                by itself, and because a crash may have lost them here.
+            ingress: the ingress that reports.
+            in_flight: number of requests that this ingress has in flight on each arm.
+        """
+        self._arm_stats.report_in_flight(ingress, in_flight)
+        decisions = {decision.id: decision for decision, _ in finished}
+        unseen = self._learner.unseen(decisions.values())
+        if unseen:
+            self._telemetry.decided(unseen)
+        new = await self._learner.observe(finished, time.time(), unseen)
+        self._telemetry.observed(
+            [(decisions[outcome.decision_id], outcome) for outcome in new]
+        )
+
+    async def feedback(self, items: list[Feedback], key: str = "") -> list[str]:
+        """Learn from scores; returns the status of each (Learner.feedback) when all of them are durable.
+
+        Args:
+            items: the scores.
+            key: idempotency key of the request, which must then have exactly one item.
+        """
+        if key:
+            statuses = [await self._learner.feedback_once(items[0], time.time(), key)]
+        else:
+            statuses = await self._learner.feedback(items, time.time())
+        for item, status in zip(items, statuses, strict=True):
+            self._telemetry.scored(item.source, status)
+        return statuses
+
+    # --- readers ------------------------------------------------------------------------------------------------
+
+    async def salt(self) -> bytes:
+        """The secret salt of ids and hashes (journal/ids.py)."""
+        return self._journal.salt
+
+    async def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
+        """Durable events after a row, as the journal stores them; the exporter reads them."""
+        return await asyncio.to_thread(self._journal.rows, after, most)
+
+    async def record(self, decision_id: str) -> Record | None:
+        """The record of a decision; None if it is unknown."""
+        return self._learner.records.get(decision_id)
+
+    async def snapshot(
+        self, ingress: str = "", in_flight: dict[str, int] | None = None
+    ) -> tuple[Snapshot, dict[str, ModelState], str]:
+        """Everything that an ingress needs to decide without this actor.
+
+        Args:
+            ingress: the ingress that asks. Its own requests in flight are left out of the states, because it knows
+                them better. While there is only a champion, its snapshot contains the state of the budget pacer.
+            in_flight: as of `decide`, which an ingress that decides by itself does not call.
+
+        Returns:
+            The champion's snapshot, the state of each arm, and the `policy_version` of the champion's decisions.
+        """
+        if in_flight is not None:
+            self._arm_stats.report_in_flight(ingress, in_flight)
+        # the constructor has no event loop, so the first call of an ingress starts the maintenance
+        if self._maintenance is None:
+            self._maintenance = asyncio.create_task(self._maintain_forever())
+            runtime.tune_gc()
+        snapshot = champion_of(self._learner.snapshot())
+        only_champion = len(self._policy.members) == 1
+        if ingress and only_champion:
+            snapshot = replace(snapshot, pacer=self._projections.pacer.state())
+        states = self._arm_stats.states(ingress)
+        return snapshot, states, self._rollout.label(CHAMPION)
+
+    async def forecaster(self, version: int) -> Forecaster | None:
+        """The current forecasts; None if the caller has this version already."""
+        forecaster = self._trainer.forecaster
+        return None if forecaster.version == version else forecaster
+
+    async def summary(self) -> dict[str, Any]:
+        """The state of the router for operators, as plain data."""
+        states = self._arm_stats.states()
+        shares = self._arm_stats.shares()
+        qualities = self._arm_stats.qualities()
+        arms = {arm.name: arm for arm in self._policy.arms}
+        quarantined = self._learner.quarantined
+        return {
+            "policy": self._policy.name,
+            "policy_version": self._rollout.label(CHAMPION),
+            "decisions": self._sequence,
+            "counts": dict(self._arm_stats.counts),
+            "quarantined": dict(quarantined),
+            "in_doubt": sorted(self._learner.suspended - quarantined.keys()),
+            "rollout": self._rollout.summary(),
+            "served_by": self._learner.revisions.digests,
+            "budget": self._projections.pacer.summary(),
+            "profiler": self._trainer.forecaster.reliability(),
+            "models": {
+                name: {
+                    **asdict(state),
+                    "share": shares[name],
+                    "expected_quality": qualities[name],
+                    "prompt_price_usd": arms[name].prompt_price_usd,
+                    "output_price_usd": arms[name].output_price_usd,
+                    "tasks": arms[name].tasks,
+                }
+                for name, state in states.items()
+            },
+        }
+
+    # --- policy versions ----------------------------------------------------------------------------------------
+
+    async def adopt(self, snapshot: Snapshot) -> bool:
+        """Start from a published version, unless this router has learned something already.
+
+        Returns:
+            Whether the version was adopted.
+        """
+        if self._restored or self._sequence > 0:
+            return False
+        adopted = self._learner.restore(snapshot)
+        if not (adopted and self._rollout.is_champions(snapshot)):
+            self._rollout.version = 0
+            log.warning(
+                "%s of policy version %d was adopted",
+                "only the learned state" if adopted else "nothing",
+                snapshot.version,
+            )
+        if not adopted:
+            self._learner.sequence = 0
+            return False
+        self._restored = True
+        await self._learner.save()
+        return True
+
+    async def checkpoint(self) -> Snapshot:
+        """The champion at present, to be published; returns when all events that it learned from are durable."""
+        reputation = self._learner.reputation.state(compact=True)
+        snapshot = champion_of(self._learner.snapshot())
+        snapshot = replace(snapshot, trust=reputation)
+        await self._journal.flush()
+        return snapshot
+
+    async def assign_role(
+        self, role: str, snapshot: Snapshot, share: float, reason: str
+    ) -> dict[str, Any]:
+        """Make a published version the challenger or the shadow.
+
+        Args:
+            role: challenger or shadow.
+            snapshot: the version; it first learns from the events since its publication.
+            share: share of the traffic for a challenger, in [0, 1].
+            reason: stored in the history.
+
+        Returns:
+            Rollout.summary after the change, when that is durable. The other changes of roles return the same.
+
+        Raises:
+            ValueError: the version does not fit; the message says why.
+        """
+        await assign_role(self._learner, self._rollout, role, snapshot, share, reason)
+        return await self._save_roles()
+
+    async def remove_role(self, role: str, reason: str) -> dict[str, Any]:
+        """Remove the challenger or the shadow.
+
+        Raises:
+            ValueError: no version has this role.
+        """
+        self._rollout.remove_role(role, reason)
+        return await self._save_roles()
+
+    async def promote(self, reason: str) -> dict[str, Any]:
+        """Make the challenger the champion.
+
+        Raises:
+            ValueError: there is no challenger.
+        """
+        self._rollout.promote(reason)
+        return await self._save_roles()
+
+    async def roll_back(self, reason: str) -> dict[str, Any]:
+        """Make the predecessor the champion again.
+
+        Raises:
+            ValueError: no promotion is being watched.
+        """
+        self._rollout.roll_back(reason)
+        return await self._save_roles()
+
+    async def record_published(self, version: int, of: int) -> dict[str, Any]:
+        """Give the champion the number under which it was published; `of` is its number before."""
+        self._rollout.record_published(version, of)
+        return await self._save_roles()
+
+    async def _save_roles(self) -> dict[str, Any]:
+        await self._learner.save()
+        return self._rollout.summary()

@@ -1,0 +1,165 @@
+"""Replays the journal into a policy: all of it, or the rows since a version was published."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from math import inf
+from types import MappingProxyType
+from typing import Any, cast
+
+from deployments.journal.journal import Journal
+from deployments.journal.snapshot import Snapshot
+from deployments.router.learner import Learner, Projection
+from policies.base import Policy, shift_sequence
+from policies.events import Decision, Event, Record
+
+
+class JournalView:
+    """A read-only part of a journal: a snapshot at one row, and the events from there up to another row.
+
+    Args:
+        journal: the whole journal.
+        row: the row of the snapshot; the events after it are part of the view.
+        snapshot: what was learned up to that row; None if the policies bring their own state.
+        up_to: the last row of the view.
+    """
+
+    def __init__(
+        self, journal: Journal, row: int, snapshot: Snapshot | None, up_to: float = inf
+    ):
+        self._journal = journal
+        self._row = row
+        self._snapshot = snapshot
+        self._up_to = up_to
+        self.salt = journal.salt
+
+    def snapshot(self) -> tuple[int, Snapshot | None]:
+        """See Journal.snapshot."""
+        return self._row, self._snapshot
+
+    @property
+    def revisions(self) -> dict[str, Any]:
+        """See Journal.revisions; changes after the last row of the view are left out."""
+        revisions = self._journal.revisions
+        changes = revisions.get("successions", ())
+        visible = [change for change in changes if change["row"] <= self._up_to]
+        return revisions | {"successions": visible}
+
+    def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
+        """See Journal.pages."""
+        for page in self._journal.pages(after):
+            if page[0][0] > self._up_to:
+                return
+            yield [item for item in page if item[0] <= self._up_to]
+
+    def find_all(
+        self, decision_ids: Collection[str], up_to: float = inf
+    ) -> dict[str, list[Event]]:
+        """See Journal.find_all."""
+        return self._journal.find_all(decision_ids, min(up_to, self._up_to))
+
+
+class _Recording(Projection):
+    """Projection that only call a function for every event."""
+
+    def __init__(self, record: Callable[[Event, Record], None]):
+        self._record = record
+
+    def record(self, event: Event, record: Record) -> None:
+        self._record(event, record)
+
+
+def replay(
+    view: JournalView,
+    make: Callable[[], Policy],
+    record: Callable[[Event, Record], None] = lambda _, __: None,
+    reputation: Mapping[str, Any] = MappingProxyType({}),
+) -> Learner:
+    """Replay a part of the journal into a new policy; blocking.
+
+    Args:
+        view: the part of the journal.
+        make: makes the policy.
+        record: called with every event that changed a decision record, before the policy learns from it.
+        reputation: state of the key reputation at the start, where the view has no snapshot.
+
+    Returns:
+        The learner with the policy; it must not write.
+    """
+    journal = cast(Journal, view)  # a learner that is only constructed does not write
+    return Learner(journal, make, _Recording(record), reputation=reputation)
+
+
+def row_of(snapshot: Snapshot, journal: Journal) -> int:
+    """The last row of this journal that a version has learned from; 0 if it learned from another journal.
+
+    Raises:
+        ValueError: the version does not name its journal, or the rows after its last one were deleted.
+    """
+    if not snapshot.journal:
+        raise ValueError(
+            f"version {snapshot.version} does not say from which rows it learned; choose a newer one"
+        )
+    row = snapshot.row if snapshot.journal == journal.id else 0
+    first_page = next(journal.pages(after=row), None)
+    oldest = first_page[0][0] if first_page else row + 1
+    if oldest > row + 1:
+        raise ValueError(
+            f"version {snapshot.version} has learned up to row {row} of the journal, of which {oldest} is the oldest "
+            "that is kept; choose a newer version, or raise journal_keep_days"
+        )
+    return row
+
+
+def catch_up(
+    journal: Journal, snapshot: Snapshot, make: Callable[[], Policy], up_to: float
+) -> Learner:
+    """Replay the rows that a version has not learned from yet; blocking.
+
+    Args:
+        journal: the router's journal.
+        snapshot: the version.
+        make: makes the policy of the version.
+        up_to: the last row to replay.
+
+    Returns:
+        The learner, whose policy is the version as if it had learned up to that row.
+
+    Raises:
+        ValueError: see row_of.
+    """
+    row = row_of(snapshot, journal)
+    held = snapshot.held if row else ()
+    newest = journal.snapshot()[1]
+    # a version that was published without a reputation starts with the one that the router has now
+    current = newest.trust if newest else {}
+    reputation = current
+    if snapshot.trust:
+        reputation = _with_decisions(snapshot.trust, current)
+    start = replace(snapshot, held=held, trust=reputation)
+    if snapshot.journal != journal.id:
+        # the version learned elsewhere, where decisions had other sequence numbers
+        first = _first_sequence(journal)
+        state = shift_sequence(start.state, start.sequence - first)
+        start = replace(start, trust={}, state=state, sequence=first)
+    return replay(JournalView(journal, row, start, up_to), make)
+
+
+def _with_decisions(
+    reputation: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add the decisions of each key, which a published version leaves out, as far as the router has them now."""
+    current_keys = current.get("keys", {})
+    keys = {}
+    for name, key in reputation["keys"].items():
+        decisions = key["decisions"] or current_keys.get(name, key)["decisions"]
+        keys[name] = key | {"decisions": decisions}
+    return {**reputation, "keys": keys}
+
+
+def _first_sequence(journal: Journal) -> int:
+    """Sequence number of the first decision in a journal; not 0 if its router started from a published version."""
+    for page in journal.pages():
+        for _, event in page:
+            if isinstance(event, Decision):
+                return event.sequence
+    return 0

@@ -1,0 +1,45 @@
+"""Counts the ready replicas of each model."""
+
+from collections.abc import Collection
+
+from deployments import runtime
+from deployments.router.model_revisions import digest_of
+
+READY_STATES = ("RUNNING", "RECOVERING")  # of a replica
+
+
+class ReplicaCounter:
+    """Asks Serve's controller for the number of ready replicas of models.
+
+    Attributes:
+        digests: digest of each deployed model, as of the last call (model_revisions.py).
+        counts: ready replicas of each model, as of the last call.
+    """
+
+    def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, models: Collection[str]) -> dict[str, int]:
+        """Count the ready replicas of these models; blocking. The count of a model that is not deployed is 0.
+
+        `serve.status()` would pickle the classes of every deployment at each call, so the controller is asked directly.
+        A controller that has just restarted first reports no applications; the last counts are then returned. Next it
+        reports RECOVERING replicas, which serve requests as before.
+        """
+        applications = runtime.serve_applications()
+        if not applications:
+            return self.counts
+        counts = dict.fromkeys(models, 0)
+        for name in models:
+            if name not in applications:
+                continue
+            application = applications[name]
+            for deployment in application["deployments"].values():
+                for replica in deployment["replicas"]:
+                    counts[name] += replica["state"] in READY_STATES
+            config = application.get("deployed_app_config") or {}
+            if config.get("args"):
+                self.digests[name] = digest_of(config["args"])
+        self.counts = counts
+        return counts

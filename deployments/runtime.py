@@ -1,0 +1,119 @@
+"""Settings of a process (garbage collection, network binding) and the private interfaces of Ray that are in use.
+
+Every private name of Ray or Serve that deployments/ needs is used in this module, and tests/deployments/test_runtime.py
+pins each one. After an upgrade of Ray, run that file first; each docstring says what to do when its test fails.
+"""
+
+import gc
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from typing import Any
+
+# objects allocated, less those freed, before the youngest generation is searched; Python's default is 700
+ALLOCATIONS = 20_000
+# searches of one generation before the next older one is searched as well; Python's default is 10
+ROUNDS = 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# `extra` of a log record that must not get the fields of Serve's request context; see `serve_log_buffers`
+SKIP_SERVE_CONTEXT = {"skip_context_filter": True}
+
+
+def tune_gc() -> None:
+    """Make the garbage collector run less often in this process.
+
+    The process keeps the records of thousands of decisions. None of them is part of a cycle, so reference counts free
+    them. With Python's defaults the collector searches all of them again and again, for a third of the router's time.
+    Objects that exist now (modules, classes) are not searched again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(ALLOCATIONS, ROUNDS, ROUNDS)
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Switch the garbage collector off, for example while a journal of a hundred thousand rows is read."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def loopback_only() -> bool:
+    """Whether only this machine can reach the gateway, as far as the cluster's environment tells."""
+    host = os.environ.get("ROUTER_GATEWAY", "").rpartition(":")[0]
+    return host in LOOPBACK
+
+
+# --- private interfaces of Ray ----------------------------------------------------------------------------------
+
+
+def bind_to_loopback() -> None:
+    """Let a replica take calls from this machine only; for the constructor of every deployment.
+
+    In throughput mode a replica takes pickled calls at a port that Serve opens on every address, and Serve has no
+    setting for the address. On a cluster of one machine (`ROUTER_LOOPBACK` is set) no other machine needs the port.
+
+    When Ray changes: find where Serve's replica binds its gRPC server (`Replica._on_initialized`), and replace the
+    function that it calls there. If Serve has a setting for the address, use that and remove this function.
+    """
+    if os.environ.get("ROUTER_LOOPBACK"):
+        from ray._common.tls_utils import add_port_to_grpc_server as add
+        from ray.serve._private import replica
+
+        replica.add_port_to_grpc_server = lambda server, address: add(
+            server, address.replace("[::]", "127.0.0.1")
+        )
+
+
+def serve_applications() -> dict[str, Any]:
+    """Serve's applications by name, as its controller knows them; empty if there is no controller. Blocking.
+
+    Not `serve.status()`: that pickles the classes of all deployments again at each call, which was most of the work of
+    an idle router, and it has no `deployed_app_config`.
+
+    When Ray changes: find what the dashboard's GET /api/serve/applications/ asks the controller for
+    (`get_serve_instance_details`), and return its `applications`. `serve.status()` is the public but slow alternative.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    applications: dict[str, Any] = client.get_serve_details()["applications"]
+    return applications
+
+
+def accepted_by_replica(call: Any) -> bool:
+    """Whether a replica has accepted this call of a deployment handle. False for None.
+
+    Before that the call waits at Serve's router in this process for a replica to become free, or to be started.
+
+    When Ray changes: look in `ray.serve.handle._DeploymentResponseBase` for the future that is done when a call is
+    assigned to a replica. Without any such future return True: then requests are no longer failed over when their
+    model has lost its last replica, and wait until their deadline.
+    """
+    assigned = getattr(call, "_replica_result_future", None)
+    return assigned is not None and bool(assigned.done())
+
+
+def serve_log_buffers() -> list[logging.Handler]:
+    """The handlers by which Serve writes a replica's log file; empty in a process that is no replica.
+
+    In throughput mode such a handler holds back up to a thousand lines. Its filter adds the context of the request
+    that is current when a line is logged; `SKIP_SERVE_CONTEXT` switches that off for one line.
+
+    When Ray changes: look in `ray.serve._private.logging_utils.configure_component_logger` for the handlers that it
+    adds to the logger "ray.serve". With an empty list the lines go to stderr instead of the replica's file.
+    """
+    return [
+        handler
+        for handler in logging.getLogger("ray.serve").handlers
+        if isinstance(handler, MemoryHandler)
+    ]

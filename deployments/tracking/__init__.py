@@ -1,0 +1,1 @@
+"""Tracking: experiments and policy versions in MLflow."""

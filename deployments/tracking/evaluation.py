@@ -1,0 +1,195 @@
+"""Evaluates and compares policy versions on the journal. All methods block; the journal is only read."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from deployments.journal.journal import Journal
+from deployments.journal.snapshot import Snapshot
+from deployments.router.replay import JournalView, catch_up, replay, row_of
+from deployments.settings import GatewaySettings
+from policies.base import Policy, restore_for_arms
+from policies.evaluation.prequential import Prequential
+from policies.evaluation.replay import (
+    arms_of,
+    evaluable,
+    policy_distance,
+    target_probabilities,
+    to_log,
+)
+from policies.events import Event, Record
+from policies.registry import make_policy
+from policies.rollout.promotion_gate import may_promote
+from policies.rollout.roles import CHALLENGER, CHAMPION
+
+# newest rows of the journal on which a version is evaluated: about 10,000 decisions
+EVALUATED_ROWS = 30_000
+# newest decisions on which two versions are compared
+COMPARED_DECISIONS = 500
+# journal rows of one decision: the decision, its outcome, a score
+ROWS_PER_DECISION = 3
+# fields of a Snapshot that a comparison shows
+COMPARED_FIELDS = ("policy", "options", "arms", "sequence", "row")
+
+
+class Evaluator:
+    """Evaluates policy versions on the journal of a running router.
+
+    Args:
+        settings: the gateway's settings; only the arms that they name are evaluated.
+    """
+
+    def __init__(self, settings: GatewaySettings):
+        self._settings = settings
+        self._arms = settings.arms()
+
+    @contextmanager
+    def _journal(self) -> Iterator[Journal]:
+        journal = Journal(self._settings.journal)
+        try:
+            yield journal
+        finally:
+            journal.engine.dispose()
+
+    def _policy(self, snapshot: Snapshot) -> Policy:
+        policy = make_policy(snapshot.policy, self._arms, snapshot.options)
+        names = [arm.name for arm in self._arms]
+        if not set(names) & set(snapshot.arms):
+            raise ValueError(
+                f"version {snapshot.version} knows none of the current arms: {', '.join(names)}"
+            )
+        restore_for_arms(policy, snapshot.state, snapshot.arms)
+        return policy
+
+    def train(self, name: str, options: dict[str, Any], champion: Snapshot) -> Snapshot:
+        """Train a new policy on the journal, up to the row of the champion's snapshot.
+
+        Args:
+            name: name of the policy.
+            options: its options.
+            champion: the champion's snapshot.
+
+        Returns:
+            A snapshot of the trained policy, not yet registered.
+
+        Raises:
+            ValueError: the policy or its options are unknown, or the journal is not the router's.
+        """
+        make_policy(name, self._arms, options)
+        with self._journal() as journal:
+            if journal.id != champion.journal:
+                raise ValueError(
+                    "this is not the router's journal; on several nodes both need the same PostgreSQL"
+                )
+            learner = replay(
+                JournalView(journal, 0, None, champion.row),
+                lambda: make_policy(name, self._arms, options),
+            )
+        return Snapshot(
+            name,
+            tuple(arm.name for arm in self._arms),
+            champion.sequence,
+            version=0,
+            state=learner.policy.state(),
+            held=learner.records.pending,
+            trust=learner.reputation.state(),
+            row=champion.row,
+            journal=champion.journal,
+            options=options,
+        )
+
+    def evaluate(self, challenger: Snapshot, champion: Snapshot) -> dict[str, Any]:
+        """Compare two versions on the decisions made since both exist. Both learn from every event as it passes.
+
+        Returns:
+            The report of promotion_gate.may_promote, and the first and last of the journal's `rows` it covers.
+
+        Raises:
+            ValueError: the journal no longer has the rows from which the versions must learn.
+        """
+        with self._journal() as journal:
+            last = journal.last_row
+            start = max(
+                row_of(challenger, journal),
+                row_of(champion, journal),
+                last - EVALUATED_ROWS,
+            )
+            learners = {}
+            for role, snapshot in ((CHALLENGER, challenger), (CHAMPION, champion)):
+                learners[role] = catch_up(
+                    journal,
+                    snapshot,
+                    partial(self._policy, snapshot),
+                    start,
+                )
+            arms = [arm.name for arm in self._arms]
+            policies = {role: learner.policy for role, learner in learners.items()}
+            walk = Prequential(policies, arms)
+            records: dict[str, Record] = {}
+
+            def on_event(event: Event, record: Record) -> None:
+                records[record.decision.id] = record
+                walk.note(event, record)
+
+            replay(
+                JournalView(journal, start, None, last),
+                lambda: walk,
+                on_event,
+                learners[CHAMPION].reputation.state(),
+            )
+        evaluated = [
+            record for record in evaluable(list(records.values())) if walk.knows(record)
+        ]
+        gate = self._settings.rollout
+        report = may_promote(
+            to_log(evaluated, arms),
+            walk.probabilities(CHAMPION, evaluated),
+            walk.probabilities(CHALLENGER, evaluated),
+            gate.margin,
+            gate.level,
+            gate.repeated,
+        )
+        return {**report, "rows": [start + 1, last]}
+
+    def diff(self, one: Snapshot, other: Snapshot) -> dict[str, Any]:
+        """How two versions differ, and how each would have decided the newest requests.
+
+        Returns:
+            `versions`, `changed` (pairs of values by field), `decisions`; with decisions also `shares` and
+            `decide_otherwise`, the share of the requests that the two decide differently.
+        """
+        records: dict[str, Record] = {}
+
+        def on_event(_: Event, record: Record) -> None:
+            records[record.decision.id] = record
+
+        with self._journal() as journal:
+            last = journal.last_row
+            start = max(0, last - ROWS_PER_DECISION * COMPARED_DECISIONS)
+            replay(
+                JournalView(journal, start, None, last),
+                lambda: make_policy("static", self._arms),
+                on_event,
+            )
+        compared = evaluable(list(records.values()))[-COMPARED_DECISIONS:]
+        policies = [self._policy(one), self._policy(other)]
+        arms = arms_of(compared, *policies)
+        tables = [target_probabilities(compared, policy, arms) for policy in policies]
+        changed = {}
+        for field in COMPARED_FIELDS:
+            values = [getattr(one, field), getattr(other, field)]
+            if values[0] != values[1]:
+                changed[field] = values
+        report: dict[str, Any] = {
+            "versions": [one.version, other.version],
+            "changed": changed,
+            "decisions": len(compared),
+        }
+        if compared:
+            shares = [table.mean(axis=0).round(4).tolist() for table in tables]
+            report["shares"] = [dict(zip(arms, row)) for row in shares]
+            report["decide_otherwise"] = policy_distance(*tables)
+        plain: dict[str, Any] = json.loads(json.dumps(report))
+        return plain

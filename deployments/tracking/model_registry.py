@@ -1,0 +1,345 @@
+"""The policy versions in MLflow's model registry: pure data, validated when it is loaded.
+
+A version consists of policy.json, posterior.npz and trust.json. One tag has the SHA-256 of the three files; the other
+tags name the version's parent, the code and the journal rows that it learned from.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import policies
+from deployments.errors import UnknownVersionError
+from deployments.journal.snapshot import Snapshot
+from policies.registry import make_policy
+from policies.types import Arm
+
+MODEL = "router-policy"
+# fields of a Snapshot that policy.json holds
+FIELDS = ("policy", "options", "arms", "sequence", "row", "journal", "held")
+# file with the reputation of every key; versions of early releases have none
+REPUTATION = "trust.json"
+# tag with the path of the newest report; tags `evaluation.…` have the report's main figures
+EVALUATION = "evaluation"
+# fields of a report that become tags
+MAIN_FIGURES = ("promote", "reason", "champion_version", "lower", "upper")
+ROLE_ALIASES = ("champion", "challenger", "shadow")
+
+
+def save_policy(snapshot: Snapshot, folder: Path) -> str:
+    """Write a snapshot as policy.json, posterior.npz and trust.json; returns the SHA-256 of the three."""
+    head = {key: getattr(snapshot, key) for key in FIELDS}
+    (folder / "policy.json").write_text(json.dumps(head, indent=2, sort_keys=True))
+    buffer = io.BytesIO()
+    np.savez(buffer, **snapshot.state)  # type: ignore[arg-type]
+    (folder / "posterior.npz").write_bytes(buffer.getvalue())
+    (folder / REPUTATION).write_text(json.dumps(snapshot.trust, separators=(",", ":")))
+    return _digest(folder)
+
+
+def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
+    """Read the files that `save_policy` wrote. No code in them is executed.
+
+    Raises:
+        ValueError: the files are not those that were registered, or the state does not fit the policy.
+    """
+    if _digest(folder) != digest:
+        raise ValueError(
+            f"policy version {version}: its files are not those that were registered"
+        )
+    head = json.loads((folder / "policy.json").read_text())
+    with np.load(folder / "posterior.npz", allow_pickle=False) as arrays:
+        state = {name: arrays[name].astype(np.float64) for name in arrays.files}
+    # versions of early releases lack some of these
+    optional: dict[str, Any] = {"held": tuple(head.get("held", ()))}
+    for key in ("options", "row", "journal"):
+        if key in head:
+            optional[key] = head[key]
+    if (folder / REPUTATION).exists():
+        optional["trust"] = json.loads((folder / REPUTATION).read_text())
+    snapshot = Snapshot(
+        head["policy"],
+        tuple(head["arms"]),
+        int(head["sequence"]),
+        version,
+        state,
+        **optional,
+    )
+    try:
+        check_snapshot(snapshot)
+    except ValueError as error:
+        raise ValueError(f"policy version {version}: {error}") from None
+    return snapshot
+
+
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Check that a snapshot's policy over its arms can have its state: finite, symmetric, of the right shape.
+
+    Raises:
+        ValueError: the state does not fit; the message says what is wrong.
+    """
+    if len(set(snapshot.arms)) != len(snapshot.arms):
+        raise ValueError(f"an arm is named twice in {', '.join(snapshot.arms)}")
+    for name, array in snapshot.state.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"'{name}' holds numbers that are not finite")
+    arms = [Arm(name) for name in snapshot.arms]
+    policy = make_policy(snapshot.policy, arms, snapshot.options)
+    policy.restore(snapshot.state)
+
+
+def _digest(folder: Path) -> str:
+    files = [folder / "policy.json", folder / "posterior.npz"]
+    if (folder / REPUTATION).exists():
+        files.append(folder / REPUTATION)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def code_digest() -> str:
+    """SHA-256 of the code that decides and learns: every Python file of policies/."""
+    digest = hashlib.sha256()
+    folder = Path(policies.__path__[0])
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _reporting_unknown(version: int) -> Iterator[None]:
+    """Turn MLflow's error for a missing version into an UnknownVersionError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UnknownVersionError(
+            f"there is no version {version} of {MODEL}; `list` shows those there are"
+        ) from None
+
+
+class PolicyRegistry:
+    """Accesses the product's experiment and the policy versions in MLflow. All methods block.
+
+    Args:
+        uri: MLflow's tracking and registry URI.
+        experiment: name of the product's experiment.
+
+    Raises:
+        MlflowException: by every method, when MLflow cannot be reached.
+        UnknownVersionError: by the methods that take a version, when there is no such version.
+    """
+
+    def __init__(self, uri: str, experiment: str):
+        # without these limits a call to an unreachable server takes minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient, set_tracking_uri
+
+        set_tracking_uri(uri)
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._experiment = experiment
+
+    @property
+    def experiment_id(self) -> str:
+        """Id of the product's experiment, which is created if it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self._experiment)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(self._experiment))
+            except MlflowException:  # another process has created it meanwhile
+                found = self.client.get_experiment_by_name(self._experiment)
+        return str(found.experiment_id)
+
+    def start_run(self, name: str, tags: dict[str, str]) -> str:
+        """Start a run in the product's experiment; returns its id."""
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        return str(run.info.run_id)
+
+    def log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
+        """Log metrics to a run; `step` is the number of decisions."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        batch = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        self.client.log_batch(run_id, batch)
+
+    # --- versions -----------------------------------------------------------------------------------------------
+
+    def publish(
+        self, snapshot: Snapshot, run_id: str, tags: Mapping[str, str] | None = None
+    ) -> int:
+        """Register a snapshot as the next version, tagged with its lineage and with `tags`; returns its number."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):  # it exists
+            self.client.create_registered_model(
+                MODEL, description="What the router has learned: data only."
+            )
+        path = f"policy-{snapshot.sequence}-{time.time_ns()}"
+        with tempfile.TemporaryDirectory() as name:
+            digest = save_policy(snapshot, Path(name))
+            self.client.log_artifacts(run_id, name, path)
+        lineage = {
+            "sha256": digest,
+            "code": code_digest(),
+            "policy": snapshot.policy,
+            "options": json.dumps(snapshot.options, sort_keys=True),
+            "arms": ",".join(snapshot.arms),
+            "decisions": str(snapshot.sequence),
+            "parent": str(snapshot.version),
+            "data": f"journal {snapshot.journal}, rows 1 to {snapshot.row}",
+            "row": str(snapshot.row),
+            **(tags or {}),
+        }
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
+        made = self.client.create_model_version(MODEL, source, run_id, tags=lineage)
+        return int(made.version)
+
+    def load(self, version: int) -> Snapshot:
+        """Download a version and check it.
+
+        Raises:
+            ValueError: see load_policy.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        digest = self._find(version).tags.get("sha256", "")
+        with tempfile.TemporaryDirectory() as name:
+            folder = download_artifacts(
+                artifact_uri=f"models:/{MODEL}/{version}", dst_path=name
+            )
+            return load_policy(Path(folder), version, digest)
+
+    def latest(self) -> int:
+        """The champion's version, or the newest one if no version is champion; 0 if there is no version."""
+        newest = self.client.search_model_versions(
+            f"name = '{MODEL}'", 1, order_by=["version_number DESC"]
+        )
+        if not newest:
+            return 0
+        return self.aliases().get("champion", int(newest[0].version))
+
+    def list(self) -> list[dict[str, Any]]:
+        """All versions as plain data, newest first."""
+        found = self.client.search_model_versions(f"name = '{MODEL}'", max_results=1000)
+        aliases = self.aliases()
+        newest_first = sorted(found, key=lambda version: -int(version.version))
+        return [self._as_dict(version, aliases) for version in newest_first]
+
+    def show(self, version: int) -> dict[str, Any]:
+        """One version as plain data, with its newest report in full."""
+        from mlflow.artifacts import load_dict
+
+        found = self._find(version)
+        plain = self._as_dict(found, self.aliases())
+        if EVALUATION in found.tags:
+            plain["evaluation"] = load_dict(
+                f"runs:/{found.run_id}/{found.tags[EVALUATION]}"
+            )
+        return plain
+
+    def _find(self, version: int) -> Any:
+        with _reporting_unknown(version):
+            return self.client.get_model_version(MODEL, str(version))
+
+    @staticmethod
+    def _as_dict(found: Any, aliases: Mapping[str, int]) -> dict[str, Any]:
+        version = int(found.version)
+        mine = [alias for alias, number in aliases.items() if number == version]
+        created = time.strftime(
+            "%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.creation_timestamp / 1000)
+        )
+        return {
+            "version": version,
+            "aliases": mine,
+            "created": created,
+            "tags": dict(found.tags),
+        }
+
+    def ancestor(self, version: int, row: int) -> int:
+        """The newest of a version and its ancestors that had learned up to `row` or less.
+
+        If there is none, the oldest ancestor that still exists and has the same policy and options.
+        """
+        tags = self._find(version).tags
+        while int(tags.get("row", 0)) > row:
+            parent = int(tags.get("parent", 0))
+            if not parent:
+                break
+            try:
+                parent_tags = self._find(parent).tags
+            except UnknownVersionError:  # an operator has deleted it
+                break
+            same_policy = parent_tags.get("policy") == tags.get("policy")
+            if not same_policy or parent_tags.get("options") != tags.get("options"):
+                break
+            tags = parent_tags
+            version = parent
+        return version
+
+    # --- reports, tags and aliases ------------------------------------------------------------------------------
+
+    def attach_report(self, version: int, report: Mapping[str, Any]) -> None:
+        """Attach an evaluation report to a version: in full as an artefact of its run, the main figures as tags."""
+        path = f"evaluations/version-{version}-{time.time_ns()}.json"
+        self.client.log_dict(self._find(version).run_id, dict(report), path)
+        tags = {EVALUATION: path}
+        for key in MAIN_FIGURES:
+            if key in report:
+                tags[f"{EVALUATION}.{key}"] = report[key]
+        self.tag(version, tags)
+
+    def tag(self, version: int, tags: Mapping[str, Any]) -> None:
+        """Set tags of a version."""
+        with _reporting_unknown(version):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(
+                    MODEL, str(version), key, str(value)[:5000]
+                )
+
+    def aliases(self) -> dict[str, int]:
+        """The version of each alias; empty if no version was registered yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            aliases = self.client.get_registered_model(MODEL).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {alias: int(version) for alias, version in aliases.items()}
+
+    def set_aliases(self, wanted: Mapping[str, int]) -> None:
+        """Set the aliases of the roles to these versions, and delete those of all other roles.
+
+        An alias that is no role is not changed. A role whose version no longer exists loses its alias.
+        """
+        current = self.aliases()
+        for alias in ROLE_ALIASES:
+            version = wanted.get(alias, 0)
+            if version and current.get(alias) != version:
+                try:
+                    with _reporting_unknown(version):
+                        self.client.set_registered_model_alias(
+                            MODEL, alias, str(version)
+                        )
+                except UnknownVersionError:
+                    version = 0
+            if not version and alias in current:
+                self.client.delete_registered_model_alias(MODEL, alias)

@@ -1,0 +1,232 @@
+"""The tracker's operations on policy versions: list, show, compare, evaluate, publish and promote.
+
+The router holds the roles; the registry's aliases follow it. Therefore a rollback works without MLflow. A promotion
+to champion is refused, before anything changes, unless the log proves that the version is better.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from deployments.errors import UnknownVersionError
+from deployments.journal.snapshot import Snapshot
+from deployments.settings import GatewaySettings
+from deployments.tracking.evaluation import Evaluator
+from deployments.tracking.model_registry import PolicyRegistry
+from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES
+
+
+class RefusedError(ValueError):
+    """An operation is refused; the message says why and what would help."""
+
+
+class PromotionService:
+    """Carries out what operators ask of policy versions. Calls take seconds and are not part of any request.
+
+    Args:
+        settings: the gateway's settings.
+        registry: the registry of policy versions.
+        router: handle of the router actor.
+        run_id: the MLflow run to which versions and reports belong.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        registry: PolicyRegistry,
+        router: Any,
+        run_id: str,
+    ):
+        self._settings = settings
+        self._registry = registry
+        self._router = router
+        self._run_id = run_id
+        self._evaluator = Evaluator(settings)
+        # versions that were rolled back and carry the tag that says so
+        self._tagged: set[int] = set()
+        # serialises promotions and evaluations
+        self._lock = asyncio.Lock()
+
+    async def publish(
+        self, policy: str = "", options: Mapping[str, Any] | None = None, by: str = ""
+    ) -> int:
+        """Register the current champion, or another policy trained on the whole journal; returns the version.
+
+        Args:
+            policy: name of the policy to train; by default the champion's.
+            options: options of that policy. With neither, the champion is registered as it is.
+            by: name of the operator.
+        """
+        champion: Snapshot = await self._router.checkpoint.remote()
+        tags = {"by": by} if by else {}
+        if not policy and options is None:
+            version = await asyncio.to_thread(
+                self._registry.publish, champion, self._run_id, tags
+            )
+            await self._change_roles(
+                self._router.record_published.remote(version, champion.version)
+            )
+            await self.sync_aliases()
+            return version
+        trained = await asyncio.to_thread(
+            self._evaluator.train,
+            policy or champion.policy,
+            dict(options or {}),
+            champion,
+        )
+        return await asyncio.to_thread(
+            self._registry.publish, trained, self._run_id, tags
+        )
+
+    async def list_versions(self) -> list[dict[str, Any]]:
+        """All versions, newest first."""
+        return await asyncio.to_thread(self._registry.list)
+
+    async def show_version(self, version: int) -> dict[str, Any]:
+        """One version with its newest evaluation report."""
+        return await asyncio.to_thread(self._registry.show, version)
+
+    async def evaluate(self, version: int) -> dict[str, Any]:
+        """Compare a version with the champion on the decisions made since both exist, and attach the report to it.
+
+        Returns:
+            The report of promotion_gate.may_promote, with `version`, `champion_version`, `rows` and `evaluated`.
+        """
+        async with self._lock:
+            return await self._evaluate(version)
+
+    async def diff(self, version: int, other: int = 0) -> dict[str, Any]:
+        """How two versions differ, and how differently they decide; by default `other` is the champion."""
+        other = other or await self._champion_version()
+        one = await asyncio.to_thread(self._registry.load, version)
+        two = await asyncio.to_thread(self._registry.load, other)
+        return await asyncio.to_thread(self._evaluator.diff, one, two)
+
+    async def promote(
+        self,
+        version: int,
+        to: str = CHAMPION,
+        share: float | None = None,
+        override: str = "",
+        by: str = "",
+    ) -> dict[str, Any]:
+        """Give a version a role.
+
+        Args:
+            version: its number.
+            to: the role. Only a promotion to champion must pass the gate.
+            share: the challenger's share of the traffic; by default that of the settings.
+            override: reason for overriding the gate; recorded on the version.
+            by: name of the operator.
+
+        Raises:
+            RefusedError: the gate refuses the version, or the router cannot run it.
+        """
+        if to not in ROLES:
+            raise RefusedError(
+                f"unknown role '{to}'; choose one of: {', '.join(ROLES)}"
+            )
+        async with self._lock:
+            summary = (await self._router.summary.remote())["rollout"]
+            challenger = summary["roles"].get(CHALLENGER, {}).get("version")
+            report = None
+            if to == CHAMPION:
+                report = await self._gate_report(version, bool(override))
+                if not report["promote"] and not override:
+                    raise RefusedError(
+                        f"{report['reason']}. To promote it all the same, say why: override_gate"
+                    )
+                # register what the predecessor has learned by now
+                await self.publish(by=by)
+            reason = f"by {by or 'an operator'}"
+            if override:
+                reason += f", overriding the gate: {override}"
+            if to != CHAMPION or challenger != version:
+                role = CHALLENGER if to == CHAMPION else to
+                snapshot = await asyncio.to_thread(self._registry.load, version)
+                if share is None:
+                    share = self._settings.rollout.share
+                summary = await self._change_roles(
+                    self._router.assign_role.remote(role, snapshot, share, reason)
+                )
+            if to == CHAMPION:
+                summary = await self._change_roles(self._router.promote.remote(reason))
+            tags = {f"{to}_since": _now(), f"{to}_by": by}
+            if override:
+                tags["override_reason"] = override
+            await asyncio.to_thread(self._registry.tag, version, tags)
+            await self.sync_aliases()
+        return {**summary, "evaluation": report}
+
+    async def _change_roles(self, call: Any) -> dict[str, Any]:
+        """Await a call of the router that changes roles, and turn its refusal into a RefusedError."""
+        try:
+            summary: dict[str, Any] = await call
+            return summary
+        except ValueError as error:  # Ray raises a copy that is a ValueError, too
+            raise RefusedError(str(getattr(error, "cause", error))) from None
+
+    async def sync_aliases(self) -> None:
+        """Set the registry's aliases to the router's roles, and tag the versions that were rolled back."""
+        summary = (await self._router.summary.remote())["rollout"]
+        aliases = {
+            role: int(held["version"]) for role, held in summary["roles"].items()
+        }
+        await asyncio.to_thread(self._registry.set_aliases, aliases)
+        for change in summary["history"]:
+            loser = change.get("loser")
+            if not loser or loser in self._tagged:
+                continue
+            with suppress(UnknownVersionError):  # an operator has deleted it
+                await asyncio.to_thread(
+                    self._registry.tag, loser, {"rolled_back": change["reason"]}
+                )
+            self._tagged.add(loser)
+
+    async def _evaluate(self, version: int) -> dict[str, Any]:
+        champion = await self._champion_version()
+        if version == champion:
+            raise RefusedError(f"version {version} is the champion")
+        challenger = await asyncio.to_thread(self._registry.load, version)
+        # The champion keeps learning and is published repeatedly. Compare with its version that
+        # had learned no more than the challenger when the challenger was made.
+        opponent = await asyncio.to_thread(
+            self._registry.ancestor, champion, challenger.row
+        )
+        predecessor = await asyncio.to_thread(self._registry.load, opponent)
+        report = await asyncio.to_thread(
+            self._evaluator.evaluate, challenger, predecessor
+        )
+        report["version"] = version
+        report["champion_version"] = opponent
+        report["evaluated"] = _now()
+        await asyncio.to_thread(self._registry.attach_report, version, report)
+        return report
+
+    async def _gate_report(self, version: int, overridden: bool) -> dict[str, Any]:
+        """The evaluation report. If the gate is overridden, a failed evaluation is reported and not raised."""
+        try:
+            return await self._evaluate(version)
+        except ValueError as error:
+            if not overridden:
+                raise
+            return {
+                "promote": False,
+                "reason": f"it could not be evaluated: {error}",
+                "version": version,
+            }
+
+    async def _champion_version(self) -> int:
+        roles = (await self._router.summary.remote())["rollout"]["roles"]
+        version = roles[CHAMPION]["version"]
+        if not version:
+            raise RefusedError(
+                "no version of the champion is registered yet; publish one first"
+            )
+        return int(version)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,218 @@
+"""The tracker actor: exports the router's metrics to MLflow and registers what it learned as policy versions.
+
+The tracker is a separate actor and takes no part in answering a request. Every few seconds it exports the new rows of
+the journal. While MLflow is unreachable the tracker retries, and requests are not affected.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.journal.ids import IdFactory
+from deployments.observability import logs
+from deployments.observability.metrics import TrackerTelemetry
+from deployments.settings import GatewaySettings
+from deployments.tracking.exporter import Exporter
+from deployments.tracking.mlflow_runs import MlflowRuns
+from deployments.tracking.model_registry import MODEL, PolicyRegistry
+from deployments.tracking.promotion import PromotionService
+from policies.rollout.roles import CHAMPION
+
+EVERY_S = 5.0
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Exports the router's metrics to MLflow, and manages the policy versions in its registry.
+
+    The methods for operators (`list_versions` to `promote`) return None if no MLflow is configured.
+
+    Args:
+        settings: the gateway's settings when the actor was created; newer ones are fetched from the router.
+        router: handle of the router actor.
+        start: start of this system, in seconds since the epoch; a restarted tracker gets the same value.
+    """
+
+    def __init__(self, settings: GatewaySettings, router: Any, start: float):
+        logs.configure("tracker")
+        self._settings = settings
+        self._router = router
+        self._telemetry = TrackerTelemetry()
+        self._registry: PolicyRegistry | None = None
+        self._start = start
+        self._run_id = ""
+        self._published_at = time.time()
+        self._published_sequence = -1
+        self._task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+
+    async def start(self) -> bool:
+        """Start the background task, once; returns False if no MLflow is configured."""
+        await self._refresh_settings()
+        if self._settings.mlflow_uri is None:
+            return False
+        if self._task is None:
+            self._task = asyncio.create_task(self._run_forever())
+        return True
+
+    # --- background export --------------------------------------------------------------------------------------
+
+    async def _refresh_settings(self) -> None:
+        """Fetch the current settings from the router; if they changed, the connection to MLflow is made anew."""
+        try:
+            settings = await self._router.settings.remote()
+        except Exception as error:
+            log.warning(
+                "the router did not return its settings (%s); continuing with the previous ones",
+                error,
+            )
+            return
+        if settings != self._settings:
+            async with self._lock:
+                self._settings = settings
+                self._registry = None
+
+    async def _run_forever(self) -> None:
+        while True:
+            try:
+                await self._refresh_settings()
+                if self._settings.mlflow_uri is not None:
+                    await self._track()
+                self._telemetry.record_export(time.time(), True)
+            except Exception as error:
+                self._telemetry.record_export(time.time(), False)
+                log.warning(
+                    "MLflow cannot be reached now (%s: %s); trying again",
+                    type(error).__name__,
+                    error,
+                )
+            await asyncio.sleep(EVERY_S)
+
+    async def _connect(self) -> PolicyRegistry:
+        """The registry. The first connection also seeds a router that has learned nothing with the newest version."""
+        async with self._lock:
+            if self._registry is None:
+                uri = self._settings.mlflow_uri
+                assert uri is not None
+                registry = await asyncio.to_thread(
+                    PolicyRegistry, uri, self._settings.experiment
+                )
+                await self._seed_router(registry)
+                await self._start_exporter(registry)
+                self._promotions = PromotionService(
+                    self._settings, registry, self._router, self._run_id
+                )
+                self._registry = registry
+            return self._registry
+
+    async def _seed_router(self, registry: PolicyRegistry) -> None:
+        """Offer the newest version to the router, which adopts it if it has learned nothing; skip a damaged one."""
+        version = await asyncio.to_thread(registry.latest)
+        if not version:
+            return
+        try:
+            newest = await asyncio.to_thread(registry.load, version)
+        except Exception as error:  # the artefact store may fail in any way
+            log.warning(
+                "policy version %d is not offered to the router: %s", version, error
+            )
+            return
+        if await self._router.adopt.remote(newest):
+            log.info("the router starts from policy version %d", version)
+
+    async def _start_exporter(self, registry: PolicyRegistry) -> None:
+        journal = IdFactory(await self._router.salt.remote()).hash("journal")
+        tags = {"policy": self._settings.policy.name}
+        experiment_id = await asyncio.to_thread(lambda: registry.experiment_id)
+        runs = MlflowRuns(registry.client, experiment_id, journal, self._start, tags)
+        self._exporter = Exporter(
+            self._router, runs, EVERY_S, self._settings.trace_share
+        )
+        await self._exporter.resume()
+        self._run_id = await asyncio.to_thread(lambda: runs.run_id)
+
+    async def _track(self) -> None:
+        registry = await self._connect()
+        summary = await self._router.summary.remote()
+        try:
+            await self._exporter.run_once(
+                time.time(), {*summary["quarantined"], *summary["in_doubt"]}
+            )
+        finally:  # a failed export does not delay the versions
+            await self._publish(registry, summary)
+
+    async def _publish(self, registry: PolicyRegistry, summary: dict[str, Any]) -> None:
+        """Log the live measurements, register a version when one is due, and update the registry's aliases."""
+        metrics = {
+            f"profiler/{key}": value for key, value in summary["profiler"].items()
+        }
+        for arm, model in summary["models"].items():
+            metrics[f"in_flight/{arm}"] = model["in_flight"]
+            for key in ("expected_quality", "accuracy", "tpot_s"):
+                if model[key]:  # 0 means unknown, as after a restart
+                    metrics[f"{key}/{arm}"] = model[key]
+        await asyncio.to_thread(
+            registry.log, self._run_id, metrics, summary["decisions"]
+        )
+        if time.time() - self._published_at >= self._settings.publish_every_s:
+            self._published_at = time.time()
+            if summary["decisions"] != self._published_sequence:
+                await self._promotions.publish()
+                self._published_sequence = summary["decisions"]
+        await self._promotions.sync_aliases()
+
+    # --- operators ----------------------------------------------------------------------------------------------
+
+    async def _service(self) -> PromotionService | None:
+        """The promotion service; None if no MLflow is configured."""
+        if not await self.start():
+            return None
+        await self._connect()
+        return self._promotions
+
+    async def list_versions(self) -> dict[str, Any] | None:
+        """The registry's `name` and all `versions`, newest first."""
+        service = await self._service()
+        if service is None:
+            return None
+        return {"name": MODEL, "versions": await service.list_versions()}
+
+    async def show_version(self, version: int) -> dict[str, Any] | None:
+        """One version with its newest evaluation report."""
+        service = await self._service()
+        return None if service is None else await service.show_version(version)
+
+    async def diff(self, version: int, other: int) -> dict[str, Any] | None:
+        """See PromotionService.diff."""
+        service = await self._service()
+        return None if service is None else await service.diff(version, other)
+
+    async def evaluate(self, version: int) -> dict[str, Any] | None:
+        """See PromotionService.evaluate."""
+        service = await self._service()
+        return None if service is None else await service.evaluate(version)
+
+    async def publish(
+        self, policy: str, options: Mapping[str, Any] | None, by: str
+    ) -> dict[str, Any] | None:
+        """See PromotionService.publish; returns the registry's `name` and the number of the new `version`."""
+        service = await self._service()
+        if service is None:
+            return None
+        return {"name": MODEL, "version": await service.publish(policy, options, by)}
+
+    async def promote(
+        self,
+        version: int,
+        to: str = CHAMPION,
+        share: float | None = None,
+        override: str = "",
+        by: str = "",
+    ) -> dict[str, Any] | None:
+        """See PromotionService.promote."""
+        service = await self._service()
+        if service is None:
+            return None
+        return await service.promote(version, to, share, override, by)

@@ -1,0 +1,129 @@
+"""Baselines that do not learn: a fixed rule, one fixed arm, and uniform chance."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from policies import base, constraints
+from policies.events import ArmEstimate, Decision, Outcome
+from policies.types import Arm, ModelState, Request
+
+
+class Static:
+    """A complexity threshold: complex requests go to the largest eligible arm, all others to the smallest.
+
+    Args:
+        arms: in the order of their size, smallest first.
+        threshold: complexity from which a request goes to the largest arm.
+    """
+
+    name = "static"
+
+    def __init__(self, arms: Sequence[Arm], threshold: float = 0.5):
+        self.arms = tuple(arms)
+        self.threshold = threshold
+
+    def wants(
+        self, request: Request, eligible: Sequence[int], rng: np.random.Generator
+    ) -> dict[int, float]:
+        """Probability of each eligible arm's index; an arm that is left out has probability 0."""
+        complex_task = request.profile.complexity >= self.threshold
+        return {eligible[-1] if complex_task else eligible[0]: 1.0}
+
+    def decide(
+        self,
+        requests: Sequence[Request],
+        states: Mapping[str, ModelState],
+        rng: np.random.Generator,
+        sequence: int,
+    ) -> list[Decision]:
+        """See base.Policy. A rule has no estimates, so it ignores the limits on latency and cost."""
+        total_load = float(sum(state.in_flight for state in states.values()))
+        default = ModelState()
+        decisions = []
+        for i, request in enumerate(requests):
+            live = [states.get(arm.name, default) for arm in self.arms]
+            removed = constraints.removed(
+                self.arms, request.profile, request.objective, live
+            )
+            eligible = [k for k, why in enumerate(removed) if not why]
+            wanted = self.wants(request, eligible, rng) if eligible else {}
+            indices = list(wanted)
+            chosen = (
+                int(rng.choice(indices, p=list(wanted.values()))) if indices else -1
+            )
+            estimates = tuple(
+                ArmEstimate(
+                    arm.name,
+                    propensity=wanted.get(k, 0.0),
+                    load=constraints.load(arm, states),
+                    total_load=total_load,
+                    removed_by=removed[k],
+                )
+                for k, arm in enumerate(self.arms)
+            )
+            decision = Decision(
+                request.id,
+                self.arms[chosen].name if indices else "",
+                sequence + i,
+                self.name,
+                request.profile,
+                request.objective,
+                estimates,
+            )
+            decisions.append(decision)
+        return decisions
+
+    def advance(self, sequence: int) -> None:
+        """See base.EventLearner; a rule has nothing to forget."""
+
+    def learn(self, decision: Decision, outcome: Outcome) -> None:
+        """A rule learns nothing."""
+
+    def score(
+        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+    ) -> None:
+        """A rule learns nothing."""
+
+    def discount(self, arm: str, events: float) -> None:
+        """See base.EventLearner; a rule has nothing to discount."""
+
+    def state(self) -> base.State:
+        """A rule has no state."""
+        return {}
+
+    def restore(self, state: base.State) -> None:
+        """A rule has no state to restore."""
+
+
+class Uniform(Static):
+    """Chooses every eligible arm with the same probability; any other policy can be evaluated from its log."""
+
+    name = "uniform"
+
+    def wants(
+        self, request: Request, eligible: Sequence[int], rng: np.random.Generator
+    ) -> dict[int, float]:
+        """See Static."""
+        return {k: 1.0 / len(eligible) for k in eligible}
+
+
+class Always(Static):
+    """Chooses the named arm, or the first eligible arm if a limit excludes it; without a name, the largest one."""
+
+    name = "always"
+
+    def __init__(self, arms: Sequence[Arm], arm: str = ""):
+        super().__init__(arms)
+        names = [a.name for a in arms]
+        if arm and arm not in names:
+            raise ValueError(f"unknown arm '{arm}'; choose one of: {', '.join(names)}")
+        self.arm = names.index(arm) if arm else None
+
+    def wants(
+        self, request: Request, eligible: Sequence[int], rng: np.random.Generator
+    ) -> dict[int, float]:
+        """See Static."""
+        if self.arm is None:
+            return {eligible[-1]: 1.0}
+        return {self.arm if self.arm in eligible else eligible[0]: 1.0}

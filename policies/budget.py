@@ -1,0 +1,162 @@
+"""Budget pacing: keeps the mean cost per routed request under a ceiling, by an adaptive price on cost.
+
+The account is the sum spent beyond the ceiling so far, in units of one ceiling: D = Σ (cost / ceiling - 1). The price,
+in score points for one ceiling of cost, is
+
+    START · exp(GAIN · error + I),   error = D + margin,   I = RESET · Σ error.
+
+The first term is online dual ascent, as mirror descent with the entropy as mirror map; the account is the dual iterate
+(Agrawal and Devanur, EC 2014; Balseiro, Lu and Mirrokni, Operations Research 2023). It is multiplicative, so it finds
+a price of any magnitude, in any currency. Its step is constant, so alone it would settle where the error is
+log(price / START) / GAIN. The integral term removes that error: the mean over the stream ends at the ceiling and not
+near it. The account aims at a margin as wide as its own deviation, so the mean stays under the ceiling and not around
+it. Where the ceiling does not bind, the account falls, and the price falls to zero.
+"""
+
+from math import exp, inf, isfinite, log, sqrt
+
+import numpy as np
+
+from policies.base import State
+from policies.events import FORCED, Decision, Outcome
+
+START = 0.1  # score points for one ceiling of cost, before any request
+GAIN = 0.1  # one ceiling of debt raises the price by a tenth
+RESET = 0.001  # critically damped where a tenth more price saves 4 % of a ceiling
+# In ceilings. Below -SATURATION the price is zero; above it only the integral raises the price.
+SATURATION = 30.0
+INTEGRAL_MOST = 9.0  # the price settles between START · exp(-9) and START · exp(9)
+MAX_DEBT = 1000.0  # ceilings, owed or saved, at which the account is clipped
+MARGIN = 2.0  # standard deviations of the account
+STEADY = 200.0  # requests over which the scatter of costs is averaged
+# Values of Decision.fallback for a second decision about the same request.
+SECOND_ATTEMPTS = ("model", "hedge")
+
+
+class BudgetPacer:
+    """The account and the price of one stream of requests.
+
+    `decided` and `finished` take each decision and each outcome once. Forced decisions do not count. A second attempt
+    adds its cost, but does not count as another request.
+
+    Args:
+        ceiling_usd: upper limit of the mean cost per routed request; infinite for none.
+
+    Raises:
+        ValueError: the ceiling is not above zero.
+    """
+
+    def __init__(self, ceiling_usd: float = inf):
+        if not ceiling_usd > 0:
+            raise ValueError(
+                f"the ceiling on the mean cost is {ceiling_usd} USD; choose one above zero"
+            )
+        self.ceiling_usd = ceiling_usd
+        self.requests = self.spent_usd = 0.0
+        self.account = self.integral = 0.0  # D, I
+        self.scatter = 1.0  # mean square of cost / ceiling - 1
+
+    @property
+    def _error(self) -> float:
+        # Around its aim the account is an autoregression with coefficient 1 - GAIN, whose steps scatter as the costs.
+        return self.account + MARGIN * sqrt(self.scatter / (2 * GAIN))
+
+    @property
+    def cost_weight(self) -> float:
+        """The price to add to the next objective's cost weight, in score points for a US dollar."""
+        error = self._error
+        if error < -SATURATION or not isfinite(self.ceiling_usd):
+            return 0.0
+        return (
+            START
+            * exp(GAIN * min(error, SATURATION) + self.integral)
+            / self.ceiling_usd
+        )
+
+    @property
+    def mean_cost_usd(self) -> float:
+        """Mean cost of the requests so far."""
+        return self.spent_usd / max(1.0, self.requests)
+
+    def decided(self, decision: Decision) -> None:
+        """Charge the expected cost of the decision's answer."""
+        if decision.fallback == FORCED:
+            return
+        cost_usd = decision.estimate().cost_usd
+        if decision.fallback in SECOND_ATTEMPTS:
+            self._charge(cost_usd, cost_usd / self.ceiling_usd)
+            return
+        self.requests += 1
+        self._charge(cost_usd, cost_usd / self.ceiling_usd - 1)
+        beyond = min(cost_usd / self.ceiling_usd - 1, SATURATION)
+        self.scatter += (beyond**2 - self.scatter) / min(self.requests + 10, STEADY)
+        error = self._error
+        # Without this condition the integral would wind up while the ceiling does not bind.
+        if error > -SATURATION:
+            integral = self.integral + RESET * min(error, SATURATION)
+            self.integral = max(-INTEGRAL_MOST, min(INTEGRAL_MOST, integral))
+
+    def finished(self, decision: Decision, outcome: Outcome) -> None:
+        """Replace the expected cost by the actual cost; an unknown actual cost leaves the expected one."""
+        # A client that left the queue caused no cost: then the whole latency is waiting time.
+        asked = outcome.latency_s > outcome.waited_s
+        unknown = outcome.status == "disconnected" and asked and not outcome.cost_usd
+        if decision.fallback != FORCED and not unknown:
+            difference = outcome.cost_usd - decision.estimate().cost_usd
+            self._charge(difference, difference / self.ceiling_usd)
+
+    def _charge(self, cost_usd: float, beyond: float) -> None:
+        self.spent_usd += cost_usd
+        if isfinite(self.ceiling_usd):
+            self.account = max(-MAX_DEBT, min(MAX_DEBT, self.account + beyond))
+
+    def summary(self) -> dict[str, float | None]:
+        """Figures for the operator; `account` is in ceilings, positive if the budget is overdrawn."""
+        return {
+            "max_mean_cost_usd": self.ceiling_usd
+            if isfinite(self.ceiling_usd)
+            else None,
+            "mean_cost_usd": self.mean_cost_usd,
+            "account": self.account,
+            "cost_weight": self.cost_weight,
+        }
+
+    def state(self) -> State:
+        """The pacer's state, as arrays of shape [1]."""
+        kept = {"requests": self.requests, "spent_usd": self.spent_usd}
+        if isfinite(self.ceiling_usd):
+            kept |= {
+                "account": self.account,
+                "integral": self.integral,
+                "scatter": self.scatter,
+            }
+            kept["ceiling_usd"] = self.ceiling_usd
+        return {name: np.array([value]) for name, value in kept.items()}
+
+    def restore(self, state: State) -> None:
+        """Continue from another pacer's state; under another ceiling, debt and price in US dollars stay the same.
+
+        Raises:
+            ValueError: a value is missing, has another shape, or is not finite.
+        """
+        given = {}
+        paced = (
+            ("account", "integral", "scatter", "ceiling_usd")
+            if "ceiling_usd" in state
+            else ()
+        )
+        for name in ("requests", "spent_usd", *paced):
+            value = state.get(name)
+            if value is None or value.shape != (1,) or not np.isfinite(value).all():
+                raise ValueError(
+                    f"pacer state: '{name}' must be one finite number, got {value}"
+                )
+            given[name] = float(value[0])
+        self.requests = given["requests"]
+        self.spent_usd = given["spent_usd"]
+        if paced and isfinite(self.ceiling_usd):
+            ratio = self.ceiling_usd / given["ceiling_usd"]
+            self.account = given["account"] / ratio
+            self.scatter = given["scatter"]
+            integral = given["integral"] + log(ratio)
+            self.integral = max(-INTEGRAL_MOST, min(INTEGRAL_MOST, integral))

@@ -1,0 +1,107 @@
+"""The hard limits that exclude an arm before the draw, and the sentences that say which limit it was."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+from policies.types import Arm, ModelState, Objective, TaskProfile
+
+
+class Exclusion(StrEnum):
+    """The reasons why an arm cannot be chosen for a request.
+
+    A decision record stores the reason as a sentence (`ArmEstimate.removed_by`). `sentence` writes that sentence and
+    `of` reads the reason back from it.
+    """
+
+    NOT_ALLOWED = "not_allowed"
+    QUEUE_FULL = "queue_full"
+    CIRCUIT_OPEN = "circuit_open"
+    TASK = "task"
+    CONTEXT = "context"
+    NO_REPLICA = "no_replica"
+    LATENCY = "latency"
+    COST = "cost"
+
+    def sentence(self, *details: object) -> str:
+        """The sentence for this reason; `details` fill the gaps of its template, in their order."""
+        return _TEMPLATES[self].format(*details)
+
+    @staticmethod
+    def of(sentence: str) -> "Exclusion | None":
+        """The reason that a sentence states; None for "" and for a sentence that `sentence` did not write."""
+        for reason, beginning in _BEGINNINGS.items():
+            if sentence.startswith(beginning):
+                return reason
+        return None
+
+
+# Journals hold these sentences: a changed one could no longer be read back from an older journal.
+_TEMPLATES = {
+    Exclusion.NOT_ALLOWED: "not among the request's models",
+    Exclusion.QUEUE_FULL: "its line is full",
+    Exclusion.CIRCUIT_OPEN: "its circuit breaker is open after failures in a row",
+    Exclusion.TASK: "does not do the task '{}'",
+    Exclusion.CONTEXT: "prompt of {} does not fit its context of {}",
+    Exclusion.NO_REPLICA: "no healthy replica",
+    Exclusion.LATENCY: "expected latency {:.3g} s is over the limit of {:g} s",
+    Exclusion.COST: "expected cost {:.3g} USD is over the limit of {:g} USD",
+}
+_BEGINNINGS = {
+    reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()
+}
+
+
+def removed(
+    arms: Sequence[Arm],
+    profile: TaskProfile,
+    objective: Objective,
+    states: Sequence[ModelState],
+) -> list[str]:
+    """[K] the sentence for the hard limit that excludes an arm before any estimate is made; "" if none does.
+
+    An arm without room for the longest answer allowed is excluded only if another arm has that room. The number of
+    prompt tokens may be an estimate; the engine knows the exact number and refuses what is too long.
+    """
+    allowed = objective.models
+    unavailable = dict(objective.unavailable)
+    task = profile.task
+    prompt = profile.prompt_tokens
+    # An embedding request may hold several inputs, which the model reads one by one. There is no other model to
+    # choose, and the engine refuses an input that is too long.
+    bounded = task != "embed"
+    answer = profile.max_output_tokens
+    needed = prompt + answer
+    tight = False  # whether some arm has no room for the longest answer
+    row = []
+    for arm, state in zip(arms, states):
+        reason = ""
+        if allowed and arm.name not in allowed:
+            reason = Exclusion.NOT_ALLOWED.sentence()
+        elif unavailable and unavailable.get(arm.name):
+            reason = unavailable[arm.name]
+        elif task not in arm.tasks:
+            reason = Exclusion.TASK.sentence(task)
+        elif bounded and prompt >= arm.context_tokens:
+            reason = Exclusion.CONTEXT.sentence(f"{prompt} tokens", arm.context_tokens)
+        elif not state.healthy:
+            reason = Exclusion.NO_REPLICA.sentence()
+        row.append(reason)
+        if needed > arm.context_tokens:
+            tight = True
+    if not tight:
+        return row
+
+    with_room = row.copy()
+    for k, arm in enumerate(arms):
+        if not row[k] and needed > arm.context_tokens:
+            asked = f"{prompt} tokens, with {answer} for the answer,"
+            with_room[k] = Exclusion.CONTEXT.sentence(asked, arm.context_tokens)
+    return row if all(with_room) else with_room
+
+
+def load(arm: Arm, states: Mapping[str, ModelState]) -> float:
+    """Requests in flight per ready replica of an arm."""
+    state = states.get(arm.name)
+    if state is None:
+        return 0.0
+    return state.in_flight / max(1, state.replicas)

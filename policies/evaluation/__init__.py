@@ -1,0 +1,1 @@
+"""Evaluation: simulation, replay and off-policy estimates."""

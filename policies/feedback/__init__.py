@@ -1,0 +1,1 @@
+"""Feedback: scores, their sources and their reputation."""

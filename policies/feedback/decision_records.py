@@ -1,0 +1,223 @@
+"""The records of decisions, and the rule by which each event updates a policy exactly once.
+
+The router's state is a fold over the events: the same code runs live, after a restart and in a replay. Events commute:
+in whatever order and however often they arrive, the same votes count in the end.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from policies.base import EventLearner
+from policies.events import (
+    ACCEPTED,
+    ANY_OWNER,
+    DUPLICATE,
+    IMPLICIT,
+    MAX_SOURCES,
+    PENDING,
+    REPEATED,
+    TOO_MANY_SOURCES,
+    UNKNOWN,
+    Decision,
+    Event,
+    Feedback,
+    Outcome,
+    Record,
+)
+from policies.feedback.reputation import KeyReputation
+from policies.profiling.features import D
+
+WEIGHTS = {
+    IMPLICIT: 0.25
+}  # of the votes by source; the votes of other sources have weight 1
+PENDING_CAPACITY = 10_000  # unknown decisions for which events are kept
+
+
+class DecisionRecords:
+    """The records of the most recent decisions in memory; `find` looks up older ones.
+
+    Args:
+        capacity: number of records in memory.
+        find: returns the record of an older decision from the journal, or None.
+        absent: returns the status of an event whose decision is unknown. PENDING keeps the event until the decision
+            arrives; any other status refuses it.
+        applied: called with every event that changed a record, and with that record.
+        reputation: decides which keys' scores count; None counts the scores of all keys.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 10_000,
+        find: Callable[[str], Record | None] = lambda _: None,
+        absent: Callable[[str], str] = lambda _: UNKNOWN,
+        applied: Callable[[Event, Record], None] = lambda _, __: None,
+        reputation: KeyReputation | None = None,
+    ):
+        self._records: OrderedDict[str, Record] = OrderedDict()
+        # By decision, then by source.
+        self._pending: OrderedDict[str, dict[str, Outcome | Feedback]] = OrderedDict()
+        self._capacity = capacity
+        self._find = find
+        self._absent = absent
+        self._applied = applied
+        self.reputation = reputation
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The unknown decisions for which events are kept, in the order of their first event."""
+        return tuple(self._pending)
+
+    def get(self, decision_id: str) -> Record | None:
+        """The record of a decision, from memory or by `find`."""
+        record = self._records.get(decision_id)
+        if record is None:
+            record = self._find(decision_id)
+            if record is not None:
+                self.add(record)
+        return record
+
+    def set_source(
+        self, find: Callable[[str], Record | None], absent: Callable[[str], str]
+    ) -> None:
+        """Replace `find` and `absent`; the class's docstring describes them."""
+        self._find = find
+        self._absent = absent
+
+    def add(self, record: Record) -> None:
+        """Add a record to memory as the newest."""
+        self._records[record.decision.id] = record
+        if self.reputation is not None:
+            record.silenced = self.reputation.silenced
+        while len(self._records) > self._capacity:
+            self._records.popitem(last=False)
+
+    def unknown_ids(self, decision_ids: Iterable[str]) -> list[str]:
+        """Those of these decisions that are not in memory; the known ones are marked as the newest."""
+        absent = []
+        for decision_id in decision_ids:
+            if decision_id in self._records:
+                self._records.move_to_end(decision_id)
+            else:
+                absent.append(decision_id)
+        return absent
+
+    def apply(
+        self, event: Event, policy: EventLearner | None, fresh: bool = False
+    ) -> str:
+        """Apply one event to its record and to the policy, unless it was applied before.
+
+        Args:
+            event: a decision, outcome or feedback; the order does not matter.
+            policy: learns from the event. None updates the record only, for events that a snapshot already contains.
+            fresh: the caller knows that this decision is new, so `find` is not called.
+
+        Returns:
+            ACCEPTED; DUPLICATE if nothing changed; REPEATED, PENDING or TOO_MANY_SOURCES (events.py); UNKNOWN if the
+            decision belongs to another owner; or the status that `absent` returns.
+        """
+        if isinstance(event, Decision):
+            if event.id in self._records:
+                return DUPLICATE
+            if not fresh and self.get(event.id) is not None:
+                return DUPLICATE
+            record = Record(event)
+            self.add(record)
+            self._applied(event, record)
+            for early in self._pending.pop(event.id, {}).values():
+                self._apply_to(record, early, policy)
+            return ACCEPTED
+        known = self.get(event.decision_id)
+        if known is not None:
+            return self._apply_to(known, event, policy)
+        status = self._absent(event.decision_id)
+        return self._add_pending(event) if status == PENDING else status
+
+    def _add_pending(self, event: Outcome | Feedback) -> str:
+        waiting = self._pending.setdefault(event.decision_id, {})
+        key = event.source if isinstance(event, Feedback) else ""
+        earlier = waiting.get(key)
+        if isinstance(earlier, Outcome):
+            return DUPLICATE
+        if earlier is not None and isinstance(event, Feedback):
+            again = earlier == event and earlier.time_s == event.time_s
+            if again or event.time_s < earlier.time_s:
+                return DUPLICATE
+        if key not in waiting and len(waiting) > MAX_SOURCES:
+            return TOO_MANY_SOURCES
+        waiting[key] = event
+        while len(self._pending) > PENDING_CAPACITY:
+            self._pending.popitem(last=False)
+        return PENDING
+
+    def _apply_to(
+        self, record: Record, event: Outcome | Feedback, policy: EventLearner | None
+    ) -> str:
+        if record.decision.profile.features.shape != (D,):
+            # A version with other features made this decision: the policy cannot learn from it.
+            policy = None
+        if isinstance(event, Outcome):
+            if record.outcome is not None:
+                return DUPLICATE
+            record.outcome = event
+            self._applied(event, record)
+            if policy is not None:
+                policy.learn(record.decision, event)
+            return ACCEPTED
+        if event.owner not in (record.decision.owner, ANY_OWNER):
+            return UNKNOWN
+        if event.source not in record.scores and len(record.scores) >= MAX_SOURCES:
+            return TOO_MANY_SOURCES
+        earlier = record.scores.get(event.source)
+        given = record.times.get(event.source, event.time_s)
+        if event.time_s < given or (earlier == event.score and event.time_s == given):
+            return DUPLICATE
+        record.times[event.source] = event.time_s
+        if earlier == event.score:
+            return REPEATED
+        before = dict(record.votes())
+        corrected = earlier if record.owners.get(event.source) == event.owner else None
+        record.scores[event.source] = event.score
+        record.owners[event.source] = event.owner
+        self._applied(event, record)
+        if policy is not None:
+            _replace(policy, record.decision, before, record.votes())
+            if self.reputation is not None and self.reputation.observe(
+                event, record.decision, corrected
+            ):
+                self._apply_standing(self.reputation, event, policy)
+        return ACCEPTED
+
+    def _apply_standing(
+        self, reputation: KeyReputation, event: Feedback, policy: EventLearner
+    ) -> None:
+        """Change a key's standing, and withdraw its latest votes or restore them."""
+        records = []
+        for decision_id in reputation.recent(event.owner):
+            record = self.get(decision_id)
+            if record and record.decision.profile.features.shape == (D,):
+                records.append(record)
+        before = [dict(record.votes()) for record in records]
+        reputation.update(event)
+        for record, votes in zip(records, before, strict=True):
+            _replace(policy, record.decision, votes, record.votes(), again=True)
+
+
+def _replace(
+    policy: EventLearner,
+    decision: Decision,
+    before: dict[str, float],
+    after: dict[str, float],
+    again: bool = False,
+) -> None:
+    """Withdraw the votes that no longer count from the policy, and add the new ones."""
+    for source, score in before.items():
+        if after.get(source) != score:
+            policy.score(decision, score, weight=-WEIGHTS.get(source, 1.0))
+    for source, score in after.items():
+        if before.get(source) != score:
+            policy.score(
+                decision,
+                score,
+                weight=WEIGHTS.get(source, 1.0),
+                again=again or source in before,
+            )

@@ -1,0 +1,1 @@
+"""Profiling: features and forecasts of a request."""

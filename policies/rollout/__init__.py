@@ -1,0 +1,1 @@
+"""Rollout: roles, the promotion gate and the regression watch."""

@@ -1,0 +1,1 @@
+"""Thompson sampling on a hierarchical Bayesian linear model."""

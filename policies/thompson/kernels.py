@@ -1,0 +1,399 @@
+"""Compiled inner loops of deciding and learning; numpy would spend a call on each small array.
+
+Each function works on whole batches, and its docstring states its formula. How they make up the policy is explained in
+posterior.py, latency.py, propensity.py and policy.py. B requests, K arms, D features; all arrays are C-contiguous.
+
+Numba compiles the functions when this module is imported, for the types that are written here, so no request waits for
+the compiler. The machine code is kept in numba's cache on disk, or in memory if no folder is writable.
+"""
+
+from collections.abc import Callable
+from math import exp, inf, log, log1p, sqrt
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from policies.types import Vector
+
+# Largest variance of a logarithm: beyond it a normal draw could be a negative latency.
+DOUBT = 0.25
+# Rows of the result of `expect`.
+LATENCY = 0
+VARIANCE = 1
+COST = 2
+
+# Mean [K, D], covariance [K, D, D], variance of the noise [K].
+Posterior = tuple[Vector, Vector, Vector]
+# A [K, D, D], b [K, D], s [K], n [K], total scores [K].
+Sums = tuple[Vector, Vector, Vector, Vector, Vector]
+Pair = tuple[Vector, Vector]  # mean and variance [B, K]
+Mask = NDArray[np.bool_]
+# See `probability_best`.
+Quadrature = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int]
+POSTERIOR = "Tuple((f8[:, ::1], f8[:, :, ::1], f8[::1]))"
+SUMS = "Tuple((f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1]))"
+QUADRATURE = "Tuple((f4[::1], f4[::1], f4[::1], i8))"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(signature: str, **options: Any) -> Callable[[F], F]:
+    """Compile a function for arguments of these types at once; numba's own types say nothing to mypy."""
+
+    def compile_(function: F) -> F:
+        try:
+            compiler = njit(signature, cache=True, error_model="numpy", **options)
+            made: F = compiler(function)
+        except (RuntimeError, OSError):
+            # No folder for the cache is writable, or the disk is full.
+            made = njit(signature, error_model="numpy", **options)(function)
+        return made
+
+    return compile_
+
+
+@compiled("Tuple((f8[:, :, ::1], f8[::1]))(f8[:, :, ::1])")
+def _sweep(matrices: Vector) -> tuple[Vector, Vector]:
+    inverses = matrices.copy()
+    half_log_det = np.zeros(len(matrices))
+    row = np.empty(matrices.shape[1])
+    for n in range(len(inverses)):
+        a = inverses[n]
+        for p in range(len(a)):
+            pivot = a[p, p]
+            if not pivot > 0:
+                raise np.linalg.LinAlgError("a matrix is not positive definite")
+            half_log_det[n] += 0.5 * log(pivot)
+            for j in range(len(a)):
+                row[j] = a[p, j] / pivot
+            for i in range(len(a)):
+                factor = a[i, p]
+                # The matrix is symmetric, but whole rows are faster than the half that is needed.
+                for j in range(len(a)):
+                    a[i, j] -= factor * row[j]
+                a[i, p] = -factor / pivot
+            for j in range(len(a)):
+                a[p, j] = row[j]
+            a[p, p] = 1.0 / pivot
+    return inverses, half_log_det
+
+
+def inverse(matrices: Vector) -> tuple[Vector, Vector]:
+    """Inverses [..., D, D] and ½ log det [...] of symmetric positive definite matrices [..., D, D].
+
+    Sweeps out one row after the other (Goodnight, The American Statistician 1979); det is the product of the pivots.
+
+    Raises:
+        LinAlgError: a matrix is not positive definite.
+    """
+    inverses, half_log_det = _sweep(
+        np.ascontiguousarray(matrices.reshape(-1, *matrices.shape[-2:]))
+    )
+    return inverses.reshape(matrices.shape), half_log_det.reshape(matrices.shape[:-2])
+
+
+@compiled(
+    "UniTuple(f8, 2)(f8[::1], f8[::1], f8[:, ::1], f8[::1])",
+    fastmath={"reassoc", "contract"},
+)
+def _one(
+    x: Vector, mean: Vector, covariance: Vector, spread: Vector
+) -> tuple[float, float]:
+    """Mean and variance of x·w for w ~ N(mean, covariance); `spread` [D] is overwritten with covariance·x."""
+    middle = variance = 0.0
+    for i in range(len(x)):
+        total = 0.0
+        for j in range(len(x)):
+            total += covariance[i, j] * x[j]
+        spread[i] = total
+        middle += x[i] * mean[i]
+        variance += x[i] * total
+    return middle, variance
+
+
+@compiled("UniTuple(f8[:, ::1], 2)(f8[:, ::1], f8[:, ::1], f8[:, :, ::1])")
+def predict(x: Vector, mean: Vector, covariance: Vector) -> Pair:
+    """Mean and variance [B, K] of x·w_k for w_k ~ N(mean_k, covariance_k) and x [B, D]."""
+    requests = len(x)
+    arms = len(mean)
+    spread = np.empty(x.shape[1])
+    middle = np.empty((requests, arms))
+    variance = np.empty((requests, arms))
+    # The arms are the outer loop, because only one covariance fits into the fastest cache.
+    for k in range(arms):
+        for b in range(requests):
+            middle[b, k], variance[b, k] = _one(x[b], mean[k], covariance[k], spread)
+    return middle, variance
+
+
+@compiled(f"void(f8[:, ::1], f8[:, ::1], i8, {SUMS}, f8[:, :, ::1], {POSTERIOR})")
+def update_posterior(
+    x: Vector,
+    buffer: Vector,
+    count: int,
+    sums: Sums,
+    discounts: Vector,
+    posterior: Posterior,
+) -> None:
+    """Add the first `count` events to the sums Σ c x xᵀ, Σ c y x, Σ c y², Σ c of posterior.py and to the posterior:
+
+        P^-1 ← P^-1 - P^-1 x xᵀ P^-1 / (σ²/c + xᵀ P^-1 x)
+
+    (Sherman and Morrison; Golub and Van Loan, Matrix Computations, 2013, section 2.1.4), all in place.
+
+    Args:
+        x: [N, D] features.
+        buffer: [N, 4] arm, y, the decision's sequence, and c without the factors of `discounts`.
+        count: number of events in the buffer.
+        sums: A, b, s, n, and the total scores.
+        discounts: [K, C, 2] a sequence, and the factor for events of earlier decisions.
+        posterior: mean, covariance and noise.
+    """
+    precision, moment, squares, events, total_scores = sums
+    mean, covariance, noise = posterior
+    dims = x.shape[1]
+    spread = np.empty(x.shape[1])
+    for n in range(count):
+        arm = int(buffer[n, 0])
+        y = buffer[n, 1]
+        weight = buffer[n, 3]
+        for k in range(len(total_scores)):
+            total_scores[k] += weight
+        for c in range(discounts.shape[1]):
+            weight *= (
+                discounts[arm, c, 1] if discounts[arm, c, 0] > buffer[n, 2] else 1.0
+            )
+        expected, variance = _one(x[n], mean[arm], covariance[arm], spread)
+        # It is not positive if more is withdrawn than the sums hold.
+        left = noise[arm] + weight * variance
+        scale = weight / left if left > 0.0 else 0.0
+        for i in range(dims):
+            seen = weight * x[n, i]
+            gain = scale * spread[i]
+            moment[arm, i] += seen * y
+            mean[arm, i] += gain * (y - expected)
+            for j in range(dims):
+                precision[arm, i, j] += seen * x[n, j]
+                covariance[arm, i, j] -= gain * spread[j]
+        squares[arm] += weight * y * y
+        events[arm] += weight
+
+
+@compiled("f8[::1](f8, f8, f8)")
+def pace_features(prompt_tokens: float, load: float, total_load: float) -> Vector:
+    """[4] features of the time to a token: bias, prompt length, the arm's load, and the load of all arms.
+
+    The last one matters if arms share a machine; otherwise its weight is learned to be near 0.
+
+    Args:
+        prompt_tokens: of the request.
+        load: requests in flight per replica of the arm.
+        total_load: requests in flight over all arms.
+    """
+    return np.array([1.0, log1p(prompt_tokens) / 5, log1p(load), log1p(total_load)])
+
+
+@compiled(
+    f"f8[:, :, ::1](f8[:, ::1], f8[:, ::1], f8[:, ::1], f8, f8[:, ::1], {POSTERIOR}, {POSTERIOR}, {POSTERIOR})"
+)
+def expect(
+    x: Vector,
+    asked: Vector,
+    load: Vector,
+    total: float,
+    terms: Vector,
+    length: Posterior,
+    first: Posterior,
+    further: Posterior,
+) -> Vector:
+    """Expected latency, cost and length of B requests on K arms, see latency.py.
+
+    Args:
+        x: [B, D] their features.
+        asked: [B, 6] prompt tokens, usual output tokens, limit of output tokens, the arm that the client named or -1,
+            and the weights λ_latency and λ_cost.
+        load: [3, K] requests in flight, replicas, and the seconds in the queue of each arm.
+        total: requests in flight over all arms.
+        terms: [3, K] context tokens, price of a prompt token, of an output token.
+        length: posterior of the logarithm of output tokens beyond the usual number.
+        first: posterior of the logarithm of TTFT, by `pace_features`.
+        further: posterior of the logarithm of TPOT, by `pace_features`.
+
+    Returns:
+        [B, 8, K] latency_s, its variance, cost_usd, ttft_s, tpot_s, output_tokens, and the load per replica and over
+        all arms. Requests of the same batch that name their arm count as in flight.
+    """
+    (tokens_mean, _, tokens_noise), (ttft_mean, ttft_covariance, ttft_noise) = (
+        length,
+        first,
+    )
+    tpot_mean, tpot_covariance, tpot_noise = further
+    requests = len(x)
+    arms = load.shape[1]
+    spread = np.empty(4)
+    found = np.empty((requests, 8, arms))
+    named = np.zeros(arms)
+    naming = 0.0
+    for b in range(requests):
+        if asked[b, 3] >= 0:
+            named[int(asked[b, 3])] += 1.0
+            naming += 1.0
+    for b in range(requests):
+        prompt = asked[b, 0]
+        usual = asked[b, 1]
+        limit = asked[b, 2]
+        mine = asked[b, 3]
+        others = total + naming - (mine >= 0)
+        for k in range(arms):
+            here = (load[0, k] + named[k] - (mine == k)) / load[1, k]
+            beyond = 0.5 * tokens_noise[k]
+            for i in range(x.shape[1]):
+                beyond += x[b, i] * tokens_mean[k, i]
+            tokens = max(
+                min((1.0 + usual) * exp(beyond) - 1.0, terms[0, k] - prompt, limit), 1.0
+            )
+            at = pace_features(prompt, here, others)
+            log_ttft, ttft_doubt = _one(at, ttft_mean[k], ttft_covariance[k], spread)
+            log_tpot, tpot_doubt = _one(at, tpot_mean[k], tpot_covariance[k], spread)
+            ttft = exp(min(log_ttft + 0.5 * ttft_noise[k], 8.0))
+            tpot = exp(min(log_tpot + 0.5 * tpot_noise[k], 8.0))
+            decoding = (tokens - 1.0) * tpot
+            found[b, 0, k] = load[2, k] + ttft + decoding
+            found[b, 1, k] = ttft * ttft * min(
+                ttft_doubt, DOUBT
+            ) + decoding * decoding * min(tpot_doubt, DOUBT)
+            found[b, 2, k] = prompt * terms[1, k] + tokens * terms[2, k]
+            found[b, 3, k] = ttft
+            found[b, 4, k] = tpot
+            found[b, 5, k] = tokens
+            found[b, 6, k] = here
+            found[b, 7, k] = others
+    return found
+
+
+@compiled(f"f8[:, ::1](f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})")
+def probability_best(
+    mean: Vector, deviation: Vector, eligible: Mask, quadrature: Quadrature
+) -> Vector:
+    """[B, K] P(k) = ∫ φ(z) Π_{j≠k} Φ((μ_k + σ_k z - μ_j) / σ_j) dz, see propensity.py.
+
+    Args:
+        mean: [B, K] μ.
+        deviation: [B, K] σ.
+        eligible: [B, K] whether the arm can be chosen; the others get 0.
+        quadrature: nodes z; their weights, divided by Φ(z) because the product includes j = k; a table of Φ with the
+            argument 0 in the middle; and the table's number of steps per unit.
+    """
+    nodes, weights, cdf, steps = quadrature
+    requests, arms = mean.shape
+    probability = np.zeros(mean.shape)
+    ahead = np.empty(arms, np.float32)
+    wide = np.empty(arms, np.float32)
+    fine = np.empty(arms, np.float32)
+    product = np.empty(len(nodes), np.float32)
+    place = np.empty(len(nodes), np.int64)
+    last = np.float32(len(cdf) - 1)
+    middle = np.float32(len(cdf) // 2 + 0.5)
+    for b in range(requests):
+        top = -inf
+        total = 0.0
+        for k in range(arms):
+            top = max(top, mean[b, k] if eligible[b, k] else -inf)
+        # In single precision, so relative to the best arm.
+        for k in range(arms):
+            ahead[k] = mean[b, k] - top
+            wide[k] = deviation[b, k]
+            fine[k] = steps / deviation[b, k]
+        for k in range(arms):
+            if not eligible[b, k]:
+                continue
+            product[:] = 1.0
+            for j in range(arms):
+                if eligible[b, j]:
+                    # A separate loop, which the compiler can vectorise.
+                    for n in range(len(nodes)):
+                        at = (ahead[k] + wide[k] * nodes[n] - ahead[j]) * fine[
+                            j
+                        ] + middle
+                        place[n] = int(min(max(at, np.float32(0.0)), last))
+                    for n in range(len(nodes)):
+                        product[n] *= cdf[place[n]]
+            for n in range(len(nodes)):
+                probability[b, k] += product[n] * weights[n]
+            total += probability[b, k]
+        if total > 0:
+            probability[b] /= total
+    return probability
+
+
+@compiled("f8[::1](f8, f8, f8[::1])")
+def exploration_factor(most: float, fade: float, total_scores: Vector) -> Vector:
+    """[K] α = most / √(1 + n / fade) after n = `total_scores` scores, but at least 1e-6; see policy.py."""
+    return np.maximum(most / np.sqrt(1.0 + np.maximum(total_scores, 0.0) / fade), 1e-6)
+
+
+@compiled(
+    "Tuple((f8[:, :, ::1], i8[::1]))(UniTuple(f8[:, ::1], 2), f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1],"
+    f"b1[:, ::1], {QUADRATURE})"
+)
+def draw(
+    score: Pair,
+    expected: Vector,
+    asked: Vector,
+    alpha: Vector,
+    z: Vector,
+    eligible: Mask,
+    quadrature: Quadrature,
+) -> tuple[Vector, NDArray[np.int64]]:
+    """Each arm's utility μ = quality - λ_latency latency - λ_cost cost, and a draw from N(μ, (α σ)²), see policy.py.
+
+    The expected score is clipped to [0, 1], because scores are in [0, 1] and a linear model may leave that range.
+
+    Args:
+        score: mean and variance of the score, from `predict`.
+        expected: the result of `expect`.
+        asked: see `expect`.
+        alpha: [K] exploration factor.
+        z: [B, K] standard normal draws.
+        eligible: [B, K]; the draws of the others are -inf.
+        quadrature: see `probability_best`.
+
+    Returns:
+        [11, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the arm with the largest draw. σ² is
+        `variance` plus λ_latency² times the variance of the latency.
+    """
+    quality, variance = score
+    requests, arms = quality.shape
+    table = np.empty((11, requests, arms))
+    best = np.zeros(requests, np.int64)
+    mean = np.empty((requests, arms))
+    spread = np.empty((requests, arms))
+    for b in range(requests):
+        by_latency = asked[b, 4]
+        by_cost = asked[b, 5]
+        for k in range(arms):
+            latency = expected[b, LATENCY, k]
+            cost = expected[b, COST, k]
+            expected_score = min(max(quality[b, k], 0.0), 1.0)
+            mean[b, k] = expected_score - by_latency * latency - by_cost * cost
+            spread[b, k] = alpha[k] * sqrt(
+                variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k]
+            )
+            table[0, b, k] = expected_score
+            table[1, b, k] = latency
+            table[2, b, k] = cost
+            table[3, b, k] = mean[b, k]
+            table[4, b, k] = (
+                mean[b, k] + spread[b, k] * z[b, k] if eligible[b, k] else -inf
+            )
+            table[5, b, k] = expected[b, 3, k]
+            table[6, b, k] = expected[b, 4, k]
+            table[7, b, k] = expected[b, 5, k]
+            table[9, b, k] = expected[b, 6, k]
+            table[10, b, k] = expected[b, 7, k]
+            if table[4, b, k] > table[4, b, best[b]]:
+                best[b] = k
+    table[8] = probability_best(mean, spread, eligible, quadrature)
+    return table, best

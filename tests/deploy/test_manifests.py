@@ -1,0 +1,385 @@
+"""Tests of deploy/rayservice.yaml, compose.yaml and the Dockerfile, as far as possible without a cluster."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from deployments.access import api_keys
+from deployments.operations import haproxy
+from deployments.operations.config_check import check_config
+from deployments.settings import GatewaySettings
+from tests.support.balancer import within
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+SERVICE = yaml.safe_load((DEPLOY / "rayservice.yaml").read_text())
+SCHEMA = json.loads((ROOT / "tests/deploy/rayservice.schema.json").read_text())
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+CONFIG = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+GPU = yaml.safe_load((ROOT / "serve_config.gpu.yaml").read_text())
+
+
+def pods() -> list[dict[str, Any]]:
+    """The container of every kind of pod."""
+    cluster = SERVICE["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"]["containers"][0] for group in groups]
+
+
+def keys_file() -> str:
+    """The file in which the gateway looks for API keys."""
+    gateway = next(a for a in CONFIG["applications"] if a["name"] == "gateway")
+    file: str = gateway["args"]["keys"]["file"]
+    return file
+
+
+def test_the_rayservice_follows_the_schema_of_kuberay() -> None:
+    """The schema is KubeRay's, reduced to the used parts, and refuses unknown keys."""
+    assert (SERVICE["apiVersion"], SERVICE["kind"]) == ("ray.io/v1", "RayService")
+    jsonschema.validate(SERVICE["spec"], SCHEMA)
+    for path, typo in (
+        (("rayClusterConfig",), "rayVersio"),
+        (("rayClusterConfig", "headGroupSpec"), "templates"),
+    ):
+        broken = json.loads(json.dumps(SERVICE["spec"]))
+        inner = broken
+        for key in path:
+            inner = inner[key]
+        inner[typo] = {}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, SCHEMA)
+
+
+def test_the_rayservice_deploys_serve_config_gpu() -> None:
+    """Both files must change together; the journal is not on the nodes, which share no disk."""
+    assert check_config(CONFIG) == []
+    assert CONFIG == GPU
+    gateway = next(a for a in GPU["applications"] if a["name"] == "gateway")
+    assert GatewaySettings.model_validate(gateway["args"]).journal.startswith(
+        "postgresql+psycopg://"
+    )
+
+
+def test_every_pod_requires_a_token_and_has_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RAY_AUTH_MODE is explicit, memory is limited, secrets are references, and port and data plane are those of
+    `make serve`.
+    """
+    port = CONFIG["http_options"]["port"]
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY", raising=False)
+    monkeypatch.delenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", raising=False)
+    here = haproxy.environment(tmp_path, 0)
+    for container in pods():
+        environment = {e["name"]: e.get("value") for e in container["env"]}
+        assert (
+            environment["RAY_AUTH_MODE"]
+            == "token"
+            == SERVICE["spec"]["rayClusterConfig"]["authOptions"]["mode"]
+        )
+        assert environment["PGPASSWORD"] is None  # from the secret
+        for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"):
+            assert environment[name] == here[name] == "1"
+        for name in (
+            "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS",
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",
+        ):
+            assert environment[name] == here[name]
+        assert {p["name"]: p["containerPort"] for p in container["ports"]}[
+            "serve"
+        ] == port
+        assert (
+            container["resources"]["limits"]["memory"]
+            == container["resources"]["requests"]["memory"]
+        )
+        (mount,) = container["volumeMounts"]
+        assert mount["readOnly"] and Path(keys_file()).parent == Path(
+            mount["mountPath"]
+        )
+        # KubeRay adds probes of the raylet and of Serve's proxy
+        assert "readinessProbe" not in container
+    assert " wget" in (DEPLOY / "Dockerfile").read_text()  # the probes call it
+    assert (
+        SERVICE["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"][
+            "num-cpus"
+        ]
+        == "0"
+    )
+
+
+def test_the_smallest_deployment_fits_on_the_smallest_cluster() -> None:
+    """All models at min_replicas fit on its GPUs, and the grace period covers the longest shutdown."""
+    (group,) = SERVICE["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    models = [a for a in CONFIG["applications"] if a["name"] != "gateway"]
+    wanted = sum(
+        a["args"]["deployment_config"]["autoscaling_config"]["min_replicas"]
+        for a in models
+    )
+    here = group["minReplicas"] * int(
+        pods()[1]["resources"]["limits"]["nvidia.com/gpu"]
+    )
+    assert (
+        group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        and wanted <= here
+    )
+    deployed = [d for a in CONFIG["applications"] for d in a.get("deployments", ())]
+    deployed += [a["args"]["deployment_config"] for a in models]
+    longest = max(d.get("graceful_shutdown_timeout_s", 0) for d in deployed)
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] > longest
+
+
+def test_versions_agree() -> None:
+    """The manifest and requirements.txt have the same version of Ray."""
+    pinned = re.search(r"^ray==(.*)$", (ROOT / "requirements.txt").read_text(), re.M)
+    assert pinned and SERVICE["spec"]["rayClusterConfig"]["rayVersion"] == pinned[1]
+
+
+def test_compose_is_valid() -> None:
+    """The file is accepted by docker compose, if that is installed."""
+    commands = (["docker", "compose"], ["docker-compose"])
+    there = [
+        c
+        for c in commands
+        if shutil.which(c[0])
+        and subprocess.run([*c, "version"], capture_output=True).returncode == 0
+    ]
+    if not there:
+        pytest.skip(
+            "neither docker compose nor docker-compose is here; the other tests read the file"
+        )
+    where = ["-f", str(DEPLOY / "compose.yaml"), "config", "-q"]
+    done = subprocess.run(
+        [*there[0], *where],
+        env={**os.environ, "GRAFANA_PASSWORD": "x"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    without = {
+        key: value for key, value in os.environ.items() if key != "GRAFANA_PASSWORD"
+    }
+    done = subprocess.run(
+        [*there[0], *where], env=without, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0 and "GRAFANA_PASSWORD" in done.stderr
+
+
+def test_compose_publishes_only_the_balancer() -> None:
+    """Grafana is published on loopback only; the other services use the router's network and mount existing files."""
+    services = COMPOSE["services"]
+    listen = services["balancer"]["environment"]["LISTEN"]
+    assert services["router"]["ports"] == [
+        f"{listen[1:]}{listen}",
+        "127.0.0.1:3000:3000",
+    ]
+    assert services["router"]["environment"]["RAY_AUTH_MODE"] == "disabled"
+    local = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["http_options"]
+    gateway = f"{local['host']}:{local['port']}"
+    assert (
+        services["balancer"]["environment"]["GATEWAY_A"] == gateway
+        and local["host"] == "127.0.0.1"
+    )
+    assert services["router"]["healthcheck"]["test"][-1] == f"http://{gateway}/readyz"
+    for name, service in services.items():
+        if name != "router":
+            assert (
+                "ports" not in service and service["network_mode"] == "service:router"
+            )
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert (
+                (DEPLOY / source).exists()
+                if source.startswith(".")
+                else source in COMPOSE["volumes"]
+            )
+
+
+def container(folder: Path, keys: str = "var/keys.json") -> subprocess.Popen[bytes]:
+    """Start the router's command in a folder, with a `make` that only logs its arguments."""
+    (folder / "make").write_text(f'#!/bin/sh\necho "$1 $KEYS" >> {folder}/log\n')
+    (folder / "make").chmod(0o755)
+    router = COMPOSE["services"]["router"]
+    command = [word.replace("$$", "$") for word in router["command"]]
+    environment = {
+        **os.environ,
+        **router["environment"],
+        "KEYS": keys,
+        "PYTHONPATH": str(ROOT),
+    }
+    environment["PATH"] = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with (folder / "said").open("ab") as said:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
+        )  # fmt: skip
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the command and its `sleep`, as the end of a container does."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(5)
+
+
+def test_the_containers_command_serves_and_stops_in_order(tmp_path: Path) -> None:
+    """The command runs `make serve` and waits; on SIGTERM it runs `make stop` and exits."""
+    log = tmp_path / "log"
+    (tmp_path / "var").mkdir()
+    process = container(tmp_path)
+    try:
+        within(30, lambda: log.exists() and log.read_text() == "serve var/keys.json\n")
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(5) == 0
+        assert log.read_text() == "serve var/keys.json\nstop var/keys.json\n"
+    finally:
+        end(process)
+
+
+def test_the_containers_first_start_makes_one_secret_key(
+    tmp_path: Path,
+) -> None:
+    """The key has the scopes infer and feedback; it is in a new file with mode 0600 and not in the container's log."""
+    (tmp_path / "var").mkdir()
+    left = tmp_path / "var/first-key"
+    left.write_text("of an earlier volume")
+    left.chmod(0o644)
+    for _ in range(2):
+        (tmp_path / "log").unlink(missing_ok=True)
+        process = container(tmp_path)
+        try:
+            within(30, (tmp_path / "log").exists)
+        finally:
+            end(process)
+        (made,) = api_keys.read(tmp_path / "var/keys.json").values()
+        assert made.scopes == ("infer", "feedback")
+        secret = left.read_text().strip()
+        assert api_keys.ApiKeyStore(tmp_path / "var/keys.json").find(secret) == made
+        assert [
+            stat.S_IMODE(path.stat().st_mode)
+            for path in (left, left.with_name("keys.json"))
+        ] == [0o600, 0o600]
+    assert (
+        secret not in (tmp_path / "said").read_text()
+        and secret.split("-", 2)[2] not in (tmp_path / "said").read_text()
+    )
+    assert "exec router cat var/first-key" in (DEPLOY / "compose.yaml").read_text()
+
+
+def test_the_container_does_not_start_without_its_key(tmp_path: Path) -> None:
+    """It does not start if the key cannot be written, for example without the volume; existing keys are not changed."""
+    assert container(tmp_path).wait(30) != 0 and not (tmp_path / "log").exists()
+    (tmp_path / "var").mkdir()
+    api_keys.add(tmp_path / "var/keys.json", "ann", ("infer",))
+    before = (tmp_path / "var/keys.json").read_text()
+    process = container(tmp_path)
+    try:
+        within(30, lambda: (tmp_path / "log").exists())
+    finally:
+        end(process)
+    assert (tmp_path / "var/keys.json").read_text() == before and not (
+        tmp_path / "var/first-key"
+    ).exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [([], ""), (["KEYS=a b.json"], " --keys a b.json")]
+)
+@pytest.mark.parametrize("verb", ["serve", "reload"])
+def test_make_passes_the_keys_to_the_launcher(
+    tmp_path: Path, given: list[str], said: str, verb: str
+) -> None:
+    """`make serve` and `make reload` pass them; a reload without keys would turn them off."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for path in (".venv/installed", "requirements.txt"):
+        (tmp_path / path).touch()
+    python = tmp_path / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    # variables of the `make test` that runs this test
+    outer = ("KEYS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    environment = {
+        name: value for name, value in os.environ.items() if name not in outer
+    }
+    command = [
+        "make",
+        "-f",
+        str(ROOT / "Makefile"),
+        "-o",
+        ".venv/installed",
+        verb,
+        *given,
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    launched = {"serve": "up", "reload": "reload"}[verb]
+    assert done.stdout.strip() == f"-m deployments.operations.launcher {launched}{said}"
+
+
+def test_the_dockerfile_installs_what_the_makefile_does() -> None:
+    """It uses the same target, not as root, and without generated files of this checkout."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert "make .venv/installed" in text and "'.[gpu]'" in text
+    assert text.index("USER router") < text.index("COPY")
+    assert {".venv", "var", ".git"} <= set(
+        (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "has_it", "asked"),
+    [
+        ("", "torch==2.13.0+cpu", [""]),
+        ("", "download.pytorch.org", ["", "https://download.pytorch.org/whl/cpu"]),
+        ("https://mirror.example", "mirror.example", ["https://mirror.example"]),
+        ("https://mirror.example", "download.pytorch.org", ["https://mirror.example"]),
+    ],
+)
+def test_torch_comes_from_pips_index_or_else_from_pytorchs(
+    tmp_path: Path, given: str, has_it: str, asked: list[str]
+) -> None:
+    """TORCH_INDEX names another index. If no index has the CPU build, the error says what to set."""
+    programs = tmp_path / ".venv/bin"
+    log = tmp_path / "log"
+    programs.mkdir(parents=True)
+    (tmp_path / "requirements.txt").touch()
+    (programs / "python").write_text('#!/bin/sh\n[ "$2" != "import torch" ]\n')
+    (programs / "pip").write_text(
+        f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{has_it}*|*-r*) ;; *) exit 1;; esac\n'
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    command = [
+        "make",
+        "-f",
+        str(ROOT / "Makefile"),
+        ".venv/installed",
+        f"TORCH_INDEX={given}",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    tries = [line for line in log.read_text().splitlines() if "torch==" in line]
+    assert [line.partition("--index-url ")[2] for line in tries] == asked
+    assert (
+        (done.returncode == 0)
+        == (has_it in tries[-1])
+        == (tmp_path / ".venv/installed").exists()
+    )
+    assert done.returncode == 0 or "make TORCH_INDEX=" in done.stdout

@@ -1,0 +1,259 @@
+"""The judge in the background: its prompt, its feedback, its limits and its privacy."""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.gateway.judge import grade
+from deployments.journal.ids import sampled
+from deployments.models.report import ModelReport
+from tests.support.gateway import Gateway, eventually
+
+SECRET = "the answer of fort knox"
+
+
+class Judging:
+    """A fake large model that grades the judge's prompts, and answers other requests."""
+
+    def __init__(self, reply: str = "8", delay_s: float = 0.0):
+        self.reply = reply
+        self.delay_s = delay_s
+        self.asked = list[dict[str, Any]]()
+
+    async def script(
+        self, task: str, body: dict[str, Any]
+    ) -> AsyncIterator[tuple[bytes, Any]]:
+        judged = "Grade the answer" in body["messages"][0]["content"]
+        if judged:
+            self.asked.append(body)
+            await asyncio.sleep(self.delay_s)
+        report = ModelReport(7, 2, "stop")
+        content = self.reply if judged else SECRET
+        if body.get("stream"):
+            yield (
+                f"data: {json.dumps({'choices': [{'delta': {'content': content}}]})}\n\n".encode(),
+                None,
+            )
+            yield b"data: [DONE]\n\n", report
+        else:
+            yield (
+                json.dumps({"choices": [{"message": {"content": content}}]}).encode(),
+                report,
+            )
+
+
+@pytest.fixture
+def judging(gateway: Gateway) -> Judging:
+    made = Judging()
+    for name in ("small", "large"):
+        gateway.models[name].script = made.script
+    return made
+
+
+def scores(gateway: Gateway, answer: Any) -> list[dict[str, Any]]:
+    decision_id = answer.headers["x-router-decision-id"]
+    explained = gateway.client.get(f"/v1/router/decisions/{decision_id}").json()
+    return list(explained.get("feedback", ()))
+
+
+def test_the_judge_is_off_by_default(gateway: Gateway, judging: Judging) -> None:
+    """Without settings of the judge no answer is graded."""
+    gateway.chat()
+    time.sleep(0.3)
+    assert judging.asked == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_largest_model_grades_and_its_grade_is_feedback(
+    gateway: Gateway, judging: Judging, stream: bool
+) -> None:
+    """The judge reads question and answer; a grade of 8 becomes a score of 0.8 of the source `judge`."""
+    gateway.tune(judge={"share": 1.0})
+    answer = gateway.chat(stream=stream)
+    assert SECRET in answer.text
+    eventually(lambda: scores(gateway, answer) == [{"source": "judge", "score": 0.8}])
+    prompt = judging.asked[0]["messages"][0]["content"]
+    assert "What is 3 plus 5?" in prompt and SECRET in prompt
+
+
+def test_an_answer_whose_text_was_not_kept_is_not_judged(
+    gateway: Gateway, judging: Judging
+) -> None:
+    """The judge is switched on in the middle of a stream; the next stream is judged."""
+
+    async def script(
+        task: str, body: dict[str, Any]
+    ) -> AsyncIterator[tuple[bytes, Any]]:
+        async for payload, report in judging.script(task, body):
+            if body.get("stream") and report is not None:
+                gateway.tune(judge={"share": 1.0})
+                yield (
+                    f"data: {json.dumps({'choices': [{'delta': {'content': '!'}}]})}\n\n".encode(),
+                    None,
+                )
+            yield payload, report
+
+    for name in ("small", "large"):
+        gateway.models[name].script = script
+    gateway.chat(stream=True)
+    answer = gateway.chat(stream=True)
+    eventually(lambda: scores(gateway, answer))
+    assert (
+        len(judging.asked) == 1
+        and SECRET + "!" in judging.asked[0]["messages"][0]["content"]
+    )
+
+
+def test_calls_of_the_judge_are_not_routed_learned_or_judged(
+    gateway: Gateway, judging: Judging
+) -> None:
+    """Three answers make three decisions and three calls of the judge; answers of forced models are not judged."""
+    gateway.tune(judge={"share": 1.0})
+    answers = [gateway.chat() for _ in range(3)]
+    gateway.chat(model="small")
+    for answer in answers:
+        eventually(lambda answer=answer: scores(gateway, answer))
+    time.sleep(0.3)
+    assert len(judging.asked) == 3
+    counts = gateway.client.get("/v1/router/state").json()["counts"]
+    assert counts["routed"] == 3 and counts["forced"] == 1 and counts["feedback"] == 3
+    assert not any(gateway.ingress.decider.in_flight.values())
+    assert all(
+        line.running == 0
+        for line in gateway.ingress.dispatcher.admission.queues.values()
+    )
+
+
+def test_a_slow_judge_delays_no_request_and_drops_what_exceeds_its_queue(
+    gateway: Gateway, judging: Judging
+) -> None:
+    """Eight requests are answered while the judge grades the first; two more are queued, the others are not judged."""
+    judging.delay_s = 3600.0
+    gateway.tune(judge={"share": 1.0, "waiting": 2, "timeout_s": 7200.0})
+    gateway.chat()
+    eventually(lambda: len(judging.asked) == 1)
+    for _ in range(7):
+        assert gateway.chat().status_code == 200
+    assert len(judging.asked) == 1 and not gateway.ingress.judge._worker.done()
+    assert len(gateway.ingress.judge._queue) == 2
+
+
+def test_a_judges_call_has_a_deadline(gateway: Gateway, judging: Judging) -> None:
+    """The judge continues after a failure."""
+    judging.delay_s = 3600.0
+    gateway.tune(judge={"share": 1.0, "timeout_s": 0.1})
+    gateway.chat()
+    eventually(lambda: len(judging.asked) == 1 and gateway.ingress.judge._worker.done())
+    judging.delay_s = 0.0
+    gateway.tune(judge={"share": 1.0, "timeout_s": 60.0})
+    answer = gateway.chat()
+    eventually(lambda: scores(gateway, answer))
+
+
+def test_the_budget_is_kept(gateway: Gateway, judging: Judging) -> None:
+    """The judge makes no more calls an hour than `calls_per_hour`."""
+    gateway.tune(judge={"share": 1.0, "calls_per_hour": 3})
+    for _ in range(8):
+        gateway.chat()
+    eventually(lambda: len(judging.asked) == 3)
+    time.sleep(0.3)
+    assert len(judging.asked) == 3
+
+
+def test_the_judge_keeps_texts_in_memory_only(
+    gateway: Gateway, judging: Judging, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Journal and log have no word of question, answer or the judge's reply, also after a failure."""
+    gateway.tune(judge={"share": 1.0})
+    with caplog.at_level(logging.DEBUG):
+        answer = gateway.chat()
+        eventually(lambda: scores(gateway, answer))
+        judging.reply = f"no number, but {SECRET}"
+        gateway.chat()
+        eventually(
+            lambda: len(judging.asked) == 2 and gateway.ingress.judge._worker.done()
+        )
+    written = b"".join(file.read_bytes() for file in tmp_path.glob("journal.db*"))
+    assert SECRET.encode() not in written and b"3 plus 5" not in written
+    assert SECRET not in caplog.text and "3 plus 5" not in caplog.text
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """A fake OpenAI-compatible server outside of the gateway."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            calls.append((self.headers["authorization"], body))
+            reply = json.dumps(
+                {"choices": [{"message": {"content": "Grade: 6/10"}}]}
+            ).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", calls
+    server.shutdown()
+
+
+def test_any_openai_compatible_endpoint_may_judge(
+    gateway: Gateway,
+    judging: Judging,
+    endpoint: tuple[str, list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The judge uses the endpoint's model and key, and asks none of the gateway's models."""
+    url, calls = endpoint
+    monkeypatch.setenv("JUDGE_KEY", "sk-judge")
+    gateway.tune(
+        judge={"share": 1.0, "url": url, "model": "a-judge", "key_env": "JUDGE_KEY"}
+    )
+    answer = gateway.chat()
+    eventually(lambda: scores(gateway, answer) == [{"source": "judge", "score": 0.6}])
+    assert calls[0][0] == "Bearer sk-judge" and calls[0][1]["model"] == "a-judge"
+    assert judging.asked == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("8", 0.8),
+        ("10", 1.0),
+        ("7.5/10", 0.75),
+        ("Grade: 0.", 0.0),
+        ("9 out of 10", 0.9),
+        ("I say 3, no, 9", None),
+        ("12", None),
+        ("", None),
+    ],
+)
+def test_a_reply_is_a_grade_or_it_is_none(reply: str, score: float | None) -> None:
+    """An ambiguous reply gives no score, rather than zero."""
+    assert grade(reply) == score
+
+
+def test_samples_of_decisions_nest() -> None:
+    """A decision is always in a sample or always out of it, and a larger share contains a smaller one."""
+    ids = [f"dec-{n}" for n in range(20_000)]
+    tenth = {i for i in ids if sampled(i, 0.1)}
+    assert tenth == {i for i in ids if sampled(i, 0.1)} and tenth < {
+        i for i in ids if sampled(i, 0.3)
+    }
+    assert len(tenth) / len(ids) == pytest.approx(0.1, abs=0.01)
+    assert not any(sampled(i, 0.0) for i in ids) and all(sampled(i, 1.0) for i in ids)

@@ -1,0 +1,269 @@
+"""The shipped configurations are valid, and an invalid one is refused before the system starts."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
+
+from deployments.operations import haproxy, launcher
+from deployments.operations.config_check import check_config
+from deployments.operations.launcher import load
+from deployments.settings import GatewaySettings, Tuning
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ("serve_config.yaml", "serve_config.gpu.yaml")
+WITH_KUBERNETES = (*FILES, "deploy/rayservice.yaml")
+
+
+def read(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    return (
+        config
+        if "spec" not in config
+        else yaml.safe_load(config["spec"]["serveConfigV2"])
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_shipped_files_are_valid(name: str) -> None:
+    """They match the schemas of Serve and of the gateway."""
+    assert check_config(read(name)) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_arm_has_an_application_and_every_application_an_arm(name: str) -> None:
+    """Arm and application have the same name, and every model limits its queue."""
+    config = read(name)
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    served = {a["name"]: a for a in config["applications"] if a["name"] != "gateway"}
+    assert set(gateway["args"]["models"]) == set(served)
+    for application in served.values():
+        assert application["route_prefix"] is None
+        options = (
+            application["args"].get("deployment_config")
+            or application["deployments"][0]
+        )
+        assert (
+            options["max_queued_requests"] > 0
+            and options["max_ongoing_requests"] <= 1000
+        )
+        assert (
+            options["autoscaling_config"]["target_ongoing_requests"]
+            < options["max_ongoing_requests"]
+        )
+
+
+@pytest.mark.parametrize("name", WITH_KUBERNETES)
+def test_admission_limits_fit_the_autoscaler_and_the_engine(
+    name: str,
+) -> None:
+    """All ingresses together admit more requests than a model's target, or Serve would never add a replica.
+
+    They admit no more than Serve and vLLM run at once, or requests would wait where priorities have no effect. An
+    ingress refuses a request with 429 before Serve refuses it.
+    """
+    *served, gateway = read(name)["applications"]
+    ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
+    admission = Tuning.model_validate(ingress["user_config"]).admission
+    admitted = ingress["num_replicas"] * admission.running
+    for application in served:
+        options = (
+            application["args"].get("deployment_config")
+            or application["deployments"][0]
+        )
+        most = (
+            application["args"].get("engine_kwargs", {}).get("max_num_seqs", admitted)
+        )
+        assert options["autoscaling_config"]["target_ongoing_requests"] < admitted, (
+            application["name"]
+        )
+        assert admitted <= min(options["max_ongoing_requests"], most), application[
+            "name"
+        ]
+    assert admission.requests < ingress["max_ongoing_requests"]
+
+
+@pytest.mark.parametrize("name", WITH_KUBERNETES)
+def test_shutdown_timeouts_let_replicas_finish_their_requests(name: str) -> None:
+    """A model has time for its answers, an ingress also for the wait before them, and HAProxy for both."""
+    *served, gateway = read(name)["applications"]
+    ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
+    tuning = Tuning.model_validate(ingress["user_config"])
+    for application in served:
+        options = (
+            application["args"].get("deployment_config")
+            or application["deployments"][0]
+        )
+        assert options["graceful_shutdown_timeout_s"] >= tuning.answer_timeout_s, (
+            application["name"]
+        )
+    assert (
+        ingress["graceful_shutdown_timeout_s"]
+        >= tuning.admission.wait_s + tuning.answer_timeout_s
+    )
+    assert (
+        float(haproxy.environment(ROOT, 0)["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
+        >= tuning.answer_timeout_s
+    )
+
+
+def test_check_refuses_a_short_shutdown_timeout_and_names_a_valid_one() -> None:
+    """Serve's default is 20 s. A longer `answer_timeout_s` needs a longer shutdown timeout."""
+    config = read("serve_config.yaml")
+    ingress = config["applications"][-1]["deployments"][0]
+    ingress["user_config"]["answer_timeout_s"] = 500
+    (wrong,) = check_config(config)
+    assert (
+        "Ingress.graceful_shutdown_timeout_s is 360" in wrong and "write 530" in wrong
+    )
+    del ingress["graceful_shutdown_timeout_s"]
+    (wrong,) = check_config(config)
+    assert f"is {DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S:g}" in wrong
+
+
+def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all keys whose names the gateway or Serve defines."""
+    free = (
+        "engine_kwargs",
+        "env_vars",
+        "models",
+        "presets",
+        "bundles",
+        "experimental_configs",
+    )
+    found = []
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not path or path[-1] not in free:
+                found.append((*path, key))
+            if key not in (
+                "model_loading_config",
+                "placement_group_config",
+                "runtime_env",
+                "bundles",
+                "options",
+            ):
+                found += every_key(value, (*path, key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            found += every_key(value, (*path, i))
+    return found
+
+
+def test_check_refuses_a_typo_in_any_key() -> None:
+    """Each key of the file in turn gets one letter more."""
+    config = read("serve_config.yaml")
+    missed = []
+    keys = [
+        path
+        for path in every_key(config)
+        if path[-1] not in ("engine_kwargs",) and "engine_kwargs" not in path
+    ]
+    assert len(keys) > 60
+    for path in keys:
+        broken = copy.deepcopy(config)
+        parent = broken
+        for step in path[:-1]:
+            parent = parent[step]
+        parent[f"{path[-1]}x"] = parent.pop(path[-1])
+        try:
+            if not check_config(broken):
+                missed.append(path)
+        except (KeyError, AttributeError):
+            missed.append((*path, "crashed"))
+    assert missed == []
+
+
+def test_check_names_the_unknown_key_and_the_nearest_valid_one(tmp_path: Path) -> None:
+    """The launcher prints it and starts no process."""
+    config = read("serve_config.yaml")
+    config["applications"][0]["args"]["deployment_config"]["max_queued_request"] = 3
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        SystemExit, match=r"max_queued_request'; did you mean 'max_queued_requests'"
+    ):
+        load(path, tmp_path, 0)
+
+
+def test_reload_applies_only_what_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths and ports are those of `up`, or Serve would restart everything. Without a running system it is refused."""
+    config = read("serve_config.yaml")
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    before = load(path, tmp_path, 70)
+    with pytest.raises(SystemExit, match="make serve"):
+        launcher.reload(before)  # no process has this folder's mark
+    ingress = config["applications"][-1]["deployments"][0]
+    ingress["user_config"]["presets"]["slow"] = {"latency_weight": 0.01}
+    path.write_text(yaml.safe_dump(config))
+    sent: list[tuple[str, dict[str, Any]]] = []
+
+    def put(url: str, json: dict[str, Any], **_: Any) -> httpx.Response:
+        sent.append((url, json))
+        return httpx.Response(200)
+
+    def get(url: str, **_: Any) -> httpx.Response:
+        now = "RUNNING" if len(sent) == 1 else "NOT_STARTED"
+        return httpx.Response(
+            200,
+            json={
+                "applications": {
+                    a["name"]: {"status": now} for a in config["applications"]
+                }
+            },
+        )
+
+    monkeypatch.setattr(launcher.Cluster, "processes", lambda self: [psutil.Process()])
+    monkeypatch.setattr(launcher.httpx, "put", put)
+    monkeypatch.setattr(launcher.httpx, "get", get)
+    arguments = [
+        "launch",
+        "reload",
+        "--config",
+        str(path),
+        "--state",
+        str(tmp_path),
+        "--offset",
+        "70",
+    ]
+    monkeypatch.setattr(launcher.sys, "argv", arguments)
+    launcher.main()
+    ((url, given),) = sent
+    assert (
+        url == "http://127.0.0.1:8335/api/serve/applications/"
+        and given["http_options"]["port"] == 8070
+    )
+    (changed,) = [
+        new
+        for new, old in zip(
+            given["applications"], before.config["applications"], strict=True
+        )
+        if new != old
+    ]
+    assert changed["args"] == before.config["applications"][-1]["args"]
+    assert changed["deployments"][0]["user_config"] == ingress["user_config"]
+
+
+def test_arms_keep_the_order_of_the_file() -> None:
+    """The order is smallest first; the static policies depend on it."""
+    settings = GatewaySettings.model_validate(
+        read("serve_config.yaml")["applications"][-1]["args"]
+    )
+    assert [arm.name for arm in settings.arms()] == ["nano", "small", "large", "minilm"]
+
+
+def test_check_refuses_an_unknown_policy() -> None:
+    """The message lists the known policies."""
+    config = read("serve_config.yaml")
+    config["applications"][-1]["args"]["policy"]["name"] = "tompson"
+    assert any(
+        "choose one of: thompson, static" in line for line in check_config(config)
+    )

@@ -1,0 +1,160 @@
+"""Decision records as the arrays of off-policy evaluation, and other policies on these records."""
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from policies.base import Policy
+from policies.constraints import Exclusion
+from policies.evaluation import replay
+from policies.events import FORCED, ArmEstimate, Decision, Outcome, Record
+from policies.registry import make_policy
+from policies.types import Arm, ModelState, Objective, Request
+from tests.support.requests import make_profile, make_request
+
+
+def decide(policy: Policy, n: int, objective: Objective | None = None) -> list[Record]:
+    texts = (
+        "What is 3 plus 5?",
+        "Prove step by step that the sum of two odd numbers is even.",
+        "Quick: hi!",
+    )
+    rng = np.random.default_rng(1)
+    records = []
+    for i in range(n):
+        request = Request(
+            str(i),
+            make_profile(texts[i % 3]),
+            objective or Objective(latency_weight=0.1),
+        )
+        records.append(Record(policy.decide([request], {}, rng, i)[0]))
+    return records
+
+
+def test_only_what_was_drawn_counts(arms: tuple[Arm, ...]) -> None:
+    """Forced decisions, second attempts and learned decisions are left out; local decisions of the ingress are kept."""
+    records = decide(make_policy("uniform", arms), 7)
+
+    def put(i: int, **change: str) -> None:
+        records[i].decision = structs.replace(records[i].decision, **change)  # type: ignore[arg-type]
+
+    (
+        put(1, fallback=FORCED),
+        put(2, fallback="model"),
+        put(3, fallback="router"),
+        put(4, arm=""),
+    )
+    put(6, fallback="hedge")
+    assert [record.decision.id for record in replay.evaluable(records[::-1])] == [
+        "0",
+        "3",
+        "5",
+    ]
+    assert [record.decision.id for record in replay.evaluable(records, after=3)] == [
+        "5"
+    ]
+
+
+def test_records_become_arrays(arms: tuple[Arm, ...]) -> None:
+    """Rewards by the request's own objective; an arm that failed is worth 0; silence is not a number."""
+    records = decide(make_policy("thompson", arms), 90)
+    for i, record in enumerate(records):
+        record.outcome = Outcome(
+            record.decision.id, "error" if i == 1 else "ok", latency_s=2.0
+        )
+        if i % 3 == 0:
+            record.scores.update(user=1.0, judge=0.5)
+    names = replay.arms_of(records)
+    data = replay.to_log(records, names)
+    assert names == ("small", "large", "embedder")
+    assert data.rewards[0] == pytest.approx(0.75 - 0.1 * 2.0) and data.rewards[
+        1
+    ] == pytest.approx(-0.2)
+    assert np.isnan(data.rewards[2]) and data.feedback_rate is not None
+    assert data.feedback_rate[1] == 1.0 and 0.1 < data.feedback_rate[0] < 0.6
+    np.testing.assert_allclose(data.propensities.sum(axis=1), 1.0)
+    assert [names[k] for k in data.chosen] == [
+        record.decision.arm for record in records
+    ]
+    assert (
+        data.predictions is not None
+        and data.predictions[0, 0] == records[0].decision.estimates[0].utility
+    )
+    assert replay.to_log(records, names, replay.score).rewards[0] == 0.75
+
+
+def test_a_target_decides_on_what_was_logged(arms: tuple[Arm, ...]) -> None:
+    """A policy that has learned nothing since gives its logged propensities again, and learns nothing by it."""
+    policy = make_policy("thompson", arms)
+    records = decide(policy, 12)
+    names = replay.arms_of(records)
+    before = policy.state()
+    logged = replay.to_log(records, names).propensities
+    np.testing.assert_allclose(
+        replay.target_probabilities(records, policy, names), logged, atol=1e-6
+    )
+    assert all(
+        np.array_equal(before[key], value) for key, value in policy.state().items()
+    )
+    always = replay.target_probabilities(
+        records, make_policy("always", arms, {"arm": "large"}), names
+    )
+    assert (always == [0.0, 1.0, 0.0]).all()
+
+
+def test_a_target_meets_the_wait_for_a_place_that_was_logged(
+    arms: tuple[Arm, ...],
+) -> None:
+    """And where none was logged, by a rule or without a line, it meets none."""
+    policy = make_policy("thompson", arms)
+    rng = np.random.default_rng(1)
+    line = {
+        "small": ModelState(in_flight=2, wait_s=4.0),
+        "large": ModelState(in_flight=1),
+    }
+    requests = [make_request(objective=Objective(latency_weight=0.3)) for _ in range(4)]
+    records = [
+        Record(policy.decide([request], line, rng, i)[0])
+        for i, request in enumerate(requests)
+    ]
+    names = replay.arms_of(records)
+    logged = replay.to_log(records, names).propensities
+    found = replay.target_probabilities(records, policy, names)
+    assert (logged[:, 0] < 0.1).all()
+    np.testing.assert_allclose(found, logged, atol=1e-6)
+    waits = [replay._state(e).wait_s for r in records for e in r.decision.estimates]
+    assert waits == pytest.approx([4.0, 0.0, 0.0] * 4)
+    ruled = decide(make_policy("static", arms), 3) + decide(policy, 3)
+    assert not any(replay._state(e).wait_s for r in ruled for e in r.decision.estimates)
+
+
+def test_a_target_keeps_the_limits_and_the_health_that_were_logged(
+    arms: tuple[Arm, ...],
+) -> None:
+    """An arm without a healthy replica is not chosen after the fact, nor one that the request did not allow."""
+    records = decide(
+        make_policy("uniform", arms), 3, Objective(models=("small", "large"))
+    )
+    sick: Decision = records[1].decision
+    estimates = tuple(
+        ArmEstimate(
+            e.arm,
+            propensity=e.propensity,
+            removed_by=Exclusion.NO_REPLICA.sentence()
+            if e.arm == "large"
+            else e.removed_by,
+        )
+        for e in sick.estimates
+    )
+    records[1].decision = structs.replace(sick, estimates=estimates)
+    always = make_policy("always", arms, {"arm": "embedder"})
+    found = replay.target_probabilities(
+        records, always, ("small", "large", "embedder", "new")
+    )
+    assert (
+        found.tolist() == [[1, 0, 0, 0]] * 3
+    )  # its favourite, the embedder, is not allowed: the first that is left
+    uniform = replay.target_probabilities(
+        records, make_policy("uniform", arms), ("small", "large", "embedder")
+    )
+    assert uniform.tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0.5, 0.5, 0]]

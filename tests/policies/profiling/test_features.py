@@ -1,0 +1,78 @@
+"""The features and the profile of a text."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.profiling.features import EMBEDDING_COLUMNS, KINDS, D, profile
+
+COMPLEX = "Ann has 384 apples and buys 7 bags of 219 apples, and then gives 12 to each of 5 friends. How many are left?"
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_any_text_has_bounded_features(text: str) -> None:
+    """No prompt can pull a linear model far from where it has been."""
+    found = profile(text, np.ones(EMBEDDING_COLUMNS) / 4, "chat", len(text))
+    assert found.features.shape == (D,) and np.abs(found.features).max() <= 1
+    assert 0 <= found.complexity <= 1 and found.kind in KINDS
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("def f(x): return x  # why does this fail?", "code"),
+        ("Translate 'good morning' into French", "translation"),
+        ("Summarise this article: ...", "extraction"),
+        ("What is 37 times 4?", "arithmetic"),
+        ("Reverse the word planet.", "strings"),
+        ("Write a poem about autumn", "writing"),
+        ("Who was the first emperor of Rome?", "question"),
+        ("hm", "other"),
+    ],
+)
+def test_kinds_of_work_are_told_apart(text: str, kind: str) -> None:
+    """By the words that ask for them."""
+    assert profile(text, None, "chat", 10).kind == kind
+
+
+def test_complexity_rises_with_numbers_and_steps() -> None:
+    """A greeting, a sum of digits and a story with many numbers are in this order, and the reasons say why."""
+    texts = ["Hello there", "What is 3 plus 5?", COMPLEX]
+    found = [profile(text, None, "chat", 10) for text in texts]
+    assert found[0].complexity < found[1].complexity < found[2].complexity
+    assert any("numbers" in reason for reason in found[2].reasons)
+
+
+def test_care_and_haste_are_read_from_words_only_where_they_stand() -> None:
+    """`exactly`, `carefully` mean accuracy; `quickly`, `urgent` mean time; `breakfast` means neither."""
+    careful = profile("Tell me exactly what 3 plus 5 is.", None, "chat", 10)
+    hasty = profile("Urgent: what is 3 plus 5?", None, "chat", 10)
+    neither = profile("What is a good breakfast?", None, "chat", 10)
+    assert (careful.accuracy_sensitivity, careful.time_sensitivity) == (1, 0)
+    assert (hasty.accuracy_sensitivity, hasty.time_sensitivity) == (0, 1)
+    assert (neither.accuracy_sensitivity, neither.time_sensitivity) == (0, 0)
+    assert any("exactly" in reason for reason in careful.reasons)
+
+
+def test_without_an_embedding_its_columns_are_zero() -> None:
+    """A late profiler costs the embedding, not the decision."""
+    found = profile("What is 3 plus 5?", None, "chat", 10)
+    assert (
+        not found.features[1 : 1 + EMBEDDING_COLUMNS].any()
+        and found.features[1 + EMBEDDING_COLUMNS :].any()
+    )
+
+
+def test_the_usual_length_is_that_of_the_kind_of_work() -> None:
+    """An essay is longer than a sorted list; the client's limit is no part of the base on which lengths are learned."""
+    essay, listed = (
+        profile(text, None, "chat", 9)
+        for text in ("Write an essay.", "Sort these: 3 1 2")
+    )
+    assert essay.output_tokens > listed.output_tokens > 0
+    limited = profile("Write an essay.", None, "chat", 9, max_output_tokens=7)
+    assert (
+        limited.output_tokens == essay.output_tokens and limited.max_output_tokens == 7
+    )

@@ -1,0 +1,271 @@
+"""Budget pacing: the mean cost stays under the ceiling."""
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.router.actor import Router
+from policies.budget import BudgetPacer
+from policies.events import FORCED, ArmEstimate, Decision, Outcome
+from policies.objectives import paced
+from policies.types import Objective
+from tests.support.gateway import Gateway, eventually
+from tests.support.requests import make_profile, make_request
+
+PROFILE = make_profile()
+
+
+def spend(
+    pacer: BudgetPacer,
+    requests: int,
+    seed: int,
+    late: int = 0,
+    batch: int = 1,
+    tail: float = 0.5,
+) -> list[float]:
+    """Costs of requests that cost 0.1 or 1 unit of median, the dear answer being worth a random gain in score of up
+    to 0.3 more. What they cost in fact differs from what was expected, and is known `late` requests later.
+    """
+    rng = np.random.default_rng(seed)
+    unit = pacer.ceiling_usd
+    costs = []
+    pending: deque[tuple[Decision, Outcome]] = deque()
+    weight = 0.0
+    for n in range(requests):
+        weight = pacer.cost_weight if n % batch == 0 else weight
+        size = unit * np.exp(tail * rng.standard_normal())
+        dear = 0.3 * rng.random() > weight * 1.8 * size
+        expected = size * (2.0 if dear else 0.2)
+        decision = Decision(
+            str(n),
+            "a",
+            n,
+            "",
+            PROFILE,
+            Objective(),
+            (ArmEstimate("a", cost_usd=expected),),
+        )
+        pacer.decided(decision)
+        costs.append(expected * np.exp(0.3 * rng.standard_normal()))
+        pending.append((decision, Outcome(str(n), cost_usd=costs[-1])))
+        while len(pending) > late:
+            pacer.finished(*pending.popleft())
+    while pending:
+        pacer.finished(*pending.popleft())
+    return costs
+
+
+@pytest.mark.parametrize("ceiling", [1e-6, 1.0])
+@pytest.mark.parametrize(
+    ("late", "batch", "tail"), [(0, 1, 0.0), (0, 1, 1.0), (50, 1, 0.5), (20, 16, 0.5)]
+)
+def test_the_mean_ends_within_half_a_percent_under_the_ceiling(
+    ceiling: float, late: int, batch: int, tail: float
+) -> None:
+    """At any scale of money, with sizes that scatter, late costs that were expected otherwise, and batches."""
+    ends = [
+        np.mean(spend(BudgetPacer(ceiling), 5000, seed, late, batch, tail)) / ceiling
+        - 1
+        for seed in range(4)
+    ]
+    assert np.mean(np.abs(ends)) < 0.005
+    assert np.mean(ends) < (
+        0.001 if late else 0
+    )  # costs on their way are four percent higher than expected
+
+
+@pytest.mark.parametrize(
+    ("status", "fallback"), [("disconnected", ""), ("ok", "hedge"), ("ok", "model")]
+)
+def test_unreported_costs_are_charged(status: str, fallback: str) -> None:
+    """Disconnected clients and second attempts add their expected cost, but no request and no credit."""
+    pacer = BudgetPacer(1.0)
+    for n in range(200):
+        first, second = (
+            Decision(
+                f"{n}{why}",
+                "a",
+                n,
+                "",
+                PROFILE,
+                Objective(),
+                (ArmEstimate("a", cost_usd=0.4),),
+                fallback=why,
+            )
+            for why in ("", fallback)
+        )
+        for decision in (first, second)[: 1 + bool(fallback)]:
+            pacer.decided(decision)
+            cost_usd = 0.4 if status == "ok" else 0.0
+            pacer.finished(
+                decision, Outcome(decision.id, status, latency_s=0.5, cost_usd=cost_usd)
+            )
+    assert pacer.requests == 200 and pacer.mean_cost_usd == pytest.approx(
+        0.8 if fallback else 0.4
+    )
+    assert pacer.account == pytest.approx(200 * ((0.8 if fallback else 0.4) - 1.0))
+
+
+def test_a_client_that_left_the_queue_costs_nothing() -> None:
+    """No model was asked, so the expected cost is refunded."""
+    pacer = BudgetPacer(1.0)
+    for n in range(50):
+        decision = Decision(
+            str(n), "a", n, "", PROFILE, Objective(), (ArmEstimate("a", cost_usd=2.0),)
+        )
+        pacer.decided(decision)
+        pacer.finished(
+            decision, Outcome(decision.id, "disconnected", latency_s=3.0, waited_s=3.0)
+        )
+    assert pacer.spent_usd == pytest.approx(0.0) and pacer.account == pytest.approx(
+        -50.0
+    )
+
+
+def test_the_scale_of_money_changes_nothing() -> None:
+    """The same stream at a millionth of the prices is decided alike."""
+    one, other = (
+        np.array(spend(BudgetPacer(ceiling), 500, 3)) / ceiling
+        for ceiling in (1e-6, 1.0)
+    )
+    assert one == pytest.approx(other)
+
+
+def test_a_ceiling_that_does_not_bind_costs_nothing() -> None:
+    """Without a ceiling the price is zero; with a loose one it falls to zero."""
+    assert BudgetPacer().cost_weight == 0
+    pacer = BudgetPacer(10.0)
+    decision = Decision(
+        "d", "a", 0, "", PROFILE, Objective(), (ArmEstimate("a", cost_usd=5.0),)
+    )
+    for _ in range(100):
+        pacer.decided(decision)
+    assert pacer.cost_weight == 0 and pacer.mean_cost_usd == 5.0
+    for _ in range(10_000):
+        pacer.decided(decision)
+    assert pacer.account == -1000  # what is saved up is bounded
+
+
+def test_it_comes_back_from_a_ceiling_that_could_not_be_kept() -> None:
+    """While all is too dear it asks for the cheapest; afterwards the mean of the new stretch is at the ceiling."""
+    pacer = BudgetPacer(1.0)
+    decision = Decision(
+        "d", "a", 0, "", PROFILE, Objective(), (ArmEstimate("a", cost_usd=1.5),)
+    )
+    for _ in range(400):
+        pacer.decided(decision)
+    assert pacer.cost_weight > 5
+    spend(pacer, 4000, 1)
+    assert np.mean(spend(pacer, 2000, 2)) == pytest.approx(1.0, abs=0.02)
+
+
+def test_forced_requests_do_not_count() -> None:
+    """Forced requests do not change the account, and the price does not apply to them."""
+    pacer = BudgetPacer(1.0)
+    decision = Decision(
+        "d",
+        "a",
+        0,
+        "",
+        PROFILE,
+        Objective(),
+        (ArmEstimate("a", cost_usd=5.0),),
+        fallback=FORCED,
+    )
+    pacer.decided(decision)
+    pacer.finished(decision, Outcome("d", cost_usd=7.0))
+    assert (pacer.account, pacer.spent_usd, pacer.requests) == (0, 0, 0)
+    forced = replace(make_request(objective=Objective(cost_weight=1.0)), forced=True)
+    assert [
+        r.objective.cost_weight
+        for r in paced([forced, replace(forced, forced=False)], 2.0)
+    ] == [1.0, 3.0]
+
+
+def test_a_restored_pacer_goes_on() -> None:
+    """Alike under the same ceiling; under another one with the same debt and price in US dollars."""
+    pacer = BudgetPacer(2.0)
+    spend(pacer, 300, 4)
+    twin = BudgetPacer(2.0)
+    other = BudgetPacer(3.0)
+    twin.restore(pacer.state())
+    assert twin.cost_weight == pacer.cost_weight and spend(twin, 50, 5) == spend(
+        pacer, 50, 5
+    )
+    other.restore(pacer.state())
+    assert other.account * 3.0 == pytest.approx(pacer.account * 2.0)
+    assert np.exp(other.integral) / 3.0 == pytest.approx(np.exp(pacer.integral) / 2.0)
+    for broken in (
+        {},
+        pacer.state() | {"account": np.array([np.nan])},
+        pacer.state() | {"scatter": np.zeros(2)},
+    ):
+        with pytest.raises(ValueError, match="pacer state"):
+            BudgetPacer(2.0).restore(broken)
+
+
+@pytest.mark.parametrize("ceiling", [0.0, -1.0, float("nan")])
+def test_a_ceiling_is_above_zero(ceiling: float) -> None:
+    """An error names the value."""
+    with pytest.raises(ValueError, match="choose one above zero"):
+        BudgetPacer(ceiling)
+
+
+def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
+    """The price is in the logged objective of automatic requests only, and the account survives a restart."""
+    gateway = Gateway(tmp_path)
+    gateway.settings = gateway.settings.model_copy(update={"max_mean_cost_usd": 1e-6})
+    gateway.router.thing = Router(gateway.settings, lambda _: gateway.replicas)
+    with gateway.client:
+        for _ in range(12):
+            gateway.chat()
+        gateway.chat(model="large")
+        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        found = gateway.chat().headers["x-router-decision-id"]
+        objective = gateway.client.get(f"/v1/router/decisions/{found}").json()[
+            "objective"
+        ]
+        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        budget = gateway.client.get("/v1/router/state").json()["budget"]
+    router = gateway.router.thing
+    assert objective["cost_weight"] > 1e3 and budget["max_mean_cost_usd"] == 1e-6
+    costs = [
+        record.outcome.cost_usd
+        for record in router._learner.records._records.values()
+        if not record.decision.fallback
+    ]
+    assert len(costs) == 13 and budget["mean_cost_usd"] == pytest.approx(np.mean(costs))
+    assert budget["account"] == pytest.approx(sum(cost / 1e-6 - 1 for cost in costs))
+    replayed = Router(
+        gateway.settings, lambda _: gateway.replicas
+    )  # from the journal's rows
+    kept = {
+        name: float(value[0])
+        for name, value in router._projections.pacer.state().items()
+    }
+    assert {
+        name: float(value[0])
+        for name, value in replayed._projections.pacer.state().items()
+    } == pytest.approx(kept)
+
+    async def snapshot() -> None:
+        router._journal.put_snapshot(router._learner.snapshot())
+        await router._journal.flush()
+
+    asyncio.run(snapshot())
+    assert (
+        Router(gateway.settings, lambda _: gateway.replicas)._projections.pacer.state()
+        == kept
+    )
+    unpaced = Router(
+        gateway.settings.model_copy(update={"max_mean_cost_usd": None}),
+        lambda _: gateway.replicas,
+    )
+    assert (
+        unpaced._projections.pacer.cost_weight == 0
+        and unpaced._projections.pacer.mean_cost_usd == pytest.approx(np.mean(costs))
+    )

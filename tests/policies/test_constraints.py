@@ -1,0 +1,44 @@
+"""The reasons why an arm cannot be chosen, and the sentences that decision records store for them."""
+
+import pytest
+
+from policies.constraints import Exclusion
+
+STORED = {
+    "not among the request's models": (Exclusion.NOT_ALLOWED, ()),
+    "its line is full": (Exclusion.QUEUE_FULL, ()),
+    "its circuit breaker is open after failures in a row": (Exclusion.CIRCUIT_OPEN, ()),
+    "does not do the task 'embed'": (Exclusion.TASK, ("embed",)),
+    "prompt of 500 tokens does not fit its context of 300": (
+        Exclusion.CONTEXT,
+        ("500 tokens", 300),
+    ),
+    "no healthy replica": (Exclusion.NO_REPLICA, ()),
+    "expected latency 1.23 s is over the limit of 0.5 s": (
+        Exclusion.LATENCY,
+        (1.2345, 0.5),
+    ),
+    "expected cost 0.00123 USD is over the limit of 0.001 USD": (
+        Exclusion.COST,
+        (0.0012345, 0.001),
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", STORED)
+def test_stored_sentences_of_exclusions_do_not_change(sentence: str) -> None:
+    """Journals hold them, so each is written byte for byte as before and is read back as its reason."""
+    reason, details = STORED[sentence]
+    assert reason.sentence(*details) == sentence
+    assert Exclusion.of(sentence) is reason
+
+
+def test_every_exclusion_has_a_stored_sentence() -> None:
+    """A new reason needs a sentence that no other reason's sentence begins with."""
+    assert {reason for reason, _ in STORED.values()} == set(Exclusion)
+
+
+@pytest.mark.parametrize("sentence", ["", "it cannot do chat"])
+def test_an_unknown_sentence_states_no_exclusion(sentence: str) -> None:
+    """An arm that was eligible has an empty sentence."""
+    assert Exclusion.of(sentence) is None

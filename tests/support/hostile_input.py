@@ -1,0 +1,218 @@
+"""Requests of hostile and careless clients, for the tests and the catalogue of faults."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import schemathesis
+import schemathesis.specs.openapi.schemas  # loaded here: compiling it within a test hit a defect of CPython 3.11
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import GenerationMode
+
+from tests.support.gateway import Gateway
+
+ASK: dict[str, Any] = {
+    "model": "auto",
+    "messages": [{"role": "user", "content": "What is 3 plus 5?"}],
+}
+JSON = {"content-type": "application/json"}
+
+
+def nested(depth: int) -> Any:
+    """Empty lists, nested to this depth."""
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def tool(schema: Any) -> dict[str, Any]:
+    """A function whose argument `a` is of this schema."""
+    return {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"properties": {"a": schema}}},
+    }
+
+
+def with_schema(schema: Any) -> bytes:
+    """A request for a chat in JSON of this schema."""
+    return with_(
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": schema},
+        }
+    )
+
+
+def with_(**change: Any) -> bytes:
+    """A request for a chat with these fields changed."""
+    return json.dumps({**ASK, **change}).encode()
+
+
+def chunks(size: int) -> Iterator[bytes]:
+    """A body without a length."""
+    for _ in range(size // 65_536):
+        yield b" " * 65_536
+
+
+# bodies for /v1/chat/completions, and the status that each must get
+CORPUS: dict[str, tuple[Any, int]] = {
+    "two MiB": (b" " * 2**21, 413),
+    "two MiB in one string": (
+        with_(messages=[{"role": "user", "content": "x" * 2**21}]),
+        413,
+    ),
+    "JSON 10,000 deep": (b"[" * 10_000 + b"]" * 10_000, 400),
+    "JSON 900 deep": (
+        b'{"model": "auto", "messages": ' + b"[" * 900 + b"]" * 900 + b"}",
+        400,
+    ),
+    "tools 100 deep": (with_(tools=[{"a": nested(100)}]), 400),
+    "a schema of 20,000 parts": (with_schema({"a": [0] * 20_000}), 400),
+    "not finite in a schema": (with_schema({"a": float("inf")}), 400),
+    "a schema of 127 kB": (
+        with_schema({"enum": ["a" * i for i in range(1, 500)]}),
+        400,
+    ),
+    "a pattern of 2,000 characters": (
+        with_schema({"items": {"type": "string", "pattern": "(a|b)" * 400}}),
+        400,
+    ),
+    "a property's pattern that counts to 5,000": (
+        with_schema({"patternProperties": {"a{1, 5000}": {}}}),
+        400,
+    ),
+    "a tool whose pattern counts to 129": (
+        with_(tools=[tool({"pattern": "[a-z]{129}"})], tool_choice="required"),
+        400,
+    ),
+    "a tool of 60 kB": (with_(tools=[tool({"const": "a" * 60_000})]), 400),
+    "tools of 200 kB": (with_(tools=[tool({"const": "a" * 20_000})] * 10), 400),
+    "a grammar": (
+        with_(
+            response_format={"type": "structural_tag", "format": {"type": "grammar"}}
+        ),
+        400,
+    ),
+    "half a million brackets": (b"[" + b"[]," * 300_000 + b"[]]", 400),
+    "invalid UTF-8": (b'{"model": "\xff\xfe"}', 400),
+    "lone surrogate": (
+        b'{"model": "auto", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        400,
+    ),
+    "lone surrogate as a key": (b'{"\\ud800": 1}', 400),
+    "a number of 5,000 digits": (b'{"model": "auto", "n": ' + b"9" * 5_000 + b"}", 400),
+    "1e400": (b'{"model": "auto", "temperature": 1e400}', 400),
+    "n = 1e9": (with_(n=10**9), 400),
+    "max_tokens = -1": (with_(max_tokens=-1), 400),
+    "max_tokens = 1e18": (with_(max_tokens=10**18), 400),
+    "top_logprobs = 50": (with_(top_logprobs=50), 400),
+    "10,000 messages": (
+        with_(messages=[{"role": "user", "content": "a"}] * 10_000),
+        400,
+    ),
+    "a stop of 10,000 characters": (with_(stop="x" * 10_000), 400),
+    "50 stops": (with_(stop=["x"] * 50), 400),
+    "1,000 tools": (with_(tools=[{"type": "function"}] * 1_000), 400),
+    "1,000 biases": (with_(logit_bias={str(i): 1 for i in range(1_000)}), 400),
+    "an image by URL": (
+        with_(
+            messages=[
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": "http://a/"}}
+                    ],
+                }
+            ]
+        ),
+        400,
+    ),
+    "chat_template": (with_(chat_template="{{ 1 }}"), 400),
+    "chat_template_kwargs": (with_(chat_template_kwargs={"a": 1}), 400),
+    "mm_processor_kwargs": (with_(mm_processor_kwargs={}), 400),
+    "vllm_xargs": (with_(vllm_xargs={}), 400),
+    "cache_salt": (with_(cache_salt="a"), 400),
+    "request_id": (with_(request_id="a"), 400),
+    "ignore_eos": (with_(ignore_eos=True), 400),
+    "min_tokens": (with_(min_tokens=5), 400),
+    "best_of": (with_(best_of=20), 400),
+    "priority as vLLM has it": (with_(priority=-100), 400),
+    "a model of 10,000 letters": (with_(model="x" * 10_000), 400),
+    "a model by path": (with_(model="../../etc/passwd"), 404),
+    "null": (b"null", 400),
+    "no object": (b'"a"', 400),
+}
+
+
+def fuzz(gateway: Gateway, cases: int) -> Counter[tuple[str, int]]:
+    """Send requests that schemathesis makes from the OpenAPI schema; the schema allows half of them and forbids half.
+
+    In the schema a model is any text. The names are added here, or no request would name a model that exists.
+
+    Returns:
+        The number of answers by path and status.
+    """
+    schema = gateway.client.get("/openapi.json").json()
+    names = [card["id"] for card in gateway.client.get("/v1/models").json()["data"]]
+    for component in schema["components"]["schemas"].values():
+        if "model" in component.get("properties", ()):
+            component["properties"]["model"] = {"type": "string", "enum": names}
+    operations = [
+        found.ok()
+        for found in schemathesis.openapi.from_dict(schema).get_all_operations()
+    ]
+    rich = [operation for operation in operations if operation.body]
+    answers: Counter[tuple[str, int]] = Counter()
+
+    def play(operation: Any, mode: GenerationMode, examples: int) -> None:
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        @seed(sum(answers.values()))
+        def run(case: Any) -> None:
+            request = case.as_transport_kwargs(base_url="http://testserver")
+            known = (
+                "method",
+                "url",
+                "headers",
+                "params",
+                "content",
+                "json",
+                "data",
+                "cookies",
+            )
+            answer = gateway.client.request(
+                **{key: value for key, value in request.items() if key in known}
+            )
+            answers[operation.path, answer.status_code] += 1
+            assert answer.status_code < 500, f"{request}: {answer.text}"
+            assert answer.status_code < 400 or openai_shape(answer.json()), answer.text
+
+        run()
+
+    for operation in operations:
+        if operation not in rich:
+            play(operation, GenerationMode.POSITIVE, 20)
+    before = sum(answers.values())
+    while sum(answers.values()) - before < cases:
+        for operation in rich:
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                play(operation, mode, min(100, cases // (2 * len(rich)) + 1))
+    return answers
+
+
+def openai_shape(body: Any) -> bool:
+    """Whether an error's body is what OpenAI's clients expect."""
+    error = body.get("error") if isinstance(body, dict) else None
+    return (
+        isinstance(error, dict)
+        and set(error) == {"message", "type", "param", "code"}
+        and bool(error["message"])
+    )
