@@ -1,6 +1,7 @@
 """Schemas of request bodies: an allow-list of OpenAI's fields, plus the `router` object. Unknown keys are errors."""
 
 import json
+from collections.abc import Callable
 from math import isfinite
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,7 +21,9 @@ from policies.types import Objective
 MAX_DEPTH = 16
 MAX_VALUES = 5_000  # of one tool, schema or other value of free form
 MAX_PARTS = 2_048  # of one message
-MAX_SCHEMA = 32_000
+MAX_BIASES = 300
+MAX_METADATA = 16
+MAX_SCHEMA = 32_000  # characters of JSON
 MAX_TOOLS = 128_000  # characters of JSON
 DECISION_ID = r"^[^\x00-\x1f\x7f]{1,64}$"  # PostgreSQL takes no NUL
 
@@ -58,10 +61,22 @@ def _compilable(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def _at_most(count: int) -> Callable[[Any], Any]:
+    """A check of an object's size before its members are validated; a repeated key counts once."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"has more than {count} keys; send fewer")
+        return value
+
+    return check
+
+
 Item = TypeVar("Item")
 # validation stops at the first wrong item of a list
 Listed = Annotated[list[Item], Field(fail_fast=True)]
 Text = Annotated[str, StringConstraints(max_length=400_000)]
+TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,7}$")]
 Name = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Free = Annotated[dict[str, Any], AfterValidator(_small)]
@@ -164,8 +179,8 @@ class GenerationRequest(StrictModel):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: (
-        dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,7}$")], float] | None
-    ) = Field(None, max_length=300)
+        Annotated[dict[TokenId, float], BeforeValidator(_at_most(MAX_BIASES))] | None
+    ) = Field(None, max_length=MAX_BIASES)
     router: Wishes | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = (
         Field(None, exclude=True)
@@ -214,7 +229,9 @@ class ChatRequest(GenerationRequest):
     tool_choice: Name | Free | None = None
     parallel_tool_calls: bool | None = None
     modalities: Listed[Literal["text"]] | None = Field(None, max_length=8, exclude=True)
-    metadata: dict[Name, Text] | None = Field(None, max_length=16, exclude=True)
+    metadata: (
+        Annotated[dict[Name, Text], BeforeValidator(_at_most(MAX_METADATA))] | None
+    ) = Field(None, max_length=MAX_METADATA, exclude=True)
     reasoning_effort: Name | None = Field(None, exclude=True)
     verbosity: Name | None = Field(None, exclude=True)
 

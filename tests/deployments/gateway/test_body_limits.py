@@ -33,6 +33,12 @@ def many(item: str, closing: str, opening: str) -> bytes:
     return (opening + ",".join([item] * count) + closing).encode()
 
 
+def repeated(name: str, member: str) -> bytes:
+    """A body with an object that has the same member over and over."""
+    members = ",".join([member] * 100_000)
+    return body()[:-1] + f',"{name}":{{{members}}}}}'.encode()
+
+
 IN_MESSAGES = '{"model":"auto","messages":['
 HOSTILE: dict[str, tuple[str, bytes]] = {
     "empty parts": (
@@ -42,6 +48,10 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "numbers as messages": (CHAT, many("1", "]}", IN_MESSAGES)),
     "empty messages": (CHAT, many("{}", "]}", IN_MESSAGES)),
     "wrong biases": (CHAT, body(logit_bias={f"k{i}": "x" for i in range(60_000)})),
+    "one bias 100,000 times": (CHAT, repeated("logit_bias", '"x":1')),
+    "one wrong bias 100,000 times": (CHAT, repeated("logit_bias", '"1":"x"')),
+    "one item of metadata 100,000 times": (CHAT, repeated("metadata", '"a":1')),
+    "one unknown key 100,000 times": (CHAT, repeated("zz", '"a":1')),
     "unknown keys": (CHAT, body(**{f"k{i}": 1 for i in range(60_000)})),
     "unknown keys of a message": (
         CHAT,
