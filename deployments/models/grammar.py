@@ -13,7 +13,7 @@ from typing import Any
 MAX_PATTERN_CHARS = 1_000  # of all patterns of one schema
 MAX_COUNT = 128  # xgrammar fails on a pattern that repeats a part more often
 MAX_LENGTH = 100_000  # of strings and lists, in a schema's minLength, maxItems, …
-MAX_SIZE = 1_000  # compiled within 0.3 s of CPU for a vocabulary of 102, benchmarks/LOG.md 2026-11-29
+MAX_SIZE = 1_000  # random schemas within it took at most 0.42 s of CPU (benchmarks/LOG.md, 2026-11-29)
 MAX_TOOLS_SIZE = 2_000  # of all tools of one request together
 MAX_DIGITS = 20  # of a bound on a number; the bound becomes a pattern over its digits
 FORMAT_SIZE = 10  # of a named format such as "email", which becomes a pattern

@@ -76,13 +76,6 @@ class DecisionRecords:
                 self.add(record)
         return record
 
-    def set_source(
-        self, find: Callable[[str], Record | None], absent: Callable[[str], str]
-    ) -> None:
-        """Replace `find` and `absent`; the class's docstring describes them."""
-        self._find = find
-        self._absent = absent
-
     def add(self, record: Record) -> None:
         """Add a record to memory as the newest."""
         self._records[record.decision.id] = record
