@@ -77,7 +77,17 @@ Item = TypeVar("Item")
 Listed = Annotated[list[Item], Field(fail_fast=True)]
 Text = Annotated[str, StringConstraints(max_length=400_000)]
 TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,7}$")]
+LogitBias = Annotated[
+    dict[TokenId, float],
+    Field(max_length=MAX_BIASES),
+    BeforeValidator(_at_most(MAX_BIASES)),
+]
 Name = Annotated[str, StringConstraints(max_length=256)]
+Metadata = Annotated[
+    dict[Name, Text],
+    Field(max_length=MAX_METADATA),
+    BeforeValidator(_at_most(MAX_METADATA)),
+]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Free = Annotated[dict[str, Any], AfterValidator(_small)]
 Schema = Annotated[Free, AfterValidator(_compilable)]
@@ -178,9 +188,7 @@ class GenerationRequest(StrictModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: (
-        Annotated[dict[TokenId, float], BeforeValidator(_at_most(MAX_BIASES))] | None
-    ) = Field(None, max_length=MAX_BIASES)
+    logit_bias: LogitBias | None = None
     router: Wishes | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = (
         Field(None, exclude=True)
@@ -229,9 +237,7 @@ class ChatRequest(GenerationRequest):
     tool_choice: Name | Free | None = None
     parallel_tool_calls: bool | None = None
     modalities: Listed[Literal["text"]] | None = Field(None, max_length=8, exclude=True)
-    metadata: (
-        Annotated[dict[Name, Text], BeforeValidator(_at_most(MAX_METADATA))] | None
-    ) = Field(None, max_length=MAX_METADATA, exclude=True)
+    metadata: Metadata | None = Field(None, exclude=True)
     reasoning_effort: Name | None = Field(None, exclude=True)
     verbosity: Name | None = Field(None, exclude=True)
 
