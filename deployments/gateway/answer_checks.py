@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+from pydantic_core import from_json
+
+MAX_NESTING = 200  # levels that pydantic's parser reads, without Python's recursion
 JSON_FORMATS = ("json_object", "json_schema")
 
 
@@ -40,7 +43,7 @@ class AnswerChecker:
         try:
             for choice in self._choices(payload):
                 self._add(choice)
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError):
             self._disabled = True
             self._texts = {}
             return
@@ -89,11 +92,32 @@ class AnswerChecker:
 
 
 def _is_json(text: str) -> bool:
-    """Whether a text is valid JSON. A text that is nested too deeply for this parser counts as valid."""
+    """Whether a text is valid JSON. A text that is nested too deeply for the parser counts as valid."""
     try:
-        json.loads(text)
+        from_json(text, cache_strings="none")
     except ValueError:
-        return False
-    except RecursionError:
-        return True
+        return _is_deep(text)
     return True
+
+
+def _is_deep(text: str) -> bool:
+    """Whether the brackets of a text, outside of its strings, are nested deeper than MAX_NESTING."""
+    depth = 0
+    in_string = False
+    escaped = False
+    for character in text:
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = in_string
+        elif character == '"':
+            in_string = not in_string
+        elif in_string:
+            continue
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_NESTING:
+                return True
+        elif character in "]}":
+            depth -= 1
+    return False
