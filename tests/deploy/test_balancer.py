@@ -4,6 +4,9 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ import pytest
 from tests.support.balancer import (
     CHUNKS,
     PAUSE_S,
+    Balancer,
+    FakeGateway,
     Two,
     balanced,
     is_openai_error,
@@ -24,11 +29,46 @@ from tests.support.balancer import (
 CHECK_S = 2 * 1.0  # `inter 1s fall 2 rise 2`
 
 
+@contextmanager
+def held_streams(
+    balancer: Balancer, gateways: list[FakeGateway], count: int
+) -> Iterator[list[list[tuple[float, str]]]]:
+    """Open streams one after the other; they end after the block, in which the list of read streams is empty."""
+    streams: list[list[tuple[float, str]]] = []
+    threads = []
+    for gateway in gateways:
+        gateway.holds_streams = True
+    try:
+        for opened in range(1, count + 1):
+            thread = threading.Thread(
+                target=lambda: streams.append(stream(balancer.url))
+            )
+            thread.start()
+            threads.append(thread)
+            within(60, partial(have_streams, gateways, opened))
+        yield streams
+    finally:
+        for gateway in gateways:
+            gateway.holds_streams = False
+        for thread in threads:
+            thread.join()
+
+
+def streams_of(gateway: FakeGateway) -> int:
+    """Number of streams that were asked of a gateway."""
+    return sum(request[":path"] == "/stream" for request in gateway.requests)
+
+
+def have_streams(gateways: list[FakeGateway], count: int) -> bool:
+    """Whether this number of streams was asked of all gateways together."""
+    return sum(map(streams_of, gateways)) == count
+
+
 def stream(url: str) -> list[tuple[float, str]]:
     """Read a stream; returns the arrival (seconds since the request) and the text of each event."""
     began = time.monotonic()
     found = []
-    with httpx.stream("GET", url + "/stream", timeout=30) as answer:
+    with httpx.stream("GET", url + "/stream", timeout=120) as answer:
         for line in answer.iter_lines():
             if line:
                 found.append((time.monotonic() - began, line))
@@ -37,36 +77,22 @@ def stream(url: str) -> list[tuple[float, str]]:
 
 def test_requests_are_balanced(two: Two) -> None:
     """Successive requests are spread evenly, and concurrent streams by the number that each gateway has."""
-    balancer, _ = two
+    balancer, gateways = two
     named = Counter(balancer.names(20))
     assert min(named["a"], named["b"]) >= 8
-    found: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(stream(balancer.url)[0][1]))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert Counter(found) == {"data: a 0": 4, "data: b 0": 4}
+    with held_streams(balancer, gateways, 8) as streams:
+        assert [streams_of(gateway) for gateway in gateways] == [4, 4]
+    assert Counter(s[0][1] for s in streams) == {"data: a 0": 4, "data: b 0": 4}
 
 
 def test_a_gateway_that_is_not_ready_is_taken_out_and_comes_back(two: Two) -> None:
     """A gateway is removed and restored after two checks each; its running streams finish."""
-    balancer, (_, b) = two
-    streams: list[list[tuple[float, str]]] = []
-    threads = [
-        threading.Thread(target=lambda: streams.append(stream(balancer.url)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    within(60, lambda: sum(r[":path"] == "/stream" for r in b.requests) == 1)
-    b.ready = False
-    within(60, lambda: set(balancer.names()) == {"a"})
-    for thread in threads:
-        thread.join()
+    balancer, (a, b) = two
+    with held_streams(balancer, [a, b], 2) as streams:
+        assert streams_of(b) == 1
+        b.ready = False
+        within(60, lambda: set(balancer.names()) == {"a"})
+        assert not streams
     assert sorted(len(s) for s in streams) == [CHUNKS, CHUNKS]
     b.ready = True
     within(60, lambda: set(balancer.names()) == {"a", "b"})
@@ -85,18 +111,11 @@ def test_no_request_is_lost_when_a_gateway_dies(two: Two) -> None:
 def test_draining_ends_new_requests_and_lets_streams_end(two: Two) -> None:
     """Draining uses the admin socket, as the head of the configuration describes."""
     balancer, (a, b) = two
-    streams: list[list[tuple[float, str]]] = []
-    threads = [
-        threading.Thread(target=lambda: streams.append(stream(balancer.url)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    within(60, lambda: len(a.requests) == len(b.requests) == 1)
-    balancer.command("set server gateways/a state drain")
-    assert balancer.names(10) == ["b"] * 10
-    for thread in threads:
-        thread.join()
+    with held_streams(balancer, [a, b], 2) as streams:
+        assert streams_of(a) == streams_of(b) == 1
+        balancer.command("set server gateways/a state drain")
+        assert balancer.names(10) == ["b"] * 10
+        assert not streams
     assert [len(s) for s in streams] == [CHUNKS, CHUNKS]
     balancer.command("set server gateways/a state ready")
     within(60, lambda: set(balancer.names()) == {"a", "b"})

@@ -74,6 +74,7 @@ class FakeGateway:
         self.name = name
         self.port = free_port()
         self.ready = True
+        self.holds_streams = False  # after their first chunk
         # headers and `:path` of all requests but health checks
         self.requests: list[dict[str, str]] = []
         self.connections = 0  # connections with at least one such request
@@ -159,6 +160,8 @@ class FakeGateway:
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))
             await writer.drain()
             await asyncio.sleep(PAUSE_S)
+            while self.holds_streams:
+                await asyncio.sleep(0.01)
         writer.write(b"0\r\n\r\n")
 
 

@@ -27,6 +27,7 @@ from deployments.cli import parse, run
 pytestmark = pytest.mark.live
 
 LEARNED = 400
+PATIENCE_S = 180.0  # the longest wait of a test that fails; no test depends on the speed of the machine
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def saturated(system: str, model: str, clients: int = 24) -> Iterator[None]:
     load = threading.Thread(target=asyncio.run, args=(run(),))
     load.start()
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + PATIENCE_S
         while answered[model] < 2 * clients and time.monotonic() < deadline:
             time.sleep(0.1)
         yield
@@ -166,11 +167,10 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
     hasty: list[dict[str, Any]] = []
     with saturated(system, "large"):
         # on two cores the clients come in waves, so only decisions with a busy `large` count
-        for _ in range(40):
+        deadline = time.monotonic() + PATIENCE_S
+        while len(hasty) < 5 and time.monotonic() < deadline:
             found = ask(system, task, router=wish)
             hasty += [found] if large(found)["load"] >= 4 else []
-            if len(hasty) == 5:
-                break
     assert len(hasty) == 5 and sum(found["model"] != "large" for found in hasty) >= 4
     assert np.median([large(f)["latency_s"] for f in hasty]) > 1.2 * np.median(
         [large(f)["latency_s"] for f in calm]
