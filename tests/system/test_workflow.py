@@ -1,13 +1,8 @@
 """Tests of the product's workflow on the real models: learning, routing, recovery and records."""
 
-import asyncio
 import json
 import random
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -19,10 +14,10 @@ from ray._private import ray_constants
 
 from assets.tasks import KINDS, make_task
 from benchmarks.client import Answer, run_stream
-from benchmarks.client import ask as client_ask
 from benchmarks.demo import make_stream
 from deployments.app import NAMESPACE
 from deployments.cli import parse, run
+from tests.support.busy_model import busy_model
 
 pytestmark = pytest.mark.live
 
@@ -88,39 +83,6 @@ def large(found: dict[str, Any]) -> dict[str, Any]:
     return next(m for m in found["models"] if m["arm"] == "large")
 
 
-@contextmanager
-def saturated(system: str, model: str, clients: int = 24) -> Iterator[None]:
-    """Keep a model busy with clients that ask without pause; they are warmed up when the block begins."""
-    stop = threading.Event()
-    answered = Counter[str]()
-
-    async def work(client: httpx.AsyncClient, rng: random.Random) -> None:
-        while not stop.is_set():
-            # tasks of all lengths, as equal ones would all end at once
-            await client_ask(client, model, make_task(rng))
-            answered[model] += 1
-
-    async def run() -> None:
-        limits = httpx.Limits(max_connections=clients)
-        async with httpx.AsyncClient(
-            base_url=system, timeout=120, limits=limits
-        ) as client:
-            await asyncio.gather(
-                *(work(client, random.Random(i)) for i in range(clients))
-            )
-
-    load = threading.Thread(target=asyncio.run, args=(run(),))
-    load.start()
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while answered[model] < 2 * clients and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield
-    finally:
-        stop.set()
-        load.join()
-
-
 def test_most_answers_are_right_once_it_has_learned(learned: list[Answer]) -> None:
     """The last third is right and not significantly worse than the first; fallbacks are rare."""
     third = LEARNED // 3
@@ -165,8 +127,8 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
     wish = {"latency_weight": 3.0}  # a second costs more than any answer is worth
     calm = [ask(system, task, router=wish) for _ in range(3)]
     hasty: list[dict[str, Any]] = []
-    with saturated(system, "large"):
-        # on two cores the clients come in waves, so only decisions with a busy `large` count
+    with busy_model(system, "large"):
+        # the clients may come in waves, so only decisions with a busy `large` count
         deadline = time.monotonic() + PATIENCE_S
         while len(hasty) < 5 and time.monotonic() < deadline:
             found = ask(system, task, router=wish)
