@@ -3,8 +3,8 @@
 Every strategy plays the same streams with the same features. It sees only the score of the arm that it chose.
 Utility is score - λ · cost; cost is the mean cost of an arm as a share of the dearest arm's.
 
-The command prints tables with 95 % intervals over the shuffles, RouteLLM's measures of the two-model sets (apgr.py)
-and microseconds of a decision (decision_latency.py). It saves pictures and, with --json, all figures.
+The command prints tables with 95 % intervals over the shuffles, and RouteLLM's measures of the two-model sets
+(apgr.py). It saves pictures and, with --json, all figures.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from benchmarks.decisions import apgr, plots, scenarios, tables
 from benchmarks.decisions.bounds import by_shuffle, order_of
 from benchmarks.decisions.peers import PEERS
 from benchmarks.decisions.streams import LAMBDAS, PORTFOLIOS, load
-from benchmarks.router import decision_latency
 from deployments.settings import PolicySettings
 from policies.evaluation.simulate import simulate
 from policies.registry import make_policy
@@ -257,7 +256,6 @@ def write_json(
     frame: pd.DataFrame,
     known: References,
     ranked: list[dict[str, Any]],
-    timed: list[dict[str, Any]],
 ) -> None:
     """Write all figures."""
     bounds = []
@@ -267,7 +265,6 @@ def write_json(
         "cells": table.to_dict("records"),
         "runs": frame.drop(columns=["curve", "at"]).to_dict("records"),
         "apgr": ranked,
-        "micro": timed,
         "references": bounds,
     }
     path.write_text(json.dumps(figures, indent=1))
@@ -299,7 +296,7 @@ def parse_arguments() -> argparse.Namespace:
         "--skip",
         nargs="+",
         default=[],
-        choices=("apgr", "micro"),
+        choices=("apgr",),
         help="leave out these parts",
     )
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
@@ -338,11 +335,8 @@ def main() -> None:
         paths.append(plots.performance(two_models, arguments.out))
     for path in paths:
         print(f"picture: {path}")
-    timed = []
-    if "micro" not in arguments.skip:
-        timed = decision_latency.run_in_new_process()
     if arguments.json:
-        write_json(arguments.json, table, frame, known, ranked, timed)
+        write_json(arguments.json, table, frame, known, ranked)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ import argparse
 import gc
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns, process_time_ns
@@ -214,23 +212,6 @@ def world(arms: int, dims: int, rounds: int) -> tuple[Vector, Vector]:
         + 0.3 * x @ rng.normal(0, 1 / np.sqrt(dims), (dims, arms))
     )
     return x, (rng.random((count, arms)) < chance).astype(float)
-
-
-def run_in_new_process() -> list[dict[str, Any]]:
-    """The rows of this benchmark, run in a new process, since BLAS reads its thread count at its start."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "micro.json"
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.router.decision_latency",
-            "--json",
-            str(path),
-        ]
-        sys.stdout.flush()
-        subprocess.run(command, check=True, env=os.environ | ONE_THREAD)
-        rows: list[dict[str, Any]] = json.loads(path.read_text())
-    return rows
 
 
 def main() -> None:
