@@ -52,8 +52,8 @@ class Drift:
         # The ratios q / p and (1 - q) / (1 - p) differ by the factor of the odds.
         better = self.better[arm] + score - log(1.0 + p * UP)
         worse = self.worse[arm] - score - log(1.0 + p * DOWN)
-        better = max(0.0, better)
-        worse = max(0.0, worse)
+        better = better if better > 0.0 else 0.0
+        worse = worse if worse > 0.0 else 0.0
         changed = better > THRESHOLD or worse > THRESHOLD
         if changed:
             better = worse = 0.0
