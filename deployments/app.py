@@ -5,6 +5,7 @@ the tracker are named, detached actors. They outlive a redeploy of the gateway, 
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -14,9 +15,12 @@ from ray.serve import Application
 
 from deployments.access.api_keys import FILE, creation_hint
 from deployments.gateway.ingress import Ingress
+from deployments.gateway.version_routes import TrackerHandle
 from deployments.models.embedding_server import EmbeddingServer
+from deployments.models.handle import ModelHandle
 from deployments.profiler.deployment import Profiler
 from deployments.router.actor import Router
+from deployments.router.interface import RouterHandle
 from deployments.router.replicas import ReplicaCounter
 from deployments.runtime import loopback_only
 from deployments.settings import GatewaySettings, explain
@@ -26,7 +30,7 @@ NAMESPACE = "router"
 ONE_THREAD = {"env_vars": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}}
 
 
-def gateway(args: dict[str, Any]) -> Application:
+def gateway(args: Mapping[str, object]) -> Application:
     """Build the application that has the URL: ingress and profiler.
 
     Raises:
@@ -59,7 +63,7 @@ def gateway(args: dict[str, Any]) -> Application:
     ).bind(settings, profiler, connect_model, connect_router, connect_tracker)
 
 
-def model(args: dict[str, Any]) -> Application:
+def model(args: Mapping[str, object]) -> Application:
     """Build the application of one language model; `args` is an LLMConfig of ray.serve.llm."""
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
@@ -70,7 +74,7 @@ def model(args: dict[str, Any]) -> Application:
     )
 
 
-def embedder(args: dict[str, Any]) -> Application:
+def embedder(args: Mapping[str, object]) -> Application:
     """Build the application of an embedding model, which runs on any CPU; `args` has model_id and source."""
     name = f"Model:{args['model_id']}"
     return serve.deployment(  # type: ignore[no-any-return]
@@ -80,19 +84,21 @@ def embedder(args: dict[str, Any]) -> Application:
     ).bind(**args)
 
 
-def connect_model(name: str) -> Any:
+def connect_model(name: str) -> ModelHandle:
     """Handle of a model's application. Blocking."""
-    return serve.get_app_handle(name)
+    handle: ModelHandle = serve.get_app_handle(name)
+    return handle
 
 
-def connect_router(settings: GatewaySettings) -> Any:
+def connect_router(settings: GatewaySettings) -> RouterHandle:
     """Handle of the router actor; the actor is created if there is none."""
-    return _actor(Router, "router").remote(settings, ReplicaCounter())
+    router: RouterHandle = _actor(Router, "router").remote(settings, ReplicaCounter())
+    return router
 
 
-def connect_tracker(settings: GatewaySettings) -> Any:
+def connect_tracker(settings: GatewaySettings) -> TrackerHandle:
     """Handle of the tracker actor, which is started; the actor is created if there is none."""
-    tracker = _actor(Tracker, "tracker").remote(
+    tracker: TrackerHandle = _actor(Tracker, "tracker").remote(
         settings, connect_router(settings), time.time()
     )
     tracker.start.remote()

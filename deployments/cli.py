@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 URL = "http://127.0.0.1:8000"
+Json = dict[str, Any]  # a reply of the gateway
 
 
 def run(client: httpx.Client, given: argparse.Namespace) -> str:
@@ -57,26 +58,24 @@ def run(client: httpx.Client, given: argparse.Namespace) -> str:
     return _as_json(_ask(client, "POST", "/v1/router/versions/rollback", json=body))
 
 
-def _ask(
-    client: httpx.Client, method: str, path: str, **options: Any
-) -> dict[str, Any]:
+def _ask(client: httpx.Client, method: str, path: str, **options: Any) -> Json:
     try:
         answer = client.request(method, path, **options)
     except httpx.HTTPError as error:
         raise SystemExit(
             f"no answer from {client.base_url} ({type(error).__name__}); is it running?"
         ) from None
-    content: dict[str, Any] = answer.json()
+    content: Json = answer.json()
     if answer.is_error:
         raise SystemExit(str(content["error"]["message"]))
     return content
 
 
-def _as_json(content: dict[str, Any]) -> str:
+def _as_json(content: Json) -> str:
     return json.dumps(content, indent=2)
 
 
-def _table(versions: list[dict[str, Any]]) -> str:
+def _table(versions: list[Json]) -> str:
     rows = [
         ("version", "roles", "policy", "decisions", "parent", "created", "evaluation")
     ]

@@ -46,7 +46,7 @@ class ApiError(Exception):
 
 def body(
     status: int, message: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The error object of OpenAI's API."""
     kind = TYPES.get(
         status, "invalid_request_error" if status < 500 else "server_error"

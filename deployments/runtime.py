@@ -7,8 +7,9 @@ pins each one. After an upgrade of Ray, run that file first; each docstring says
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from typing import Any
 
@@ -72,7 +73,19 @@ def bind_to_loopback() -> None:
         )
 
 
-def serve_applications() -> dict[str, Any]:
+@dataclass(frozen=True)
+class ServeApplication:
+    """An application of Serve.
+
+    replica_states: of all replicas of all its deployments.
+    args: of its builder, in serve_config.yaml; empty if the application is not ready yet.
+    """
+
+    replica_states: tuple[str, ...]
+    args: Mapping[str, object]
+
+
+def serve_applications() -> dict[str, ServeApplication]:
     """Serve's applications by name, as its controller knows them; empty if there is no controller. Blocking.
 
     Not `serve.status()`: that pickles the classes of all deployments again at each call, which was most of the work of
@@ -86,11 +99,21 @@ def serve_applications() -> dict[str, Any]:
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return {}
-    applications: dict[str, Any] = client.get_serve_details()["applications"]
-    return applications
+    found = client.get_serve_details()["applications"]
+    return {name: _application(details) for name, details in found.items()}
 
 
-def accepted_by_replica(call: Any) -> bool:
+def _application(details: Mapping[str, Any]) -> ServeApplication:
+    states = tuple(
+        replica["state"]
+        for deployment in details["deployments"].values()
+        for replica in deployment["replicas"]
+    )
+    config = details.get("deployed_app_config") or {}
+    return ServeApplication(states, config.get("args") or {})
+
+
+def accepted_by_replica(call: object) -> bool:
     """Whether a replica has accepted this call of a deployment handle. False for None.
 
     Before that the call waits at Serve's router in this process for a replica to become free, or to be started.
@@ -101,6 +124,15 @@ def accepted_by_replica(call: Any) -> bool:
     """
     assigned = getattr(call, "_replica_result_future", None)
     return assigned is not None and bool(assigned.done())
+
+
+def engine_client(engine: Any) -> Any:
+    """VLLM's AsyncLLM behind an LLMServer's engine (`LLMServer.engine`).
+
+    When Ray changes: look in `ray.llm._internal.serve.engines.vllm.vllm_engine.VLLMEngine.start` for the attribute that
+    holds the AsyncLLM. Without one, ModelServer can neither watch the engine's steps nor see whether it is alive.
+    """
+    return engine._engine_client
 
 
 def serve_log_buffers() -> list[logging.Handler]:

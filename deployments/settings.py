@@ -5,7 +5,6 @@ ingress's `user_config`: a change takes effect at the next request and restarts 
 """
 
 from difflib import get_close_matches
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -71,7 +70,7 @@ class PolicySettings(StrictModel):
     """
 
     name: str = "thompson"
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
 
 
 class KeySettings(StrictModel):

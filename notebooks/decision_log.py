@@ -21,8 +21,8 @@ from deployments.journal.journal import Journal
 from deployments.settings import GatewaySettings
 from policies.base import Policy
 from policies.baselines import Static
-from policies.events import FORCED, PENDING, Decision, Event, Outcome, Record
-from policies.feedback.decision_records import DecisionRecords
+from policies.events import FORCED, Decision, Event, Outcome, Record
+from policies.feedback.decision_records import DecisionRecords, History
 from policies.feedback.reputation import KeyReputation
 from policies.registry import make_policy
 from policies.types import Arm
@@ -99,7 +99,9 @@ def _decision_records() -> DecisionRecords:
     If the log begins later than the router did, the reputation of keys depends on the remaining events only.
     """
     return DecisionRecords(
-        capacity=10**9, absent=lambda _: PENDING, reputation=KeyReputation()
+        capacity=10**9,
+        history=History(keeps_unknown=True),
+        reputation=KeyReputation(),
     )
 
 

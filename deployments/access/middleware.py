@@ -6,20 +6,16 @@ It is a plain ASGI middleware, because only ASGI can refuse a body before it is 
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.access.api_keys import SCOPES, ApiKeyStore, Key
 from deployments.access.rate_limits import RateLimiter
 from deployments.errors import ApiError, respond
 from policies.events import ANY_OWNER
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 PUBLIC_PATHS = ("/healthz", "/readyz")  # for load balancers
 SCOPE_OF = {
@@ -90,7 +86,7 @@ class AccessMiddleware:
 
     def __init__(
         self,
-        app: Any,
+        app: ASGIApp,
         key_store: ApiKeyStore | None,
         limits: RateLimiter,
         max_body_bytes: int,
@@ -101,7 +97,7 @@ class AccessMiddleware:
         self._max_body = max_body_bytes
         self._pending_bodies = 0
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -125,7 +121,7 @@ class AccessMiddleware:
                 message = "the server failed to handle this request; it has been logged"
                 await respond(ApiError(500, message))(scope, receive, send)
 
-    async def _admit(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._key_store is None or scope["path"] in PUBLIC_PATHS:
             if scope["path"] not in PUBLIC_PATHS:
@@ -175,7 +171,7 @@ class AccessMiddleware:
         return key
 
     async def _read(
-        self, scope: Message, headers: dict[bytes, bytes], receive: Receive
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive
     ) -> Receive:
         """Read the whole body, and return a `receive` for the application that starts with this body.
 

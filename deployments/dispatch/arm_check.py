@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from ray.serve.exceptions import BackPressureError
 
 from deployments.dispatch.scale_from_zero import BODIES
+from deployments.models.handle import CompleteMethod
 
 DEADLINE_S = 5.0
 VALID_S = 1.0  # how long the result of a successful check is used again
@@ -27,7 +27,7 @@ class ArmCheck:
     def __init__(
         self,
         task: str,
-        method: Callable[[], Awaitable[Any]],
+        method: Callable[[], Awaitable[CompleteMethod]],
         report: Callable[[bool], None],
         clock: Callable[[], float] = time.monotonic,
         deadline_s: float = DEADLINE_S,
@@ -51,10 +51,10 @@ class ArmCheck:
         healthy = False
         try:
             async with asyncio.timeout(self._deadline_s):
-                _, answer = await (await self._method()).remote(
+                _, report = await (await self._method()).remote(
                     self._task, BODIES[self._task]
                 )
-            healthy = answer is not None and answer.error is None
+            healthy = report is not None and report.error is None
         except BackPressureError:
             healthy = True  # busy, not broken
         except Exception:

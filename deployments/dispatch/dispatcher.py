@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from msgspec import structs
 from ray.serve.exceptions import BackPressureError
@@ -18,7 +17,15 @@ from deployments.dispatch.failover import StrandedRequests
 from deployments.dispatch.router_client import RouterClient
 from deployments.dispatch.scale_from_zero import ZeroScaler
 from deployments.errors import ApiError
-from deployments.models.report import ModelReport
+from deployments.models.handle import (
+    Body,
+    Cancellable,
+    CompleteMethod,
+    GenerateMethod,
+    Item,
+    ModelHandle,
+    ModelStream,
+)
 from deployments.observability.tracing import Tracer
 from deployments.runtime import accepted_by_replica
 from deployments.settings import Tuning
@@ -46,7 +53,7 @@ class Call:
 
     task: str
     asked: Request
-    body: dict[str, Any]
+    body: Body
     rank: int
     request_id: str
     constrained: bool = False
@@ -60,13 +67,23 @@ class Answer:
         decision: of the arm that answers.
         started: when the arm was asked.
         first: the first item; if the answer is no stream, the only one.
-        rest: the other items; can be cancelled.
+        call: the call that answers.
+        rest: the other items; None if the answer is no stream.
     """
 
     decision: Decision
     started: float
-    first: tuple[bytes, ModelReport | None]
-    rest: Any
+    first: Item
+    call: Cancellable
+    rest: ModelStream | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Methods:
+    """The methods of an arm's handle, bound once: each `handle.method` makes a new handle."""
+
+    complete: CompleteMethod
+    generate: GenerateMethod
 
 
 @dataclass
@@ -127,19 +144,18 @@ class Dispatcher:
         self,
         router_client: RouterClient,
         arms: dict[str, Arm],
-        connect: Callable[[str], Any],
+        connect: Callable[[str], ModelHandle],
     ):
         self._router_client = router_client
         self._arms = arms
         self._connect = connect
-        # by arm, and whether the method streams
-        self._methods: dict[tuple[str, bool], Any] = {}
+        self._methods: dict[str, _Methods] = {}  # by arm
         self._slots: dict[str, _Slot] = {}  # by decision id
         self.admission = AdmissionControl(tuple(arms))
         router_client.wait_s = lambda arm, rank: self.admission.queues[arm].wait_s(rank)
         self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
         self._stranded = StrandedRequests(router_client.replicas)
-        self._zero_scaler = ZeroScaler(lambda arm: self._method(arm, False))
+        self._zero_scaler = ZeroScaler(self._complete_method)
         self.spans = Tracer.from_env()
 
     def _breaker(self, arm: Arm) -> Breaker:
@@ -147,7 +163,7 @@ class Dispatcher:
         breaker = Breaker(check=lambda: check.start())
         check = ArmCheck(
             arm.tasks[0],
-            lambda: self._method(arm.name, streams=False),
+            lambda: self._complete_method(arm.name),
             breaker.on_check,
         )
         return breaker
@@ -277,7 +293,7 @@ class Dispatcher:
         if attempt.cancel() or attempt.cancelled() or attempt.exception() is not None:
             return
         answer = attempt.result()  # it began at the same moment as the winner
-        answer.rest.cancel()
+        answer.call.cancel()
         took_s = time.perf_counter() - answer.started
         self.finish(
             answer.decision,
@@ -298,7 +314,8 @@ class Dispatcher:
         started = time.perf_counter()
         slot = self._slots[decision.id] = _Slot()
         self._router_client.in_flight[arm] += 1
-        answer = None
+        running: Cancellable | None = None
+        stream: ModelStream | None = None
         try:
             slot.entered = await self.admission.queues[arm].enter(call.rank)
             slot.waited_s = time.perf_counter() - started
@@ -309,12 +326,16 @@ class Dispatcher:
             slot.probe = breaker.begin()
             async with asyncio.timeout(timeout_s) as deadline:
                 self._stranded.register(
-                    arm, deadline, lambda: accepted_by_replica(answer)
+                    arm, deadline, lambda: accepted_by_replica(running)
                 )
                 try:
-                    method = await self._method(arm, streams)
-                    answer = method.remote(call.task, call.body)
-                    first = await (anext(answer) if streams else answer)
+                    methods = await self._methods_of(arm)
+                    if streams:
+                        running = stream = methods.generate.remote(call.task, call.body)
+                        first = await anext(stream)
+                    else:
+                        running = reply = methods.complete.remote(call.task, call.body)
+                        first = await reply
                 finally:
                     self._stranded.unregister(arm, deadline)
             reported = first[1].error if first[1] is not None else None
@@ -324,7 +345,7 @@ class Dispatcher:
             if slot.probe and reported is None:
                 breaker.end("ok", slot.probe)
                 slot.probe = False
-            return Answer(decision, started, first, answer)
+            return Answer(decision, started, first, running, stream)
         except Exception as error:
             busy = isinstance(error, FullError | BackPressureError)
             if not busy:
@@ -334,9 +355,9 @@ class Dispatcher:
                     arm,
                     type(error).__name__,
                 )
-            final = call.constrained and accepted_by_replica(answer) and not busy
-            if answer is not None:
-                answer.cancel()
+            final = call.constrained and accepted_by_replica(running) and not busy
+            if running is not None:
+                running.cancel()
             status = "rejected" if busy or final else "error"
             self.finish(decision, Outcome(decision.id, status))
             retry_after_s = 1.0 if busy else None
@@ -345,8 +366,8 @@ class Dispatcher:
             raise _FailedError(decision, retry_after_s, final) from None
         except asyncio.CancelledError:
             # the client left: the engine should go on to other requests
-            if answer is not None:
-                answer.cancel()
+            if running is not None:
+                running.cancel()
             took_s = time.perf_counter() - started
             if slot.entered is None:  # it left the queue, so the arm is not to blame
                 slot.waited_s = took_s
@@ -376,9 +397,8 @@ class Dispatcher:
         decision = self._router_client.decide_locally(request, fallback, call.rank)
         return decision if decision.arm else None
 
-    async def _method(self, arm: str, streams: bool) -> Any:
-        """A method of the arm's handle, bound once: each `handle.method` makes a new handle."""
-        if (arm, streams) not in self._methods:
+    async def _methods_of(self, arm: str) -> _Methods:
+        if arm not in self._methods:
             # in a thread: it asks Serve's controller, which may be away
             handle = await asyncio.to_thread(self._connect, arm)
             # bound here and not in the thread: in throughput mode a handle belongs to the event loop that it begins in
@@ -386,27 +406,31 @@ class Dispatcher:
             plain = handle.options(
                 request_serialization="pickle", response_serialization="pickle"
             )
-            self._methods[arm, True] = plain.options(stream=True).generate
-            self._methods[arm, False] = plain.complete
-        return self._methods[arm, streams]
+            self._methods[arm] = _Methods(
+                plain.complete, plain.options(stream=True).generate
+            )
+        return self._methods[arm]
 
-    async def ask_in_background(self, arm: str, body: dict[str, Any]) -> str:
+    async def _complete_method(self, arm: str) -> CompleteMethod:
+        return (await self._methods_of(arm)).complete
+
+    async def ask_in_background(self, arm: str, body: Body) -> str:
         """The text of an answer that no client asked for.
 
         The request waits in the queue like batch work. Its outcome is not reported, so the policy does not learn from
         it.
         """
         queue = self.admission.queues[arm]
-        answer = None
+        reply = None
         await queue.enter(BATCH)
         self._router_client.in_flight[arm] += 1
         try:
-            answer = (await self._method(arm, streams=False)).remote("chat", body)
-            payload, _ = await answer
+            reply = (await self._complete_method(arm)).remote("chat", body)
+            payload, _ = await reply
             return str(json.loads(payload)["choices"][0]["message"]["content"])
         except BaseException:
-            if answer is not None:
-                answer.cancel()
+            if reply is not None:
+                reply.cancel()
             raise
         finally:
             self._router_client.in_flight[arm] -= 1

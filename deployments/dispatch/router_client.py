@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,9 @@ from deployments.dispatch.batching import Batcher
 from deployments.dispatch.outcome_reporter import OutcomeReporter
 from deployments.journal.ids import LOCAL_SUFFIX, IdFactory
 from deployments.journal.snapshot import unpack
+from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import ProfileItem, TextProfiler, count_tokens
+from deployments.router.interface import RouterHandle
 from deployments.settings import GatewaySettings, Tuning
 from policies.budget import BudgetPacer
 from policies.events import Decision, Outcome
@@ -51,7 +52,7 @@ class RouterClient:
 
     Args:
         settings: of the gateway.
-        profiler: handle with `profile`.
+        profiler: handle of the profiler.
         connect: gives a handle of the router actor, making the actor if there is none.
 
     Attributes:
@@ -61,7 +62,10 @@ class RouterClient:
     """
 
     def __init__(
-        self, settings: GatewaySettings, profiler: Any, connect: Callable[[], Any]
+        self,
+        settings: GatewaySettings,
+        profiler: ProfilerHandle,
+        connect: Callable[[], RouterHandle],
     ):
         self.tuning = Tuning()
         self.in_flight: Counter[str] = Counter()
@@ -273,8 +277,7 @@ class RouterClient:
 
     async def _profile_batch(self, items: list[ProfileItem]) -> list[TaskProfile]:
         async with asyncio.timeout(self.tuning.profile_timeout_s):
-            profiles: list[TaskProfile] = await self._profiler.profile.remote(items)
-        return profiles
+            return await self._profiler.profile.remote(items)
 
     async def _decide_batch(self, requests: list[Request]) -> list[Decision]:
         async with asyncio.timeout(self.tuning.decide_timeout_s):
@@ -288,7 +291,6 @@ class RouterClient:
                 wait_s = self.wait_s(arm, NORMAL)
                 if wait_s:
                     waits_s[arm] = wait_s
-            decisions: list[Decision] = await self.router.decide.remote(
+            return await self.router.decide.remote(
                 requests, self._ingress_id, load, waits_s
             )
-        return decisions

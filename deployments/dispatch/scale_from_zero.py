@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+
+from deployments.models.handle import Body, CompleteMethod
 
 CALL_PAUSE_S = 60.0  # between the end of a call and the next one to the same arm
 CALL_TIMEOUT_S = 900.0  # enough to load a large model on a new node
-BODIES: dict[str, dict[str, Any]] = {
+BODIES: dict[str, Body] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
     "completion": {"prompt": "Hello", "max_tokens": 1},
     "embed": {"input": "Hello"},
@@ -32,7 +33,7 @@ class ZeroScaler:
 
     def __init__(
         self,
-        method: Callable[[str], Awaitable[Any]],
+        method: Callable[[str], Awaitable[CompleteMethod]],
         clock: Callable[[], float] = time.monotonic,
     ):
         self._method = method

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -20,6 +19,7 @@ from deployments.gateway.streaming import (
     public_error,
     stream_error,
 )
+from deployments.models.handle import ModelStream
 from deployments.models.report import ModelError, ModelReport
 from policies.events import FORCED, Decision, Outcome
 from policies.types import Arm
@@ -66,9 +66,9 @@ class AnswerRelay:
                 return JSONResponse(error.body(), error.status, headers)
             keep_text = self._router_client.store_text or self._judge.picks(decision)
             checker = AnswerChecker(call.task, call.body, keep_text)
-            if call.body.get("stream"):
+            if answer.rest is not None:
                 return DeadlineStreamingResponse(
-                    self._stream(answer, checker),
+                    self._stream(answer, answer.rest, checker),
                     headers,
                     self._router_client.tuning.answer_timeout_s,
                     lambda: self._abandon(answer, "disconnected"),
@@ -82,9 +82,15 @@ class AnswerRelay:
             raise
 
     async def _stream(
-        self, answer: Answer, checker: AnswerChecker
+        self, answer: Answer, rest: ModelStream, checker: AnswerChecker
     ) -> AsyncGenerator[bytes]:
-        """Yield the bytes of a stream for the client, and report its outcome at the end."""
+        """Yield the bytes of a stream for the client, and report its outcome at the end.
+
+        Args:
+            answer: the answer, which is a stream.
+            rest: its items after the first one.
+            checker: reads the answer as well.
+        """
         decision = answer.decision
         tuning = self._router_client.tuning
         now = asyncio.get_running_loop().time
@@ -103,7 +109,7 @@ class AnswerRelay:
                     break
                 until = min(deadline, now() + tuning.chunk_timeout_s)
                 async with asyncio.timeout_at(until):
-                    payload, report = await anext(answer.rest)
+                    payload, report = await anext(rest)
             if report.error is not None:
                 status = _outcome_status(report.error)
                 outcome = Outcome(decision.id, status, ttft_s)
@@ -115,14 +121,15 @@ class AnswerRelay:
                 "the answer of %s broke off (%s)", decision.arm, type(error).__name__
             )
             outcome = Outcome(decision.id, "error", ttft_s)
-            answer.rest.cancel()
+            answer.call.cancel()
             yield event(stream_error())
         finally:
             if outcome.status == "disconnected":
-                answer.rest.cancel()
+                answer.call.cancel()
                 # the engine did not report any tokens: about one token an event
-                usage = self._usage(decision, decision.profile.prompt_tokens, events)
-                outcome = structs.replace(outcome, **usage)
+                outcome = self._with_usage(
+                    outcome, decision, decision.profile.prompt_tokens, events
+                )
             latency_s = time.perf_counter() - answer.started
             self._dispatcher.finish(
                 decision, structs.replace(outcome, latency_s=latency_s)
@@ -131,7 +138,7 @@ class AnswerRelay:
     def _abandon(self, answer: Answer, status: str) -> None:
         """Cancel an answer and report it with this status, unless its outcome has been reported already."""
         if self._dispatcher.running(answer.decision):
-            answer.rest.cancel()
+            answer.call.cancel()
             latency_s = time.perf_counter() - answer.started
             decision_id = answer.decision.id
             self._dispatcher.finish(
@@ -150,29 +157,36 @@ class AnswerRelay:
         # the judge may have been switched on while the model answered
         if checker.keeps_text and self._judge.picks(decision):
             self._judge.offer(decision, checker.body, checker.text)
-        return Outcome(
+        outcome = Outcome(
             decision_id=decision.id,
             ttft_s=ttft_s,
             latency_s=time.perf_counter() - answer.started,
-            **self._usage(decision, report.prompt_tokens, report.output_tokens),
             finish_reason=report.finish_reason,
             flaw=checker.defect(report.finish_reason),
             answer=checker.text if self._router_client.store_text else "",
         )
+        return self._with_usage(
+            outcome, decision, report.prompt_tokens, report.output_tokens
+        )
 
-    def _usage(
-        self, decision: Decision, prompt_tokens: int, output_tokens: int
-    ) -> dict[str, Any]:
-        """The token counts and their price, as fields of an Outcome."""
+    def _with_usage(
+        self,
+        outcome: Outcome,
+        decision: Decision,
+        prompt_tokens: int,
+        output_tokens: int,
+    ) -> Outcome:
+        """The outcome with these token counts and their price."""
         arm = self._arms[decision.arm]
         cost_usd = (
             prompt_tokens * arm.prompt_price_usd + output_tokens * arm.output_price_usd
         )
-        return {
-            "prompt_tokens": prompt_tokens,
-            "output_tokens": output_tokens,
-            "cost_usd": cost_usd,
-        }
+        return structs.replace(
+            outcome,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            cost_usd=cost_usd,
+        )
 
 
 def _headers(decision: Decision) -> dict[str, str]:

@@ -1,12 +1,43 @@
 """Checks the text of an answer while it is relayed: is it empty, and where JSON was requested, is it valid JSON?"""
 
-import json
-from typing import Any
-
+import msgspec
 from pydantic_core import from_json
+
+from deployments.models.handle import Body
 
 MAX_NESTING = 200  # levels that pydantic's parser reads, without Python's recursion
 JSON_FORMATS = ("json_object", "json_schema")
+
+
+class _Part(msgspec.Struct):
+    """The message of an answer, or what a chunk of a stream adds to it."""
+
+    content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    """One of an answer's choices. A completion has its text here and not in a message."""
+
+    index: int = 0
+    delta: _Part | None = None
+    message: _Part | None = None
+    text: str | None = None
+
+
+class _Payload(msgspec.Struct):
+    """A whole answer, or a chunk of a stream: only the fields that are checked."""
+
+    choices: list[_Choice] | None = None
+
+
+_PAYLOAD = msgspec.json.Decoder(_Payload)
+
+
+def wants_json(body: Body) -> bool:
+    """Whether a request in OpenAI's shape asks for an answer in JSON."""
+    wanted = body.get("response_format")
+    return isinstance(wanted, dict) and wanted.get("type") in JSON_FORMATS
 
 
 class AnswerChecker:
@@ -23,10 +54,10 @@ class AnswerChecker:
         keeps_text: whether `text` is the complete answer.
     """
 
-    def __init__(self, task: str, body: dict[str, Any], keep_text: bool = False):
+    def __init__(self, task: str, body: Body, keep_text: bool = False):
         self.body = body
         self._stream = bool(body.get("stream"))
-        self._json = (body.get("response_format") or {}).get("type") in JSON_FORMATS
+        self._json = wants_json(body)
         self._limited = bool(
             body.get("max_tokens") or body.get("max_completion_tokens")
         )
@@ -43,7 +74,7 @@ class AnswerChecker:
         try:
             for choice in self._choices(payload):
                 self._add(choice)
-        except (ValueError, TypeError, AttributeError):
+        except msgspec.DecodeError:
             self._disabled = True
             self._texts = {}
             return
@@ -51,23 +82,22 @@ class AnswerChecker:
         if self._stream and not self.keeps_text:
             self._disabled = all(text.strip() for text in self._texts.values())
 
-    def _add(self, choice: dict[str, Any]) -> None:
+    def _add(self, choice: _Choice) -> None:
         """Append the text of a choice, or of a part of one."""
-        part = choice.get("delta") or choice.get("message") or choice
-        index = int(choice.get("index", 0))
-        if part.get("tool_calls"):
-            self._tool_choices.add(index)
-        text = part.get("content") or part.get("text") or ""
-        self._texts[index] = self._texts.get(index, "") + text
+        part = choice.delta or choice.message or _Part(choice.text)
+        if part.tool_calls:
+            self._tool_choices.add(choice.index)
+        text = part.content or ""
+        self._texts[choice.index] = self._texts.get(choice.index, "") + text
 
-    def _choices(self, payload: bytes) -> list[dict[str, Any]]:
+    def _choices(self, payload: bytes) -> list[_Choice]:
         if not self._stream:
-            return list(json.loads(payload).get("choices") or ())
-        choices: list[dict[str, Any]] = []
+            return _PAYLOAD.decode(payload).choices or []
+        choices: list[_Choice] = []
         for line in payload.splitlines():
             data = line[5:].strip()
             if line.startswith(b"data:") and data != b"[DONE]":
-                choices += json.loads(data).get("choices") or ()
+                choices += _PAYLOAD.decode(data).choices or []
         return choices
 
     @property

@@ -3,7 +3,9 @@
 import asyncio
 import re
 import time
-from typing import Annotated, Any, Literal
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
@@ -24,10 +26,13 @@ from policies.events import (
     TOO_MANY_SOURCES,
     UNKNOWN,
     Feedback,
+    Record,
 )
 from policies.explain import explain
 
 CALL_TIMEOUT_S = 10.0
+Result = TypeVar("Result")
+
 POLLS = 20  # of the router, for a recent decision that it does not know yet
 Key = Annotated[
     str, Header(max_length=255, description="One effect and one reply for each key.")
@@ -61,22 +66,24 @@ REFUSALS = {
 }
 
 
-async def _ask(what: str, call: Any) -> Any:
-    """The result of an actor's method, or a 503 that names what is not available."""
+async def _ask(call: Awaitable[Result]) -> Result:
+    """The result of a method of the router, or a 503."""
     try:
         return await asyncio.wait_for(call, CALL_TIMEOUT_S)
     except Exception:
         raise ApiError.later(
-            503, f"{what} is not available at the moment; try again", 2.0, "unavailable"
+            503,
+            "the router is not available at the moment; try again",
+            2.0,
+            "unavailable",
         ) from None
 
 
 def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
     """Add the routes to the gateway's application."""
 
-    async def find_record(decision_id: str) -> Any:
-        call = router_client.router.record.remote(decision_id)
-        return await _ask("the router", call)
+    async def find_record(decision_id: str) -> Record | None:
+        return await _ask(router_client.router.record.remote(decision_id))
 
     @app.post("/v1/feedback")
     async def feedback(
@@ -84,7 +91,7 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
         http: HttpRequest,
         response: Response,
         idempotency_key: Key = "",
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Score an answer.
 
         Status `held`: the decision has not reached the router yet, and the score counts when it does.
@@ -101,7 +108,7 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
         )
         once = f"{identity.name}/{idempotency_key}" if idempotency_key else ""
         call = router_client.router.feedback.remote([item], once)
-        (status,) = await _ask("the router", call)
+        (status,) = await _ask(call)
         if status in REFUSALS:
             raise ApiError(*REFUSALS[status])
         if status == UNKNOWN:
@@ -110,7 +117,7 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
         return {"decision_id": request.decision_id, "status": status}
 
     @app.get("/v1/router/decisions/{decision_id}")
-    async def decision(decision_id: str, http: HttpRequest) -> dict[str, Any]:
+    async def decision(decision_id: str, http: HttpRequest) -> dict[str, object]:
         """Explain a decision: the profile, the estimate of every model, the outcome and the scores."""
         if not re.fullmatch(DECISION_ID, decision_id):
             raise _no_such_decision(decision_id)
@@ -137,13 +144,15 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
         return explain(record)
 
     @app.get("/v1/router/state")
-    async def state() -> dict[str, Any]:
+    async def state() -> dict[str, object]:
         """The router's statistics and the current objective; `wait_s` is the queue of the ingress that answers."""
-        call = router_client.router.summary.remote()
-        summary: dict[str, Any] = await _ask("the router", call)
-        for arm, model in summary["models"].items():
-            model["wait_s"] = router_client.wait_s(arm, NORMAL)
-        return {**summary, "objective": router_client.tuning.objective.model_dump()}
+        summary = await _ask(router_client.router.summary.remote())
+        models = {}
+        for name, arm in summary.models.items():
+            wait_s = router_client.wait_s(name, NORMAL)
+            models[name] = replace(arm, state=replace(arm.state, wait_s=wait_s))
+        plain = replace(summary, models=models).plain()
+        return {**plain, "objective": router_client.tuning.objective.model_dump()}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
@@ -31,10 +30,13 @@ from deployments.gateway.schemas import (
     CompletionRequest,
     EmbeddingRequest,
 )
-from deployments.gateway.version_routes import add_version_routes
+from deployments.gateway.version_routes import TrackerHandle, add_version_routes
 from deployments.models.grammar import is_constrained
+from deployments.models.handle import ModelHandle
 from deployments.observability import logs
+from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import ProfileItem
+from deployments.router.interface import RouterHandle
 from deployments.settings import GatewaySettings, KeySettings, Tuning
 from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
@@ -58,37 +60,39 @@ class Ingress:
     async def __init__(  # type: ignore[misc]
         self,
         settings: GatewaySettings,
-        profiler: Any,
-        connect_model: Callable[[str], Any],
-        connect_router: Callable[[GatewaySettings], Any],
-        connect_tracker: Callable[[GatewaySettings], Any],
+        profiler: ProfilerHandle,
+        connect_model: Callable[[str], ModelHandle],
+        connect_router: Callable[[GatewaySettings], RouterHandle],
+        connect_tracker: Callable[[GatewaySettings], TrackerHandle | None],
     ) -> None:
         runtime.bind_to_loopback()
         logs.configure("ingress")
         self._arms: dict[str, Arm] = {arm.name: arm for arm in settings.arms()}
         self._settings = settings
         self._started = time.time()
-        self.decider = RouterClient(
+        self.router_client = RouterClient(
             settings, profiler, lambda: connect_router(settings)
         )
-        self.dispatcher = Dispatcher(self.decider, self._arms, connect_model)
+        self.dispatcher = Dispatcher(self.router_client, self._arms, connect_model)
         chat_models = [arm.name for arm in self._arms.values() if "chat" in arm.tasks]
         largest = chat_models[-1] if chat_models else ""
         self.judge = Judge(
             self.dispatcher.ask_in_background,
             largest,
-            lambda items: self.decider.router.feedback.remote(items),
+            lambda items: self.router_client.router.feedback.remote(items, ""),
         )
-        self.relay = AnswerRelay(self.dispatcher, self.decider, self.judge, self._arms)
-        await self.decider.start()
+        self.relay = AnswerRelay(
+            self.dispatcher, self.router_client, self.judge, self._arms
+        )
+        await self.router_client.start()
         self.tracker = connect_tracker(settings)
         runtime.tune_gc()
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    def reconfigure(self, user_config: dict[str, object]) -> None:
         """Apply a changed user_config; the next request uses it."""
-        self.decider.tuning = Tuning.model_validate(user_config)
-        self.dispatcher.configure(self.decider.tuning)
-        self.judge.configure(self.decider.tuning.judge)
+        self.router_client.tuning = Tuning.model_validate(user_config)
+        self.dispatcher.configure(self.router_client.tuning)
+        self.judge.configure(self.router_client.tuning.judge)
 
     async def check_health(self) -> None:
         """Serve calls this every few seconds. The tracker is started again if it was restarted."""
@@ -97,8 +101,8 @@ class Ingress:
 
     async def __del__(self) -> None:
         """Serve awaits this after the last answer. Outcomes that are queued get some time to reach the router."""
-        if hasattr(self, "decider"):
-            await self.decider.outcomes.drain(REPORT_TIMEOUT_S)
+        if hasattr(self, "router_client"):
+            await self.router_client.outcomes.drain(REPORT_TIMEOUT_S)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = FastAPI(title="Adaptive LLM router", docs_url="/docs", redoc_url=None)
@@ -131,31 +135,31 @@ class Ingress:
             return await self.answer("embed", request, http)
 
         @app.get("/v1/models")
-        async def models() -> dict[str, Any]:
+        async def models() -> dict[str, object]:
             return {
                 "object": "list",
                 "data": [self._card(name) for name in self._names()],
             }
 
         @app.get("/v1/models/{model}")
-        async def model(model: str) -> dict[str, Any]:
+        async def model(model: str) -> dict[str, object]:
             if model not in self._names():
                 raise self._no_such_model(model)
             return self._card(model)
 
         app.include_router(hot)
-        add_router_routes(app, self.decider)
-        add_version_routes(app, lambda: self.tracker, lambda: self.decider.router)
+        add_router_routes(app, self.router_client)
+        add_version_routes(app, lambda: self.tracker, lambda: self.router_client.router)
         return app
 
     def _names(self) -> list[str]:
         return [
             AUTO,
-            *(f"{AUTO}:{preset}" for preset in self.decider.tuning.presets),
+            *(f"{AUTO}:{preset}" for preset in self.router_client.tuning.presets),
             *self._arms,
         ]
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, object]:
         owner = "router" if name.startswith(AUTO) else "models"
         return {
             "id": name,
@@ -189,13 +193,10 @@ class Ingress:
         with self.dispatcher.admission.deciding():
             owner = identity_of(http).name
             asked = await self._profiled(task, request, objective, forced, owner)
-            decision = await self.decider.decide(asked, rank)
+            decision = await self.router_client.decide(asked, rank)
         if not decision.arm:
             raise _no_model(decision)
         body = request.body()
-        for message in body.get("messages", ()):
-            if message["role"] == "developer":
-                message["role"] = "system"
         call = Call(task, asked, body, rank, request_id, is_constrained(body))
         answer = await self.dispatcher.ask(decision, call)
         return self.relay.respond(answer, call)
@@ -211,10 +212,10 @@ class Ingress:
         """The request as the policy sees it."""
         text, context, messages = request.texts()
         item = ProfileItem(text, context, messages, task, request.limit())
-        profile, fallback = await self.decider.profile(item)
-        prompt_hash, prompt = self.decider.prompt_fields(context)
+        profile, fallback = await self.router_client.profile(item)
+        prompt_hash, prompt = self.router_client.prompt_fields(context)
         return Request(
-            id=self.decider.new_id(),
+            id=self.router_client.new_id(),
             profile=profile,
             objective=objective,
             forced=forced,
@@ -227,7 +228,7 @@ class Ingress:
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
         """The objective of a request, and whether the client named the model itself."""
         name = request.model
-        tuning = self.decider.tuning
+        tuning = self.router_client.tuning
         if name in self._arms:
             self._check_task(name, task)
             return Objective(models=(name,)), True

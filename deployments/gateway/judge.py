@@ -12,11 +12,11 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import httpx
 
 from deployments.journal.ids import sampled
+from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
 from policies.events import ANY_OWNER, FORCED, Decision, Feedback
 
@@ -37,7 +37,7 @@ _GRADE = re.compile(r"(?<![\d.])(10|\d)(\.\d+)?(?!\.?\d)")
 _OF_TEN = re.compile(r"(/|\bout of)\s*10\b")
 log = logging.getLogger(__name__)
 
-Ask = Callable[[str, dict[str, Any]], Awaitable[str]]
+Ask = Callable[[str, Body], Awaitable[str]]
 
 
 def grade(reply: str) -> float | None:
@@ -48,10 +48,11 @@ def grade(reply: str) -> float | None:
     return min(1.0, found.pop() / 10) if len(found) == 1 else None
 
 
-def question_of(body: dict[str, Any]) -> str:
+def question_of(body: Body) -> str:
     """The text of all messages of a chat, or the prompt of a completion."""
     texts = []
-    for message in body.get("messages", ()):
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
         content = message.get("content") or ""
         if not isinstance(content, str):
             content = "".join(part.get("text", "") for part in content)
@@ -72,7 +73,7 @@ class Judge:
         self,
         ask_model: Ask,
         largest: str,
-        submit: Callable[[list[Feedback]], Awaitable[Any]],
+        submit: Callable[[list[Feedback]], Awaitable[object]],
     ):
         self._ask_model = ask_model
         self._largest = largest
@@ -98,7 +99,7 @@ class Judge:
             and sampled(decision.id, settings.share)
         )
 
-    def offer(self, decision: Decision, body: dict[str, Any], answer: str) -> bool:
+    def offer(self, decision: Decision, body: Body, answer: str) -> bool:
         """Queue an answer for the judge, without waiting; False if the queue is full or the budget is used up."""
         settings = self._settings
         now = time.monotonic()

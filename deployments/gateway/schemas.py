@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from math import isfinite
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -25,15 +25,16 @@ MAX_BIASES = 300
 MAX_METADATA = 16
 MAX_SCHEMA = 32_000  # characters of JSON
 MAX_TOOLS = 128_000  # characters of JSON
+Item = TypeVar("Item")
 DECISION_ID = r"^[^\x00-\x1f\x7f]{1,64}$"  # PostgreSQL takes no NUL
 
 
-def _small(value: Any) -> Any:
+def _small(value: Item) -> Item:
     """Refuse a value that is nested too deeply, has too many parts, or has numbers that are not finite."""
-    layer = [value]
+    layer: list[object] = [value]
     values = 0
     for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
+        inner: list[object] = []
         for item in layer:
             if isinstance(item, float) and not isfinite(item):
                 raise ValueError("numbers must be finite")
@@ -48,23 +49,23 @@ def _small(value: Any) -> Any:
     return value
 
 
-def _short(value: Any, limit: int) -> Any:
+def _short(value: Item, limit: int) -> Item:
     """Refuse a value that is longer than `limit` characters as JSON."""
     if len(json.dumps(value, ensure_ascii=False)) > limit:
         raise ValueError(f"is longer than {limit} characters as JSON; send less")
     return value
 
 
-def _compilable(schema: dict[str, Any]) -> dict[str, Any]:
+def _compilable(schema: dict[str, object]) -> dict[str, object]:
     """Refuse a schema that the engine would compile for minutes, or fail to compile."""
     check_schema(_short(schema, MAX_SCHEMA))
     return schema
 
 
-def _at_most(count: int) -> Callable[[Any], Any]:
+def _at_most(count: int) -> Callable[[object], object]:
     """A check of an object's size before its members are validated; a repeated key counts once."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if isinstance(value, dict) and len(value) > count:
             raise ValueError(f"has more than {count} keys; send fewer")
         return value
@@ -72,7 +73,6 @@ def _at_most(count: int) -> Callable[[Any], Any]:
     return check
 
 
-Item = TypeVar("Item")
 # validation stops at the first wrong item of a list
 Listed = Annotated[list[Item], Field(fail_fast=True)]
 Text = Annotated[str, StringConstraints(max_length=400_000)]
@@ -89,7 +89,7 @@ Metadata = Annotated[
     BeforeValidator(_at_most(MAX_METADATA)),
 ]
 Stop = Annotated[str, StringConstraints(max_length=256)]
-Free = Annotated[dict[str, Any], AfterValidator(_small)]
+Free = Annotated[dict[str, object], AfterValidator(_small)]
 Schema = Annotated[Free, AfterValidator(_compilable)]
 Tool = Annotated[Free, AfterValidator(lambda tool: _short(tool, MAX_SCHEMA))]
 Tools = Annotated[
@@ -213,7 +213,7 @@ class GenerationRequest(StrictModel):
         """The client's limit on the answer's tokens; 0 for none."""
         return self.max_tokens or 0
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """The body for the model: all fields but those of the router."""
         return self.model_dump(exclude_none=True, exclude={"model", "router"})
 
@@ -250,6 +250,17 @@ class ChatRequest(GenerationRequest):
         """See GenerationRequest."""
         return self.max_completion_tokens or self.max_tokens or 0
 
+    def body(self) -> dict[str, object]:
+        """See GenerationRequest. Messages of a developer become system messages, which every chat template knows."""
+        messages = [
+            message.model_copy(update={"role": "system"})
+            if message.role == "developer"
+            else message
+            for message in self.messages
+        ]
+        request = self.model_copy(update={"messages": messages})
+        return GenerationRequest.body(request)
+
     def texts(self) -> tuple[str, str, int]:
         """The last user message, the text of all messages, and the number of messages."""
         user_messages = [m for m in self.messages if m.role == "user"]
@@ -270,7 +281,7 @@ class CompletionRequest(GenerationRequest):
         return self.prompt, self.prompt, 0
 
 
-def _no_tokens(value: Any) -> Any:
+def _no_tokens(value: object) -> object:
     """Refuse token ids: the client made them with the tokenizer of another model."""
     if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
         raise ValueError(
@@ -313,7 +324,7 @@ class EmbeddingRequest(StrictModel):
         text = self.input if isinstance(self.input, str) else "\n".join(self.input)
         return text, text, 0
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """See GenerationRequest."""
         return self.model_dump(exclude_none=True, exclude={"model", "router"})
 

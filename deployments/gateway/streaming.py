@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from deployments import errors
 from deployments.models.report import ModelError
@@ -36,7 +36,7 @@ class DeadlineStreamingResponse(StreamingResponse):
         self._limit_s = limit_s + LAST_EVENT_S
         self._on_end = on_end
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See StreamingResponse."""
         try:
             async with asyncio.timeout(self._limit_s):
@@ -50,17 +50,17 @@ class DeadlineStreamingResponse(StreamingResponse):
             self._on_end()
 
 
-def event(content: dict[str, Any]) -> bytes:
+def event(content: dict[str, object]) -> bytes:
     """One server-sent event."""
     return b"data: " + bytes(JSONResponse(content).body) + b"\n\n"
 
 
-def public_error(error: ModelError) -> dict[str, Any]:
+def public_error(error: ModelError) -> dict[str, object]:
     """The part of a model's error that the client may see: the reason of a refusal, but nothing of a failure."""
     return error.body() if error.status < 500 else stream_error()
 
 
-def stream_error() -> dict[str, Any]:
+def stream_error() -> dict[str, object]:
     """The error of a stream that broke off."""
     return errors.body(
         502, "the model failed while it answered; send the request again"

@@ -1,8 +1,8 @@
 """Policy versions over HTTP, for operators: list, show, evaluate, promote, roll back, diff."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Path, Query
 from fastapi import Request as HttpRequest
@@ -10,9 +10,12 @@ from pydantic import Field
 
 from deployments.access.middleware import identity_of
 from deployments.errors import ApiError, UnknownVersionError
+from deployments.remote import Method
+from deployments.router.interface import RouterHandle
 from deployments.settings import StrictModel
 
-PATIENCE_S = 300.0  # an evaluation reads thousands of rows
+Result = TypeVar("Result")
+CALL_TIMEOUT_S = 300.0  # an evaluation reads thousands of rows
 NO_MLFLOW = "no MLflow is configured; set mlflow_uri in serve_config.yaml"
 Version = Annotated[int, Path(ge=1, lt=2**31)]
 Other = Annotated[int, Query(ge=0, lt=2**31, description="0 for the champion.")]
@@ -44,56 +47,73 @@ class RollbackRequest(StrictModel):
     reason: str = Field("", max_length=1000)
 
 
+Reply = dict[str, object] | None  # None if no MLflow is configured
+
+
+class TrackerHandle(Protocol):
+    """What the gateway needs of a handle of the tracker actor; the methods are those of tracker.Tracker."""
+
+    start: Method[[], bool]
+    list_versions: Method[[], Reply]
+    publish: Method[[str, Mapping[str, float | str] | None, str], Reply]
+    show_version: Method[[int], Reply]
+    diff: Method[[int, int], Reply]
+    evaluate: Method[[int], Reply]
+    promote: Method[[int, str, float | None, str, str], Reply]
+
+
 def add_version_routes(
-    app: FastAPI, tracker: Callable[[], Any], router: Callable[[], Any]
+    app: FastAPI,
+    tracker: Callable[[], TrackerHandle | None],
+    router: Callable[[], RouterHandle],
 ) -> None:
     """Add the routes to the gateway's application."""
 
-    def connected() -> Any:
+    def connected() -> TrackerHandle:
         """Handle of the tracker actor."""
         handle = tracker()
         if handle is None:
             raise ApiError(409, NO_MLFLOW)
         return handle
 
-    async def reply(call: Any) -> dict[str, Any]:
-        """The reply of a method of the tracker, which returns None if no MLflow is configured."""
-        found: dict[str, Any] | None = await _told(call)
+    async def reply(call: Awaitable[Reply]) -> dict[str, object]:
+        """The reply of a method of the tracker."""
+        found = await _result(call)
         if found is None:
             raise ApiError(409, NO_MLFLOW)
         return found
 
     @app.get("/v1/router/versions")
-    async def versions() -> dict[str, Any]:
+    async def versions() -> dict[str, object]:
         return await reply(connected().list_versions.remote())
 
     @app.post("/v1/router/versions")
     async def publish(
         http: HttpRequest, request: PublishRequest | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Register what is learned by now as a new policy version in MLflow."""
         given = request or PublishRequest()
         by = identity_of(http).name
         return await reply(connected().publish.remote(given.policy, given.options, by))
 
     @app.get("/v1/router/versions/{version}")
-    async def show(version: Version) -> dict[str, Any]:
+    async def show(version: Version) -> dict[str, object]:
         return await reply(connected().show_version.remote(version))
 
     @app.get("/v1/router/versions/{version}/diff")
-    async def diff(version: Version, other: Other = 0) -> dict[str, Any]:
+    async def diff(version: Version, other: Other = 0) -> dict[str, object]:
         """Beside another version; by default the champion."""
         return await reply(connected().diff.remote(version, other))
 
     @app.post("/v1/router/versions/{version}/evaluate")
-    async def evaluate(version: Version) -> dict[str, Any]:
+    async def evaluate(version: Version) -> dict[str, object]:
         """Beside the champion, on the log; the report is attached to the version."""
         return await reply(connected().evaluate.remote(version))
 
     @app.post("/v1/router/versions/{version}/promote")
     async def promote(
         version: Version, request: PromoteRequest, http: HttpRequest
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """409 where the log does not show that it is better than the champion."""
         by = identity_of(http).name
         return await reply(
@@ -103,20 +123,22 @@ def add_version_routes(
         )
 
     @app.post("/v1/router/versions/rollback")
-    async def rollback(http: HttpRequest, request: RollbackRequest) -> dict[str, Any]:
+    async def rollback(
+        http: HttpRequest, request: RollbackRequest
+    ) -> dict[str, object]:
         """At once, and without MLflow: the predecessor is still alive in the router."""
         reason = f"by {identity_of(http).name or 'an operator'}: {request.reason or 'no reason given'}"
         if request.role == "champion":
             change = router().roll_back.remote(reason)
         else:
             change = router().remove_role.remote(request.role, reason)
-        return await _told(change)  # type: ignore[no-any-return]
+        return (await _result(change)).plain()
 
 
-async def _told(call: Any) -> Any:
-    """The answer of an actor; a refusal is a 409 with its reason, silence a 503."""
+async def _result(call: Awaitable[Result]) -> Result:
+    """The result of an actor's method; its refusal becomes a 409 with the reason, any other failure a 503."""
     try:
-        return await asyncio.wait_for(call, PATIENCE_S)
+        return await asyncio.wait_for(call, CALL_TIMEOUT_S)
     except UnknownVersionError as error:
         raise ApiError(404, _words(error), "version") from None
     except ValueError as error:

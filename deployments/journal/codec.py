@@ -6,23 +6,25 @@ import msgspec
 import numpy as np
 
 from policies.events import ArmEstimate, Decision, Event, Feedback, Outcome
+from policies.types import Vector
 
-KINDS: dict[str, type[Any]] = {
+KINDS: dict[str, type[Event]] = {
     "decision": Decision,
     "outcome": Outcome,
     "feedback": Feedback,
 }
 
 
-def _encode_array(value: Any) -> Any:
+def _encode_array(value: object) -> dict[str, object]:
     if isinstance(value, np.ndarray):
         return {"shape": list(value.shape), "data": value.astype("<f8").tobytes()}
     raise NotImplementedError(f"cannot store a {type(value).__name__}")
 
 
-def decode_array(_: Any, value: dict[str, Any]) -> np.ndarray[Any, Any]:
+def decode_array(_: type, value: dict[str, Any]) -> Vector:
     """Decode an array of float64."""
-    return np.frombuffer(value["data"], "<f8").reshape(value["shape"]).copy()
+    array: Vector = np.frombuffer(value["data"], "<f8").reshape(value["shape"])
+    return array.copy()
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
@@ -32,7 +34,7 @@ _DECODERS = {
 }
 
 
-def encode(value: Any) -> bytes:
+def encode(value: object) -> bytes:
     """Encode an event or a snapshot; arrays are stored as float64."""
     return _ENCODER.encode(value)
 

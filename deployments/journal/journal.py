@@ -33,7 +33,9 @@ QUERY_IDS = 500  # ids, or row numbers, in one query
 # tables in which a new row replaces the row with the same key
 KEYED_TABLES = ((SNAPSHOTS, "row"), (IDEMPOTENT_REPLIES, "key"), (METADATA, "name"))
 
-Rows = list[tuple[sa.Table, dict[str, Any]]]
+# a row of a table: its columns by name
+Row = dict[str, Any]
+Rows = list[tuple[sa.Table, Row]]
 
 
 class Journal:
@@ -220,7 +222,7 @@ class Journal:
         return found.row, SNAPSHOT.decode(found.body)
 
     @property
-    def revisions(self) -> dict[str, Any]:
+    def revisions(self) -> dict[str, object]:
         """State of the model revisions in the newest snapshot; empty if there is no snapshot."""
         _, newest = self.snapshot()
         return newest.lineage if newest else {}

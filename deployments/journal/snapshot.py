@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from deployments.journal.codec import decode_array
 from policies.profiling.forecast import Forecaster
-from policies.types import Arm
+from policies.types import Arm, Vector
+
+# data whose owner converts it to a record of its own; msgspec decodes a value of any type only as Any
+Plain = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +40,15 @@ class Snapshot:
     arms: tuple[str, ...]
     sequence: int
     version: int
-    state: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-    pacer: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = field(
-        default_factory=dict
-    )
+    state: dict[str, Vector]
+    pacer: dict[str, Vector] = field(default_factory=dict)
     held: tuple[str, ...] = ()
     row: int = 0
     journal: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    rollout: dict[str, Any] = field(default_factory=dict)
-    lineage: dict[str, Any] = field(default_factory=dict)
-    trust: dict[str, Any] = field(default_factory=dict)
+    options: Plain = field(default_factory=dict)
+    rollout: Plain = field(default_factory=dict)
+    lineage: Plain = field(default_factory=dict)
+    trust: Plain = field(default_factory=dict)
 
 
 SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)
@@ -58,7 +58,7 @@ SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)
 PREFIX = "profile."
 
 
-Arrays = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
+Arrays = Mapping[str, Vector]
 
 
 def unpack(

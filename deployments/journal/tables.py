@@ -2,9 +2,9 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 _SCHEMA = sa.MetaData()
 EVENTS = sa.Table(
@@ -77,7 +77,7 @@ def _add_missing_columns(engine: sa.Engine) -> None:
                 )
 
 
-def _configure_sqlite(connection: Any, _: Any) -> None:
+def _configure_sqlite(connection: DBAPIConnection, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")

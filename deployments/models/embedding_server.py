@@ -2,11 +2,11 @@
 
 import base64
 import json
-from typing import Any
 
 import numpy as np
 
 from deployments import runtime
+from deployments.models.handle import Body
 from deployments.models.report import ModelReport, failure
 
 
@@ -25,9 +25,7 @@ class EmbeddingServer:
         self._id = model_id
         self._model = StaticModel.from_pretrained(source)
 
-    async def complete(
-        self, task: str, body: dict[str, Any]
-    ) -> tuple[bytes, ModelReport]:
+    async def complete(self, task: str, body: Body) -> tuple[bytes, ModelReport]:
         """Embed `input`, a text or a list of texts; see ModelServer.complete."""
         if body.get("dimensions") not in (None, self._model.dim):
             dimensions = self._model.dim
@@ -35,7 +33,8 @@ class EmbeddingServer:
                 f"dimensions: this model's embeddings have {dimensions}; leave it out"
             )
             return b"", failure(message, 400, "dimensions")
-        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        given = body["input"]
+        texts = given if isinstance(given, list) else [given]
         vectors = self._model.encode(texts).astype(np.float32)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         tokens = sum(len(ids) for ids in self._model.tokenize(texts))

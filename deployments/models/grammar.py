@@ -8,7 +8,8 @@ sees the schema. Every function takes time linear in the schema's length.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from deployments.models.handle import Body
 
 MAX_PATTERN_CHARS = 1_000  # of all patterns of one schema
 MAX_COUNT = 128  # xgrammar fails on a pattern that repeats a part more often
@@ -46,7 +47,7 @@ class _Part:
         self.varies |= least != most
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
+def check_schema(schema: Mapping[str, object]) -> None:
     """Refuse a schema that an engine would compile for long, or fail to compile.
 
     Args:
@@ -62,16 +63,20 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         )
 
 
-def is_constrained(body: Mapping[str, Any]) -> bool:
+def is_constrained(body: Body) -> bool:
     """Whether the engine compiles a schema of the client for this request in OpenAI's shape."""
-    if (body.get("response_format") or {}).get("type") == "json_schema":
+    wanted = body.get("response_format")
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
         return True
-    return bool(compiled_tools(body.get("tools") or [], body.get("tool_choice")))
+    tools = body.get("tools")
+    if not isinstance(tools, list):
+        return False
+    return bool(compiled_tools(tools, body.get("tool_choice")))
 
 
 def compiled_tools(
-    tools: Sequence[Mapping[str, Any]], choice: Any
-) -> list[Mapping[str, Any]]:
+    tools: Sequence[Mapping[str, object]], choice: object
+) -> list[Mapping[str, object]]:
     """The tools that become a grammar: all if a tool must be called, otherwise the strict ones."""
     if choice == "none":
         return []
@@ -85,7 +90,7 @@ def compiled_tools(
     return compiled
 
 
-def check_tools(schemas: Sequence[Mapping[str, Any]]) -> None:
+def check_tools(schemas: Sequence[Mapping[str, object]]) -> None:
     """Refuse tools whose common grammar would be too large.
 
     Raises:
@@ -101,7 +106,7 @@ def check_tools(schemas: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def grammar_size(schema: Mapping[str, Any]) -> int:
+def grammar_size(schema: Mapping[str, object]) -> int:
     """Estimate the number of states of a schema's grammar.
 
     Raises:
@@ -134,7 +139,7 @@ def grammar_size(schema: Mapping[str, Any]) -> int:
     return size
 
 
-def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+def _objects(value: object) -> Iterator[Mapping[str, object]]:
     """All JSON objects in a value, including the value itself."""
     pending = [value]
     while pending:
@@ -146,7 +151,7 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             pending += item
 
 
-def _chosen_size(node: Mapping[str, Any]) -> int:
+def _chosen_size(node: Mapping[str, object]) -> int:
     """The share of a bound on the number of properties: each property is tried at each place."""
     chosen = max(_number(node.get("minProperties")), _number(node.get("maxProperties")))
     properties = node.get("properties")
@@ -154,14 +159,14 @@ def _chosen_size(node: Mapping[str, Any]) -> int:
     return max(count, 1) * chosen
 
 
-def _number(value: Any) -> int:
+def _number(value: object) -> int:
     """A count in a schema; 0 for a value that is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0
     return int(value)
 
 
-def _patterns(node: Mapping[str, Any]) -> Iterator[str]:
+def _patterns(node: Mapping[str, object]) -> Iterator[str]:
     """The regular expressions of one object of a schema, without the objects inside it."""
     if isinstance(pattern := node.get("pattern"), str):
         yield pattern

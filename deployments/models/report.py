@@ -3,8 +3,6 @@
 The records cross from the model's process to the gateway's, so this module imports neither vLLM nor Ray.
 """
 
-from typing import Any
-
 import msgspec
 
 
@@ -19,7 +17,7 @@ class ModelError(msgspec.Struct, frozen=True):
     status: int
     param: str | None = None
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """The error object that OpenAI's clients understand."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {

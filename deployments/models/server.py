@@ -28,6 +28,7 @@ from deployments import runtime
 from deployments.errors import is_branch
 from deployments.models import process_reaper
 from deployments.models.grammar import is_constrained
+from deployments.models.handle import Body, Item
 from deployments.models.report import ModelReport, failure
 from deployments.models.watchdog import ANSWER_S, Watchdog
 
@@ -36,7 +37,7 @@ REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union
     "completion": TypeAdapter(CompletionRequest),
     "embed": TypeAdapter(EmbeddingRequest),
 }
-WARM_UP: dict[str, dict[str, Any]] = {
+WARM_UP: dict[str, Body] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8},
     "completion": {"prompt": "Hello", "max_tokens": 8},
     "embed": {"input": "Hello"},
@@ -70,7 +71,8 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             )
         await super().__init__(llm_config, **options)
         self._watchdog = Watchdog(
-            self.engine._engine_client.output_processor, lambda: self._constrained
+            runtime.engine_client(self.engine).output_processor,
+            lambda: self._constrained,
         )
         tasks: tuple[str, ...] = ("chat", "completion")
         if llm_config.engine_kwargs.get("runner") == "pooling":
@@ -96,9 +98,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             # any call that goes to the engine's process and back
             await self.engine.is_sleeping()
 
-    async def complete(
-        self, task: str, body: dict[str, Any]
-    ) -> tuple[bytes, ModelReport]:
+    async def complete(self, task: str, body: Body) -> tuple[bytes, ModelReport]:
         """Answer one request in one piece.
 
         Args:
@@ -129,9 +129,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                 payload, report = b"", failure(ENGINE_FAILED, 500)
         return payload, self._attribute_failure(report, body)
 
-    async def generate(
-        self, task: str, body: dict[str, Any]
-    ) -> AsyncIterator[tuple[bytes, ModelReport | None]]:
+    async def generate(self, task: str, body: Body) -> AsyncIterator[Item]:
         """Answer one request as a stream.
 
         Args:
@@ -141,8 +139,8 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         Yields:
             The bytes for the client; and None or, with the last item, the report.
         """
-        options = body.get("stream_options") or {}
-        wants_usage = bool(options.get("include_usage"))
+        options = body.get("stream_options")
+        wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         request = self._request(
             task, {**body, "stream_options": {"include_usage": True}}
         )
@@ -175,7 +173,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             yield b"", report
 
     @contextmanager
-    def _count_constrained(self, body: dict[str, Any]) -> Iterator[None]:
+    def _count_constrained(self, body: Body) -> Iterator[None]:
         """While the request is answered, the watchdog knows that the engine may compile the request's grammar."""
         constrained = is_constrained(body)
         self._constrained += constrained
@@ -184,9 +182,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         finally:
             self._constrained -= constrained
 
-    def _attribute_failure(
-        self, report: ModelReport, body: dict[str, Any]
-    ) -> ModelReport:
+    def _attribute_failure(self, report: ModelReport, body: Body) -> ModelReport:
         """Turn a failure into a refusal where the request's schema caused it; other reports stay as they are.
 
         vLLM checks a schema before the engine compiles it. Some schemas pass the check and fail in the engine, or leave
@@ -194,12 +190,12 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         """
         if report.error is None or report.error.status < 500:
             return report
-        if not is_constrained(body) or self.engine._engine_client.errored:
+        if not is_constrained(body) or runtime.engine_client(self.engine).errored:
             return report
         param = "response_format" if body.get("response_format") else "tools"
         return failure(SCHEMA_FAILED, 400, param)
 
-    def _request(self, task: str, body: dict[str, Any]) -> Any:
+    def _request(self, task: str, body: Body) -> Any:
         """The engine's request, or a report of what is wrong with the client's."""
         try:
             return REQUESTS[task].validate_python(
@@ -233,7 +229,7 @@ def _finish_reason(chunk: str) -> str:
     return reason
 
 
-def _stream_failure(item: Any, report: ModelReport) -> ModelReport | None:
+def _stream_failure(item: object, report: ModelReport) -> ModelReport | None:
     """The report of a failed stream, if this item of the stream shows a failure.
 
     vLLM catches every exception and sends it as the last event. Where a grammar did not compile, vLLM ends the stream

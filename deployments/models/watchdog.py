@@ -12,7 +12,7 @@ while all requests may be compiling. ModelServer.check_health also checks that t
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 STALL_S = 20.0  # a step takes milliseconds, a chunk of a long prompt a second
 ANSWER_S = 10.0  # for a call that the engine answers between two steps
@@ -22,12 +22,21 @@ class HungEngineError(RuntimeError):
     """The engine has requests and has made no step for too long."""
 
 
+class OutputProcessor(Protocol):
+    """What the watchdog uses of vLLM's `OutputProcessor`."""
+
+    # vLLM calls it after every step
+    update_scheduler_stats: Callable[..., None]
+
+    def get_num_unfinished_requests(self) -> int:
+        """Number of requests under way."""
+
+
 class Watchdog:
     """Observes the steps of one engine.
 
     Args:
-        outputs: vLLM's output processor. vLLM calls its `update_scheduler_stats` after every step, and
-            `get_num_unfinished_requests` returns the number of requests under way.
+        outputs: of the engine; its `update_scheduler_stats` is replaced.
         constrained: returns how many of the requests may wait for their grammar.
         stall_s: seconds without a step after which the engine hangs.
         clock: seconds, monotonic.
@@ -35,7 +44,7 @@ class Watchdog:
 
     def __init__(
         self,
-        outputs: Any,
+        outputs: OutputProcessor,
         constrained: Callable[[], int] = lambda: 0,
         stall_s: float = STALL_S,
         clock: Callable[[], float] = time.monotonic,
@@ -48,9 +57,9 @@ class Watchdog:
         self._last_step_s = clock()
         outputs.update_scheduler_stats = self._on_step
 
-    def _on_step(self, *args: Any, **options: Any) -> Any:
+    def _on_step(self, *args: object, **options: object) -> None:
         self._last_step_s = self._clock()
-        return self._update(*args, **options)
+        self._update(*args, **options)
 
     def check(self) -> None:
         """Check the time since the last step; to be called every few seconds.

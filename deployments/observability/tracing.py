@@ -11,10 +11,14 @@ import os
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deployments.observability import logs
 from policies.events import FORCED, Decision, Outcome
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.util.types import AnyValue
 
 # variables of the environment that name a collector
 ENDPOINT_VARIABLES = (
@@ -22,7 +26,7 @@ ENDPOINT_VARIABLES = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
 OPERATIONS = {"chat": "chat", "completion": "text_completion", "embed": "embeddings"}
-PARENT: ContextVar[Any] = ContextVar("parent", default=None)
+PARENT: ContextVar["Context | None"] = ContextVar("parent", default=None)
 
 
 class Tracer:
@@ -67,7 +71,7 @@ class Tracer:
         end_ns = time.time_ns()
         forced = decision.fallback == FORCED
         fallback = "none" if forced else decision.fallback or "none"
-        attributes: dict[str, Any] = {
+        attributes: dict[str, AnyValue] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "vllm",
             "gen_ai.request.model": decision.arm,

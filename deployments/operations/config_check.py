@@ -30,11 +30,13 @@ LLM_CONFIG = (
     "log_engine_metrics",
     "callback_config",
 )
+# the content of serve_config.yaml, or a part of it
+Config = dict[str, Any]
 # Serve's default of a deployment's graceful_shutdown_timeout_s
 DEFAULT_GRACE_S = 20.0
 
 
-def check_config(config: dict[str, Any]) -> list[str]:
+def check_config(config: Config) -> list[str]:
     """Problems of a configuration, one line each; empty if it is valid."""
     from ray.serve.schema import ServeDeploySchema
 
@@ -62,7 +64,7 @@ def check_config(config: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def _validate(settings: type[BaseModel], value: Any, where: str) -> list[str]:
+def _validate(settings: type[BaseModel], value: object, where: str) -> list[str]:
     try:
         settings.model_validate(value)
     except ValidationError as error:
@@ -70,7 +72,7 @@ def _validate(settings: type[BaseModel], value: Any, where: str) -> list[str]:
     return []
 
 
-def _ingress(deployment: dict[str, Any], where: str) -> list[str]:
+def _ingress(deployment: Config, where: str) -> list[str]:
     """Problems of the tuning, or of a shutdown timeout too short for a replica to finish its requests."""
     tuning = deployment.get("user_config") or {}
     wrong = _validate(Tuning, tuning, f"{where}.user_config")
@@ -88,7 +90,7 @@ def _ingress(deployment: dict[str, Any], where: str) -> list[str]:
     return []
 
 
-def _policy(arguments: dict[str, Any], where: str) -> list[str]:
+def _policy(arguments: Config, where: str) -> list[str]:
     try:
         settings = GatewaySettings.model_validate(arguments)
         make_policy(settings.policy.name, settings.arms(), settings.policy.options)
@@ -99,7 +101,7 @@ def _policy(arguments: dict[str, Any], where: str) -> list[str]:
     return []
 
 
-def _keys(http: dict[str, Any], arguments: dict[str, Any], where: str) -> list[str]:
+def _keys(http: Config, arguments: Config, where: str) -> list[str]:
     """A problem if other machines can reach a gateway without API keys."""
     # Serve's default in a config file
     host = str(http.get("host", "0.0.0.0"))
@@ -111,7 +113,7 @@ def _keys(http: dict[str, Any], arguments: dict[str, Any], where: str) -> list[s
     ]
 
 
-def check_keys(config: dict[str, Any]) -> list[str]:
+def check_keys(config: Config) -> list[str]:
     """Problems of the file of API keys; empty if it is valid, or if the gateway asks for no keys."""
     wrong = []
     for application in config.get("applications", ()):
@@ -135,7 +137,7 @@ def main() -> None:
     sys.exit(bool(wrong))
 
 
-def _llm(arguments: dict[str, Any], where: str) -> list[str]:
+def _llm(arguments: Config, where: str) -> list[str]:
     from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import DeploymentSchema
 
@@ -150,7 +152,7 @@ def _llm(arguments: dict[str, Any], where: str) -> list[str]:
     return wrong
 
 
-def _names(value: dict[str, Any], known: list[str], where: str) -> list[str]:
+def _names(value: Config, known: list[str], where: str) -> list[str]:
     """Keys that are not among the known ones."""
     wrong = []
     for key in value:
@@ -164,7 +166,7 @@ def _names(value: dict[str, Any], known: list[str], where: str) -> list[str]:
     return wrong
 
 
-def _unknown(value: Any, model: type[BaseModel], where: str) -> list[str]:
+def _unknown(value: object, model: type[BaseModel], where: str) -> list[str]:
     """Keys that are not fields of a schema, at any depth."""
     if not isinstance(value, dict):
         return []
@@ -177,7 +179,7 @@ def _unknown(value: Any, model: type[BaseModel], where: str) -> list[str]:
     return wrong
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     models = []

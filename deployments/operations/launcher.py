@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import yaml
 
 from deployments.operations import haproxy
-from deployments.operations.config_check import check_config, check_keys
+from deployments.operations.config_check import Config, check_config, check_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "ROUTER_CLUSTER"
@@ -38,7 +37,7 @@ class Cluster:
         offset: added to every port, so two instances can run on one machine.
     """
 
-    config: dict[str, Any]
+    config: Config
     state: Path
     offset: int
 
@@ -261,7 +260,7 @@ def _mlflow(cluster: Cluster) -> list[str]:
 
 
 def _ray(cluster: Cluster) -> list[str]:
-    options: Mapping[str, Any] = {
+    options: Mapping[str, object] = {
         "node-ip-address": "127.0.0.1",
         "port": cluster.ports["Ray"],
         "dashboard-host": "127.0.0.1",

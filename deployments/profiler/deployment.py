@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 from deployments import runtime
 from deployments.observability import logs
 from deployments.profiler.reader import ProfileItem, TextProfiler
+from deployments.remote import Method
 from deployments.settings import GatewaySettings
 from policies.profiling.forecast import Forecaster
 from policies.types import TaskProfile
@@ -15,6 +16,18 @@ from policies.types import TaskProfile
 REFRESH_EVERY_S = 2.0
 REFRESH_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
+
+
+class ProfilerHandle(Protocol):
+    """A handle of Ray Serve for the profiler."""
+
+    profile: Method[[list[ProfileItem]], list[TaskProfile]]
+
+
+class ForecastSource(Protocol):
+    """What the profiler needs of a handle of the router actor."""
+
+    forecaster: Method[[int], Forecaster | None]
 
 
 class Profiler:
@@ -30,7 +43,9 @@ class Profiler:
     """
 
     def __init__(
-        self, settings: GatewaySettings, connect: Callable[[GatewaySettings], Any]
+        self,
+        settings: GatewaySettings,
+        connect: Callable[[GatewaySettings], ForecastSource],
     ):
         runtime.bind_to_loopback()
         logs.configure("profiler")
@@ -50,7 +65,7 @@ class Profiler:
             self._refreshing = asyncio.create_task(self._keep_fresh())
 
     async def _keep_fresh(self) -> None:
-        router: Any = None
+        router: ForecastSource | None = None
         while True:
             try:
                 if router is None:

@@ -4,23 +4,31 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
 
-import numpy as np
 from msgspec import structs
 
 from deployments.journal.snapshot import PREFIX, Arrays, unpack
-from policies.events import Decision
+from policies.events import Decision, Event
 from policies.feedback.decision_records import DecisionRecords
 from policies.profiling.forecast import Forecaster
-from policies.types import Arm
+from policies.types import Arm, Vector
 
 REFIT_EVERY = 600  # rows of the journal: 200 requests with decision, outcome and score
 WINDOW = 10_000  # newest decisions that the forecasts are fitted on
 ROWS_PER_DECISION = 3
 
 log = logging.getLogger(__name__)
+
+
+class EventSource(Protocol):
+    """What the trainer needs of a journal."""
+
+    last_row: int
+
+    def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
+        """See Journal.replay."""
 
 
 class ForecastTrainer:
@@ -31,12 +39,17 @@ class ForecastTrainer:
 
     Args:
         arms: whose answers to forecast.
-        journal: has `last_row` and `replay(after)`.
+        journal: the router's.
         cooldown_factor: the pause after a fit, as a multiple of the fit's duration. Under high load decisions need
             the processor.
     """
 
-    def __init__(self, arms: Sequence[Arm], journal: Any, cooldown_factor: float = 0.0):
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        journal: EventSource,
+        cooldown_factor: float = 0.0,
+    ):
         self.forecaster = Forecaster.prior(arms)
         self._journal = journal
         self._cooldown_factor = cooldown_factor
@@ -51,7 +64,7 @@ class ForecastTrainer:
         """Change the arms. What was learned about arms that stay is kept."""
         self.forecaster = self.forecaster.for_arms(arms)
 
-    def state(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    def state(self) -> dict[str, Vector]:
         """The forecasts' arrays, for a snapshot."""
         return {PREFIX + name: value for name, value in self.forecaster.state().items()}
 

@@ -8,9 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from deployments.observability import logs
 from deployments.observability.metrics import Telemetry
 from deployments.profiler.trainer import ForecastTrainer
 from deployments.router.arm_stats import ArmStats
+from deployments.router.interface import ArmSummary, RolloutSummary, RouterSummary
 from deployments.router.learner import Learner
 from deployments.router.projections import RouterProjections
 from deployments.router.role_assignment import assign_role
@@ -288,36 +288,37 @@ class Router:
         forecaster = self._trainer.forecaster
         return None if forecaster.version == version else forecaster
 
-    async def summary(self) -> dict[str, Any]:
-        """The state of the router for operators, as plain data."""
+    async def summary(self) -> RouterSummary:
+        """The state of the router for operators."""
         states = self._arm_stats.states()
         shares = self._arm_stats.shares()
         qualities = self._arm_stats.qualities()
         arms = {arm.name: arm for arm in self._policy.arms}
         quarantined = self._learner.quarantined
-        return {
-            "policy": self._policy.name,
-            "policy_version": self._rollout.label(CHAMPION),
-            "decisions": self._sequence,
-            "counts": dict(self._arm_stats.counts),
-            "quarantined": dict(quarantined),
-            "in_doubt": sorted(self._learner.suspended - quarantined.keys()),
-            "rollout": self._rollout.summary(),
-            "served_by": self._learner.revisions.digests,
-            "budget": self._projections.pacer.summary(),
-            "profiler": self._trainer.forecaster.reliability(),
-            "models": {
-                name: {
-                    **asdict(state),
-                    "share": shares[name],
-                    "expected_quality": qualities[name],
-                    "prompt_price_usd": arms[name].prompt_price_usd,
-                    "output_price_usd": arms[name].output_price_usd,
-                    "tasks": arms[name].tasks,
-                }
-                for name, state in states.items()
-            },
+        models = {
+            name: ArmSummary(
+                state=state,
+                share=shares[name],
+                expected_quality=qualities[name],
+                prompt_price_usd=arms[name].prompt_price_usd,
+                output_price_usd=arms[name].output_price_usd,
+                tasks=arms[name].tasks,
+            )
+            for name, state in states.items()
         }
+        return RouterSummary(
+            policy=self._policy.name,
+            policy_version=self._rollout.label(CHAMPION),
+            decisions=self._sequence,
+            counts=dict(self._arm_stats.counts),
+            quarantined=dict(quarantined),
+            in_doubt=sorted(self._learner.suspended - quarantined.keys()),
+            rollout=self._rollout.summary(),
+            served_by=dict(self._learner.revisions.digests),
+            budget=self._projections.pacer.summary(),
+            profiler=self._trainer.forecaster.reliability(),
+            models=models,
+        )
 
     # --- policy versions ----------------------------------------------------------------------------------------
 
@@ -354,7 +355,7 @@ class Router:
 
     async def assign_role(
         self, role: str, snapshot: Snapshot, share: float, reason: str
-    ) -> dict[str, Any]:
+    ) -> RolloutSummary:
         """Make a published version the challenger or the shadow.
 
         Args:
@@ -372,7 +373,7 @@ class Router:
         await assign_role(self._learner, self._rollout, role, snapshot, share, reason)
         return await self._save_roles()
 
-    async def remove_role(self, role: str, reason: str) -> dict[str, Any]:
+    async def remove_role(self, role: str, reason: str) -> RolloutSummary:
         """Remove the challenger or the shadow.
 
         Raises:
@@ -381,7 +382,7 @@ class Router:
         self._rollout.remove_role(role, reason)
         return await self._save_roles()
 
-    async def promote(self, reason: str) -> dict[str, Any]:
+    async def promote(self, reason: str) -> RolloutSummary:
         """Make the challenger the champion.
 
         Raises:
@@ -390,7 +391,7 @@ class Router:
         self._rollout.promote(reason)
         return await self._save_roles()
 
-    async def roll_back(self, reason: str) -> dict[str, Any]:
+    async def roll_back(self, reason: str) -> RolloutSummary:
         """Make the predecessor the champion again.
 
         Raises:
@@ -399,11 +400,11 @@ class Router:
         self._rollout.roll_back(reason)
         return await self._save_roles()
 
-    async def record_published(self, version: int, of: int) -> dict[str, Any]:
+    async def record_published(self, version: int, of: int) -> RolloutSummary:
         """Give the champion the number under which it was published; `of` is its number before."""
         self._rollout.record_published(version, of)
         return await self._save_roles()
 
-    async def _save_roles(self) -> dict[str, Any]:
+    async def _save_roles(self) -> RolloutSummary:
         await self._learner.save()
         return self._rollout.summary()

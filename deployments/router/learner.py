@@ -11,7 +11,6 @@ from dataclasses import replace
 from hashlib import blake2b
 from math import inf
 from types import MappingProxyType
-from typing import Any
 
 from msgspec import structs
 
@@ -20,13 +19,13 @@ from deployments.journal.ids import IdFactory
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
 from deployments.router.model_revisions import ModelRevisions, RevisionChange
+from deployments.router.record_history import JournalHistory
 from policies.base import Policy, restore_for_arms
 from policies.events import (
     ACCEPTED,
     BUSY,
     EXPIRED,
     NOTED,
-    PENDING,
     REUSED,
     UNKNOWN,
     Decision,
@@ -39,8 +38,6 @@ from policies.feedback.decision_records import DecisionRecords
 from policies.feedback.implicit import implicit_feedback
 from policies.feedback.reputation import KeyReputation
 
-# maximum delay until a decision that an ingress made by itself has reached the router
-MAX_LOCAL_DELAY_S = 900.0
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +82,7 @@ class Learner:
         make: Callable[[], Policy],
         projection: Projection | None = None,
         window_s: float = inf,
-        reputation: Mapping[str, Any] = MappingProxyType({}),
+        reputation: Mapping[str, object] = MappingProxyType({}),
     ):
         self.journal = journal
         self.ids = IdFactory(journal.salt)
@@ -96,15 +93,13 @@ class Learner:
         self.consistent = True
         self._make = make
         self._projection = projection or Projection()
-        # older records are looked up in the journal up to this row; in all rows when the replay is complete
-        self._records_row: float = 0
+        self._history = JournalHistory(journal, self.ids)
         self._initial_reputation = dict(reputation)
-        self._time_s = 0.0  # of the current call
         self._busy_keys: set[str] = set()  # idempotency keys of requests in progress
         self._replay_journal()
 
     @property
-    def quarantined(self) -> dict[str, dict[str, Any]]:
+    def quarantined(self) -> dict[str, dict[str, object]]:
         """The keys whose scores contradict all others', with the evidence; their scores do not count."""
         return self.reputation.quarantined
 
@@ -121,7 +116,7 @@ class Learner:
         The order of effects is always the same:
 
         1. The decision record changes, or refuses the event (DecisionRecords.apply).
-        2. The projection takes the event in (`_project`).
+        2. The projection takes the event in (Projection.record).
         3. The policy learns from the event. If the score changes a key's reputation, the policy unlearns or
            relearns the key's latest scores.
         4. The event is queued for the journal. The caller flushes the journal and acknowledges the event afterwards.
@@ -136,7 +131,7 @@ class Learner:
             The status of the event (policies/events.py).
         """
         quarantined = len(self.quarantined)
-        status = self.records.apply(event, self.policy, fresh)
+        status = self._fold(event, fresh)
         if len(self.quarantined) != quarantined:
             names = ", ".join(self.quarantined) or "none"
             log.warning("the scores of these keys count no more: %s", names)
@@ -144,11 +139,12 @@ class Learner:
             self.journal.put(event)
         return status
 
-    def _project(self, event: Event, record: Record) -> None:
-        """Step 2 of `apply`: DecisionRecords calls this between the change of the record and the policy."""
-        if isinstance(event, Decision):
+    def _fold(self, event: Event, fresh: bool) -> str:
+        """Steps 1 to 3 of `apply`."""
+        status = self.records.apply(event, self.policy, fresh)
+        if isinstance(event, Decision) and status == ACCEPTED:
             self.sequence = max(self.sequence, event.sequence + 1)
-        self._projection.record(event, record)
+        return status
 
     # --- restart and replay -------------------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Learner:
         self._start_records(row, snapshot)
         with runtime.gc_paused():
             self._replay_rows(row)
-        self._records_row = inf
+        self._history.last_row = inf
 
     def _start_records(self, row: int, snapshot: Snapshot | None) -> None:
         """Start with empty decision records, which find older records in the journal up to this row."""
@@ -174,11 +170,10 @@ class Learner:
         self.reputation.restore(
             self._initial_reputation if snapshot is None else snapshot.trust
         )
-        self._records_row = row
+        self._history.last_row = row
         self.records = DecisionRecords(
-            find=self._find_record,
-            absent=self._status_without_decision,
-            applied=self._project,
+            history=self._history,
+            projection=self._projection,
             reputation=self.reputation,
         )
         held = snapshot.held if snapshot else ()
@@ -190,14 +185,14 @@ class Learner:
         """Replay the rows after this one; each change of a model revision is applied at its row."""
         changes = self.revisions.after(row)
         for page in self.journal.pages(after=row):
-            self._records_row = page[0][0] - 1
+            self._history.last_row = page[0][0] - 1
             self._preload_records([event for _, event in page])
             for number, event in page:
                 while changes and changes[0].row < number:
                     self._discount(changes.pop(0))
                 # a record that is looked up now must not contain this event yet
-                self._records_row = number - 1
-                self.records.apply(event, self.policy, fresh=True)
+                self._history.last_row = number - 1
+                self._fold(event, fresh=True)
             self.policy.advance(self.sequence)
         for change in changes:
             self._discount(change)
@@ -209,40 +204,8 @@ class Learner:
             event.decision_id for event in events if not isinstance(event, Decision)
         }
         missing = self.records.unknown_ids(needed - made)
-        for record in self._read_records(missing, self._records_row).values():
+        for record in self._history.find_all(missing).values():
             self.records.add(record)
-
-    def _find_record(self, decision_id: str) -> Record | None:
-        return self._read_records([decision_id], self._records_row).get(decision_id)
-
-    def _read_records(
-        self, decision_ids: Sequence[str], up_to: float = inf
-    ) -> dict[str, Record]:
-        """Read the records of these decisions from the journal; decisions that it does not have are left out."""
-        if not decision_ids:
-            return {}
-        read = DecisionRecords(absent=lambda _: PENDING)
-        for events in self.journal.find_all(decision_ids, up_to).values():
-            for event in events:
-                read.apply(event, None, fresh=True)
-        found = {}
-        for decision_id in decision_ids:
-            record = read.get(decision_id)
-            if record is not None:
-                found[decision_id] = record
-        return found
-
-    def _status_without_decision(self, decision_id: str) -> str:
-        """The status of an event whose decision is neither in the records nor in the journal.
-
-        `_expired` has already refused events of decisions that were deleted.
-        """
-        if self._records_row < inf:
-            return PENDING  # the journal has the event, so it was accepted before
-        created_s = self.ids.created_at(decision_id)
-        if created_s is not None and self._time_s - created_s < MAX_LOCAL_DELAY_S:
-            return PENDING
-        return UNKNOWN
 
     def restore(self, snapshot: Snapshot) -> bool:
         """Restore a snapshot.
@@ -349,7 +312,7 @@ class Learner:
             return False
         if created_s <= self.journal.retention.deleted_before_s:
             return True
-        return self._time_s - created_s > window_s
+        return self._history.now_s - created_s > window_s
 
     def record_decisions(self, decisions: Sequence[Decision]) -> None:
         """Apply decisions that were made just now; they become durable with the next write."""
@@ -360,7 +323,7 @@ class Learner:
         """The decisions that neither the records nor the journal have; asks the journal once."""
         made = {decision.id: decision for decision in decisions}
         missing = self.records.unknown_ids(made)
-        for record in self._read_records(missing).values():
+        for record in self._history.find_all(missing).values():
             self.records.add(record)
         return [made[decision_id] for decision_id in self.records.unknown_ids(missing)]
 
@@ -380,7 +343,7 @@ class Learner:
         Returns:
             The outcomes that were new, when all of them are durable.
         """
-        self._time_s = time_s
+        self._history.now_s = time_s
         new = []
         unseen_ids = {decision.id for decision in unseen}
         # decisions of the ingresses count for the clock of forgetting, too
@@ -419,7 +382,7 @@ class Learner:
             The status of each score, when all of them are durable: accepted, duplicate, held, crowded, unknown or
             expired.
         """
-        self._time_s = time_s
+        self._history.now_s = time_s
         statuses = []
         for item in items:
             status = EXPIRED

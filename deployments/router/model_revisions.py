@@ -8,7 +8,6 @@ an arm changes, a new revision has replaced the old one, and the policy discount
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
@@ -39,7 +38,7 @@ class RevisionState(msgspec.Struct, kw_only=True):
     successions: list[RevisionChange] = []
 
 
-def digest_of(args: Mapping[str, Any]) -> str:
+def digest_of(args: Mapping[str, object]) -> str:
     """Digest of a model, from the arguments of its application in serve_config.yaml."""
     deployed = {key: args[key] for key in MODEL_ARGUMENTS if key in args}
     encoded = json.dumps(deployed, sort_keys=True, default=str).encode()
@@ -53,7 +52,7 @@ class ModelRevisions:
         stored: the `state()` of another instance.
     """
 
-    def __init__(self, stored: Mapping[str, Any] | None = None):
+    def __init__(self, stored: Mapping[str, object] | None = None):
         state = msgspec.convert(dict(stored or {}), RevisionState)
         self.digests: dict[str, str] = state.digests
         self.changes: list[RevisionChange] = state.successions
@@ -89,8 +88,8 @@ class ModelRevisions:
         """The changes that a policy which has learned up to this row has not applied yet."""
         return [change for change in self.changes if change.row > row]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The revisions as plain data, for a snapshot."""
         state = RevisionState(digests=self.digests, successions=self.changes)
-        plain: dict[str, Any] = msgspec.to_builtins(state)
+        plain: dict[str, object] = msgspec.to_builtins(state)
         return plain

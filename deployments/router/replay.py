@@ -4,13 +4,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from math import inf
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
+
+import msgspec
+from msgspec import structs
 
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
 from deployments.router.learner import Learner, Projection
-from policies.base import Policy, shift_sequence
+from deployments.router.model_revisions import RevisionState
+from policies.base import EventLearner, Policy, shift_sequence
 from policies.events import Decision, Event, Record
+from policies.feedback.decision_records import EventProjection
+from policies.feedback.reputation import with_decisions
 
 
 class JournalView:
@@ -37,12 +43,14 @@ class JournalView:
         return self._row, self._snapshot
 
     @property
-    def revisions(self) -> dict[str, Any]:
+    def revisions(self) -> dict[str, object]:
         """See Journal.revisions; changes after the last row of the view are left out."""
-        revisions = self._journal.revisions
-        changes = revisions.get("successions", ())
-        visible = [change for change in changes if change["row"] <= self._up_to]
-        return revisions | {"successions": visible}
+        state = msgspec.convert(self._journal.revisions, RevisionState)
+        visible = [change for change in state.successions if change.row <= self._up_to]
+        plain: dict[str, object] = msgspec.to_builtins(
+            structs.replace(state, successions=visible)
+        )
+        return plain
 
     def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
         """See Journal.pages."""
@@ -58,35 +66,47 @@ class JournalView:
         return self._journal.find_all(decision_ids, min(up_to, self._up_to))
 
 
-class _Recording(Projection):
-    """Projection that only call a function for every event."""
+class RecordCollector(Projection):
+    """Projection that keeps all decision records of a replay.
 
-    def __init__(self, record: Callable[[Event, Record], None]):
-        self._record = record
+    Attributes:
+        records: by decision, in the order of the decisions.
+
+    Args:
+        other: takes in the same events; None if there is none.
+    """
+
+    def __init__(self, other: EventProjection | None = None):
+        self.records: dict[str, Record] = {}
+        self._other = other
 
     def record(self, event: Event, record: Record) -> None:
-        self._record(event, record)
+        """See Projection."""
+        self.records[record.decision.id] = record
+        if self._other is not None:
+            self._other.record(event, record)
 
 
 def replay(
     view: JournalView,
-    make: Callable[[], Policy],
-    record: Callable[[Event, Record], None] = lambda _, __: None,
-    reputation: Mapping[str, Any] = MappingProxyType({}),
+    make: Callable[[], EventLearner],
+    projection: Projection | None = None,
+    reputation: Mapping[str, object] = MappingProxyType({}),
 ) -> Learner:
     """Replay a part of the journal into a new policy; blocking.
 
     Args:
         view: the part of the journal.
-        make: makes the policy.
-        record: called with every event that changed a decision record, before the policy learns from it.
+        make: makes what learns from the events; a Policy if the caller uses it as one afterwards.
+        projection: takes in every event that changes a decision record, before the policy learns from it.
         reputation: state of the key reputation at the start, where the view has no snapshot.
 
     Returns:
         The learner with the policy; it must not write.
     """
     journal = cast(Journal, view)  # a learner that is only constructed does not write
-    return Learner(journal, make, _Recording(record), reputation=reputation)
+    make_policy = cast(Callable[[], Policy], make)  # a replay makes no decisions
+    return Learner(journal, make_policy, projection, reputation=reputation)
 
 
 def row_of(snapshot: Snapshot, journal: Journal) -> int:
@@ -134,7 +154,7 @@ def catch_up(
     current = newest.trust if newest else {}
     reputation = current
     if snapshot.trust:
-        reputation = _with_decisions(snapshot.trust, current)
+        reputation = with_decisions(snapshot.trust, current)
     start = replace(snapshot, held=held, trust=reputation)
     if snapshot.journal != journal.id:
         # the version learned elsewhere, where decisions had other sequence numbers
@@ -142,18 +162,6 @@ def catch_up(
         state = shift_sequence(start.state, start.sequence - first)
         start = replace(start, trust={}, state=state, sequence=first)
     return replay(JournalView(journal, row, start, up_to), make)
-
-
-def _with_decisions(
-    reputation: Mapping[str, Any], current: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Add the decisions of each key, which a published version leaves out, as far as the router has them now."""
-    current_keys = current.get("keys", {})
-    keys = {}
-    for name, key in reputation["keys"].items():
-        decisions = key["decisions"] or current_keys.get(name, key)["decisions"]
-        keys[name] = key | {"decisions": decisions}
-    return {**reputation, "keys": keys}
 
 
 def _first_sequence(journal: Journal) -> int:

@@ -32,14 +32,13 @@ class ReplicaCounter:
             return self.counts
         counts = dict.fromkeys(models, 0)
         for name in models:
-            if name not in applications:
+            application = applications.get(name)
+            if application is None:
                 continue
-            application = applications[name]
-            for deployment in application["deployments"].values():
-                for replica in deployment["replicas"]:
-                    counts[name] += replica["state"] in READY_STATES
-            config = application.get("deployed_app_config") or {}
-            if config.get("args"):
-                self.digests[name] = digest_of(config["args"])
+            counts[name] = sum(
+                state in READY_STATES for state in application.replica_states
+            )
+            if application.args:
+                self.digests[name] = digest_of(application.args)
         self.counts = counts
         return counts

@@ -12,12 +12,17 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isnan
-from typing import Any
 
 import msgspec
 from msgspec import structs
 
-from deployments.journal.snapshot import Snapshot
+from deployments.journal.snapshot import Plain, Snapshot
+from deployments.router.interface import (
+    RoleChange,
+    RoleSummary,
+    RolloutSummary,
+    ShadowSummary,
+)
 from deployments.router.learner import Projection
 from deployments.settings import GatewaySettings
 from policies.base import Policy, restore_for_arms
@@ -44,7 +49,7 @@ class RoleAssignment(msgspec.Struct, frozen=True):
 
     version: int
     policy: str
-    options: dict[str, Any]
+    options: Plain
 
 
 class WatchState(msgspec.Struct):
@@ -52,7 +57,7 @@ class WatchState(msgspec.Struct):
 
     margin: float
     alpha: float
-    state: dict[str, Any]
+    state: Plain
 
 
 class RolloutState(msgspec.Struct, kw_only=True):
@@ -61,13 +66,13 @@ class RolloutState(msgspec.Struct, kw_only=True):
     The names and the order of the fields are part of the stored format.
     """
 
-    configured: dict[str, Any]
+    configured: Plain
     seats: dict[str, RoleAssignment]
     share: float
     since: float
     borne: list[str] = []
     watch: WatchState | None
-    history: list[dict[str, Any]]
+    history: list[RoleChange]
     rewarded: list[str]
     shadowed: dict[str, int]
     agreed: int
@@ -113,7 +118,7 @@ class Rollout(Projection):
         # labels of the champion since its promotion; each publication adds one
         self._promoted_labels: list[str] = []
         self.watch: RegressionTest | None = None
-        self._history: deque[dict[str, Any]] = deque(maxlen=MAX_HISTORY)
+        self._history: deque[RoleChange] = deque(maxlen=MAX_HISTORY)
         # decisions whose reward the regression test has seen
         self._seen_rewards: deque[str] = deque(maxlen=MAX_SEEN_REWARDS)
         self._shadow_choices: Counter[str] = Counter()  # by arm
@@ -282,10 +287,11 @@ class Rollout(Projection):
         self._share = share
         self._seen_rewards.clear()
 
-    def _add_to_history(self, what: str, role: str, reason: str, **more: Any) -> None:
+    def _add_to_history(
+        self, what: str, role: str, reason: str, loser: int | None = None
+    ) -> None:
         version = self._assignments[role].version
-        change = {"what": what, "role": role, "version": version, "reason": reason}
-        self._history.append({**change, **more})
+        self._history.append(RoleChange(what, role, version, reason, loser))
         self.changed = True
         log.info("%s as %s: policy version %d (%s)", what, role, version, reason)
 
@@ -322,21 +328,19 @@ class Rollout(Projection):
             reason = f"the watch is over: {watch.report()['reason']}"
             self.remove_role(CHALLENGER, reason)
 
-    def summary(self) -> dict[str, Any]:
-        """Plain data: each role's version and share, the regression test, and the last changes."""
+    def summary(self) -> RolloutSummary:
+        """Each role's version and share, the regression test, and the last changes."""
         shares = {CHAMPION: 1 - self._share, CHALLENGER: self._share, SHADOW: 0.0}
-        return {
-            "roles": {
-                role: {**structs.asdict(given), "share": shares[role]}
-                for role, given in self._assignments.items()
-            },
-            "watch": self.watch.report() if self.watch is not None else None,
-            "shadow": {
-                "choices": dict(self._shadow_choices),
-                "agreed": self._shadow_agreed,
-            },
-            "history": list(self._history),
+        roles = {
+            role: RoleSummary(given.version, given.policy, given.options, shares[role])
+            for role, given in self._assignments.items()
         }
+        return RolloutSummary(
+            roles=roles,
+            watch=self.watch.report() if self.watch is not None else None,
+            shadow=ShadowSummary(dict(self._shadow_choices), self._shadow_agreed),
+            history=tuple(self._history),
+        )
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
@@ -355,7 +359,7 @@ class Rollout(Projection):
         if not snapshot.rollout:
             self.version = snapshot.version
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """The rollout as plain data, for a snapshot."""
         watch = None
         if self.watch is not None:
@@ -372,10 +376,10 @@ class Rollout(Projection):
             shadowed=dict(self._shadow_choices),
             agreed=self._shadow_agreed,
         )
-        plain: dict[str, Any] = msgspec.to_builtins(state)
+        plain: dict[str, object] = msgspec.to_builtins(state)
         return plain
 
-    def _restore_state(self, stored: Mapping[str, Any]) -> None:
+    def _restore_state(self, stored: Mapping[str, object]) -> None:
         state = msgspec.convert(dict(stored), RolloutState)
         self._configured = state.configured
         self._assignments = {

@@ -4,11 +4,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
-from deployments.router.replay import JournalView, catch_up, replay, row_of
+from deployments.router.replay import (
+    JournalView,
+    RecordCollector,
+    catch_up,
+    replay,
+    row_of,
+)
 from deployments.settings import GatewaySettings
 from policies.base import Policy, restore_for_arms
 from policies.evaluation.prequential import Prequential
@@ -19,7 +24,6 @@ from policies.evaluation.replay import (
     target_probabilities,
     to_log,
 )
-from policies.events import Event, Record
 from policies.registry import make_policy
 from policies.rollout.promotion_gate import may_promote
 from policies.rollout.roles import CHALLENGER, CHAMPION
@@ -63,7 +67,9 @@ class Evaluator:
         restore_for_arms(policy, snapshot.state, snapshot.arms)
         return policy
 
-    def train(self, name: str, options: dict[str, Any], champion: Snapshot) -> Snapshot:
+    def train(
+        self, name: str, options: dict[str, object], champion: Snapshot
+    ) -> Snapshot:
         """Train a new policy on the journal, up to the row of the champion's snapshot.
 
         Args:
@@ -100,7 +106,7 @@ class Evaluator:
             options=options,
         )
 
-    def evaluate(self, challenger: Snapshot, champion: Snapshot) -> dict[str, Any]:
+    def evaluate(self, challenger: Snapshot, champion: Snapshot) -> dict[str, object]:
         """Compare two versions on the decisions made since both exist. Both learn from every event as it passes.
 
         Returns:
@@ -127,20 +133,17 @@ class Evaluator:
             arms = [arm.name for arm in self._arms]
             policies = {role: learner.policy for role, learner in learners.items()}
             walk = Prequential(policies, arms)
-            records: dict[str, Record] = {}
-
-            def on_event(event: Event, record: Record) -> None:
-                records[record.decision.id] = record
-                walk.note(event, record)
-
+            collector = RecordCollector(walk)
             replay(
                 JournalView(journal, start, None, last),
                 lambda: walk,
-                on_event,
+                collector,
                 learners[CHAMPION].reputation.state(),
             )
         evaluated = [
-            record for record in evaluable(list(records.values())) if walk.knows(record)
+            record
+            for record in evaluable(list(collector.records.values()))
+            if walk.knows(record)
         ]
         gate = self._settings.rollout
         report = may_promote(
@@ -153,27 +156,23 @@ class Evaluator:
         )
         return {**report, "rows": [start + 1, last]}
 
-    def diff(self, one: Snapshot, other: Snapshot) -> dict[str, Any]:
+    def diff(self, one: Snapshot, other: Snapshot) -> dict[str, object]:
         """How two versions differ, and how each would have decided the newest requests.
 
         Returns:
             `versions`, `changed` (pairs of values by field), `decisions`; with decisions also `shares` and
             `decide_otherwise`, the share of the requests that the two decide differently.
         """
-        records: dict[str, Record] = {}
-
-        def on_event(_: Event, record: Record) -> None:
-            records[record.decision.id] = record
-
+        collector = RecordCollector()
         with self._journal() as journal:
             last = journal.last_row
             start = max(0, last - ROWS_PER_DECISION * COMPARED_DECISIONS)
             replay(
                 JournalView(journal, start, None, last),
                 lambda: make_policy("static", self._arms),
-                on_event,
+                collector,
             )
-        compared = evaluable(list(records.values()))[-COMPARED_DECISIONS:]
+        compared = evaluable(list(collector.records.values()))[-COMPARED_DECISIONS:]
         policies = [self._policy(one), self._policy(other)]
         arms = arms_of(compared, *policies)
         tables = [target_probabilities(compared, policy, arms) for policy in policies]
@@ -182,7 +181,7 @@ class Evaluator:
             values = [getattr(one, field), getattr(other, field)]
             if values[0] != values[1]:
                 changed[field] = values
-        report: dict[str, Any] = {
+        report: dict[str, object] = {
             "versions": [one.version, other.version],
             "changed": changed,
             "decisions": len(compared),
@@ -191,5 +190,5 @@ class Evaluator:
             shares = [table.mean(axis=0).round(4).tolist() for table in tables]
             report["shares"] = [dict(zip(arms, row)) for row in shares]
             report["decide_otherwise"] = policy_distance(*tables)
-        plain: dict[str, Any] = json.loads(json.dumps(report))
+        plain: dict[str, object] = json.loads(json.dumps(report))
         return plain

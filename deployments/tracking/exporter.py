@@ -8,10 +8,11 @@ and every point gets the time at which it was true. Sending a batch twice has th
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from deployments.journal.codec import decode
 from deployments.journal.ids import sampled
+from deployments.router.interface import RouterHandle
 from policies.evaluation.recent_metrics import Window
 from policies.events import (
     IMPLICIT,
@@ -22,7 +23,7 @@ from policies.events import (
     Outcome,
     Record,
 )
-from policies.feedback.decision_records import DecisionRecords
+from policies.feedback.decision_records import DecisionRecords, History
 
 # rows requested at once; the router reads them between requests
 PAGE = 300
@@ -91,7 +92,7 @@ class MetricsAggregator:
         self._windows: dict[str, Window] = {ALL: Window()}
         self._totals: dict[str, Totals] = {}
         self._records = DecisionRecords(
-            CAPACITY, absent=lambda _: PENDING, applied=self._applied
+            CAPACITY, history=History(keeps_unknown=True), projection=self
         )
         self._changed: set[str] = set()
         # keys whose scores do not count now (policies/feedback/reputation.py); all records share this set
@@ -165,7 +166,8 @@ class MetricsAggregator:
         }
         self._totals = dict(others[-VERSIONS:]) | current
 
-    def _applied(self, event: Event, record: Record) -> None:
+    def record(self, event: Event, record: Record) -> None:
+        """Count an event that changed this decision record; see DecisionRecords."""
         record.silenced = self.silenced
         version = record.decision.policy_version
         if isinstance(event, Decision) and version not in self._windows:
@@ -210,7 +212,9 @@ class Exporter:
         trace_share: share of the decisions that are traced.
     """
 
-    def __init__(self, router: Any, sink: Sink, every_s: float, trace_share: float):
+    def __init__(
+        self, router: RouterHandle, sink: Sink, every_s: float, trace_share: float
+    ):
         self._router = router
         self._sink = sink
         self._every_s = every_s

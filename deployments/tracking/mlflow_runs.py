@@ -7,13 +7,19 @@ decision, so that a score finds its trace without a list of the sampled decision
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deployments.tracking.exporter import ALL, Batch, Totals
 from policies.events import Decision, Feedback, Record
 from policies.explain import explain
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run, Span, TraceInfo
+    from opentelemetry.trace import SpanContext
 
 # metrics in one call; MLflow allows 1000
 BATCH_LIMIT = 900
@@ -52,7 +58,7 @@ class MlflowRuns:
 
     def __init__(
         self,
-        client: Any,
+        client: "MlflowClient",
         experiment_id: str,
         journal: str,
         start: float,
@@ -84,7 +90,7 @@ class MlflowRuns:
             self._progress = {name: run.data.tags[name] for name in (ROW, TOTALS)}
         return int(self._progress[ROW]), json.loads(self._progress[TOTALS])
 
-    def _search(self, condition: str, most: int) -> list[Any]:
+    def _search(self, condition: str, most: int) -> list["Run"]:
         """The newest runs of this journal that fulfil a condition, newest first."""
         wanted = f"tags.{JOURNAL} = '{self._journal}' and {condition}"
         order = ["attributes.start_time DESC"]
@@ -104,7 +110,7 @@ class MlflowRuns:
             self._runs[version] = str(run.info.run_id)
         return self._runs[version]
 
-    def _create(self, version: str) -> Any:
+    def _create(self, version: str) -> "Run":
         tags = {
             **self._tags,
             JOURNAL: self._journal,
@@ -159,7 +165,7 @@ class MlflowRuns:
         for record in records:
             self._traces.start_trace(self._info(record))
 
-    def _info(self, record: Record) -> Any:
+    def _info(self, record: Record) -> "TraceInfo":
         from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
         decision = record.decision
@@ -183,7 +189,7 @@ class MlflowRuns:
             },
         )
 
-    def _spans(self, record: Record) -> list[Any]:
+    def _spans(self, record: Record) -> list["Span"]:
         """The spans of a request, of its decision and of its answer, from the journal. They contain no text."""
         decision = record.decision
         outcome = record.outcome
@@ -198,7 +204,7 @@ class MlflowRuns:
             "output_tokens": outcome.output_tokens,
         }
         usage["total_tokens"] = sum(usage.values())
-        answer = {
+        answer: dict[str, object] = {
             "finish_reason": outcome.finish_reason,
             "status": outcome.status,
             "flaw": outcome.flaw,
@@ -279,23 +285,23 @@ def _span(
     kind: str,
     begin: int,
     end: int,
-    inputs: Any,
-    outputs: Any,
-    usage: Any = None,
-) -> Any:
+    inputs: Mapping[str, object],
+    outputs: Mapping[str, object],
+    usage: Mapping[str, int] | None = None,
+) -> "Span":
     """One span for MLflow. Times are nanoseconds since the epoch; the span with number 0 is the root."""
     from mlflow.entities.span import create_mlflow_span
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
-    def context(span_number: int) -> Any:
+    def context(span_number: int) -> "SpanContext":
         trace = int(trace_id(decision.id).removeprefix("tr-"), 16)
         return SpanContext(
             trace, span_id(decision.id, span_number), False, TraceFlags(1)
         )
 
-    attributes = {
+    attributes: dict[str, object] = {
         "mlflow.traceRequestId": trace_id(decision.id),
         "mlflow.spanType": kind,
     }

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from deployments.errors import UnknownVersionError
 from deployments.journal.snapshot import Snapshot
 from policies.registry import make_policy
 from policies.types import Arm
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "router-policy"
 # fields of a Snapshot that policy.json holds
@@ -59,20 +62,21 @@ def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
     head = json.loads((folder / "policy.json").read_text())
     with np.load(folder / "posterior.npz", allow_pickle=False) as arrays:
         state = {name: arrays[name].astype(np.float64) for name in arrays.files}
-    # versions of early releases lack some of these
-    optional: dict[str, Any] = {"held": tuple(head.get("held", ()))}
-    for key in ("options", "row", "journal"):
-        if key in head:
-            optional[key] = head[key]
+    reputation = {}
     if (folder / REPUTATION).exists():
-        optional["trust"] = json.loads((folder / REPUTATION).read_text())
+        reputation = json.loads((folder / REPUTATION).read_text())
     snapshot = Snapshot(
         head["policy"],
         tuple(head["arms"]),
         int(head["sequence"]),
         version,
         state,
-        **optional,
+        # versions of early releases lack some of these
+        held=tuple(head.get("held", ())),
+        row=head.get("row", 0),
+        journal=head.get("journal", ""),
+        options=head.get("options", {}),
+        trust=reputation,
     )
     try:
         check_snapshot(snapshot)
@@ -235,14 +239,14 @@ class PolicyRegistry:
             return 0
         return self.aliases().get("champion", int(newest[0].version))
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self) -> list[dict[str, object]]:
         """All versions as plain data, newest first."""
         found = self.client.search_model_versions(f"name = '{MODEL}'", max_results=1000)
         aliases = self.aliases()
         newest_first = sorted(found, key=lambda version: -int(version.version))
         return [self._as_dict(version, aliases) for version in newest_first]
 
-    def show(self, version: int) -> dict[str, Any]:
+    def show(self, version: int) -> dict[str, object]:
         """One version as plain data, with its newest report in full."""
         from mlflow.artifacts import load_dict
 
@@ -254,12 +258,14 @@ class PolicyRegistry:
             )
         return plain
 
-    def _find(self, version: int) -> Any:
+    def _find(self, version: int) -> "ModelVersion":
         with _reporting_unknown(version):
             return self.client.get_model_version(MODEL, str(version))
 
     @staticmethod
-    def _as_dict(found: Any, aliases: Mapping[str, int]) -> dict[str, Any]:
+    def _as_dict(
+        found: "ModelVersion", aliases: Mapping[str, int]
+    ) -> dict[str, object]:
         version = int(found.version)
         mine = [alias for alias, number in aliases.items() if number == version]
         created = time.strftime(
@@ -295,17 +301,17 @@ class PolicyRegistry:
 
     # --- reports, tags and aliases ------------------------------------------------------------------------------
 
-    def attach_report(self, version: int, report: Mapping[str, Any]) -> None:
+    def attach_report(self, version: int, report: Mapping[str, object]) -> None:
         """Attach an evaluation report to a version: in full as an artefact of its run, the main figures as tags."""
         path = f"evaluations/version-{version}-{time.time_ns()}.json"
         self.client.log_dict(self._find(version).run_id, dict(report), path)
-        tags = {EVALUATION: path}
+        tags: dict[str, object] = {EVALUATION: path}
         for key in MAIN_FIGURES:
             if key in report:
                 tags[f"{EVALUATION}.{key}"] = report[key]
         self.tag(version, tags)
 
-    def tag(self, version: int, tags: Mapping[str, Any]) -> None:
+    def tag(self, version: int, tags: Mapping[str, object]) -> None:
         """Set tags of a version."""
         with _reporting_unknown(version):
             for key, value in tags.items():

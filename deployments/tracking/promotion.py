@@ -6,12 +6,11 @@ to champion is refused, before anything changes, unless the log proves that the 
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
-from typing import Any
 
 from deployments.errors import UnknownVersionError
-from deployments.journal.snapshot import Snapshot
+from deployments.router.interface import RolloutSummary, RouterHandle
 from deployments.settings import GatewaySettings
 from deployments.tracking.evaluation import Evaluator
 from deployments.tracking.model_registry import PolicyRegistry
@@ -36,7 +35,7 @@ class PromotionService:
         self,
         settings: GatewaySettings,
         registry: PolicyRegistry,
-        router: Any,
+        router: RouterHandle,
         run_id: str,
     ):
         self._settings = settings
@@ -50,7 +49,10 @@ class PromotionService:
         self._lock = asyncio.Lock()
 
     async def publish(
-        self, policy: str = "", options: Mapping[str, Any] | None = None, by: str = ""
+        self,
+        policy: str = "",
+        options: Mapping[str, object] | None = None,
+        by: str = "",
     ) -> int:
         """Register the current champion, or another policy trained on the whole journal; returns the version.
 
@@ -59,7 +61,7 @@ class PromotionService:
             options: options of that policy. With neither, the champion is registered as it is.
             by: name of the operator.
         """
-        champion: Snapshot = await self._router.checkpoint.remote()
+        champion = await self._router.checkpoint.remote()
         tags = {"by": by} if by else {}
         if not policy and options is None:
             version = await asyncio.to_thread(
@@ -80,15 +82,15 @@ class PromotionService:
             self._registry.publish, trained, self._run_id, tags
         )
 
-    async def list_versions(self) -> list[dict[str, Any]]:
+    async def list_versions(self) -> list[dict[str, object]]:
         """All versions, newest first."""
         return await asyncio.to_thread(self._registry.list)
 
-    async def show_version(self, version: int) -> dict[str, Any]:
+    async def show_version(self, version: int) -> dict[str, object]:
         """One version with its newest evaluation report."""
         return await asyncio.to_thread(self._registry.show, version)
 
-    async def evaluate(self, version: int) -> dict[str, Any]:
+    async def evaluate(self, version: int) -> dict[str, object]:
         """Compare a version with the champion on the decisions made since both exist, and attach the report to it.
 
         Returns:
@@ -97,7 +99,7 @@ class PromotionService:
         async with self._lock:
             return await self._evaluate(version)
 
-    async def diff(self, version: int, other: int = 0) -> dict[str, Any]:
+    async def diff(self, version: int, other: int = 0) -> dict[str, object]:
         """How two versions differ, and how differently they decide; by default `other` is the champion."""
         other = other or await self._champion_version()
         one = await asyncio.to_thread(self._registry.load, version)
@@ -111,7 +113,7 @@ class PromotionService:
         share: float | None = None,
         override: str = "",
         by: str = "",
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Give a version a role.
 
         Args:
@@ -129,8 +131,8 @@ class PromotionService:
                 f"unknown role '{to}'; choose one of: {', '.join(ROLES)}"
             )
         async with self._lock:
-            summary = (await self._router.summary.remote())["rollout"]
-            challenger = summary["roles"].get(CHALLENGER, {}).get("version")
+            rollout = (await self._router.summary.remote()).rollout
+            challenger = rollout.roles.get(CHALLENGER)
             report = None
             if to == CHAMPION:
                 report = await self._gate_report(version, bool(override))
@@ -143,49 +145,46 @@ class PromotionService:
             reason = f"by {by or 'an operator'}"
             if override:
                 reason += f", overriding the gate: {override}"
-            if to != CHAMPION or challenger != version:
+            if to != CHAMPION or challenger is None or challenger.version != version:
                 role = CHALLENGER if to == CHAMPION else to
                 snapshot = await asyncio.to_thread(self._registry.load, version)
                 if share is None:
                     share = self._settings.rollout.share
-                summary = await self._change_roles(
+                rollout = await self._change_roles(
                     self._router.assign_role.remote(role, snapshot, share, reason)
                 )
             if to == CHAMPION:
-                summary = await self._change_roles(self._router.promote.remote(reason))
+                rollout = await self._change_roles(self._router.promote.remote(reason))
             tags = {f"{to}_since": _now(), f"{to}_by": by}
             if override:
                 tags["override_reason"] = override
             await asyncio.to_thread(self._registry.tag, version, tags)
             await self.sync_aliases()
-        return {**summary, "evaluation": report}
+        return {**rollout.plain(), "evaluation": report}
 
-    async def _change_roles(self, call: Any) -> dict[str, Any]:
+    async def _change_roles(self, call: Awaitable[RolloutSummary]) -> RolloutSummary:
         """Await a call of the router that changes roles, and turn its refusal into a RefusedError."""
         try:
-            summary: dict[str, Any] = await call
-            return summary
+            return await call
         except ValueError as error:  # Ray raises a copy that is a ValueError, too
             raise RefusedError(str(getattr(error, "cause", error))) from None
 
     async def sync_aliases(self) -> None:
         """Set the registry's aliases to the router's roles, and tag the versions that were rolled back."""
-        summary = (await self._router.summary.remote())["rollout"]
-        aliases = {
-            role: int(held["version"]) for role, held in summary["roles"].items()
-        }
+        rollout = (await self._router.summary.remote()).rollout
+        aliases = {role: held.version for role, held in rollout.roles.items()}
         await asyncio.to_thread(self._registry.set_aliases, aliases)
-        for change in summary["history"]:
-            loser = change.get("loser")
+        for change in rollout.history:
+            loser = change.loser
             if not loser or loser in self._tagged:
                 continue
             with suppress(UnknownVersionError):  # an operator has deleted it
                 await asyncio.to_thread(
-                    self._registry.tag, loser, {"rolled_back": change["reason"]}
+                    self._registry.tag, loser, {"rolled_back": change.reason}
                 )
             self._tagged.add(loser)
 
-    async def _evaluate(self, version: int) -> dict[str, Any]:
+    async def _evaluate(self, version: int) -> dict[str, object]:
         champion = await self._champion_version()
         if version == champion:
             raise RefusedError(f"version {version} is the champion")
@@ -205,7 +204,7 @@ class PromotionService:
         await asyncio.to_thread(self._registry.attach_report, version, report)
         return report
 
-    async def _gate_report(self, version: int, overridden: bool) -> dict[str, Any]:
+    async def _gate_report(self, version: int, overridden: bool) -> dict[str, object]:
         """The evaluation report. If the gate is overridden, a failed evaluation is reported and not raised."""
         try:
             return await self._evaluate(version)
@@ -219,13 +218,13 @@ class PromotionService:
             }
 
     async def _champion_version(self) -> int:
-        roles = (await self._router.summary.remote())["rollout"]["roles"]
-        version = roles[CHAMPION]["version"]
+        rollout = (await self._router.summary.remote()).rollout
+        version = rollout.roles[CHAMPION].version
         if not version:
             raise RefusedError(
                 "no version of the champion is registered yet; publish one first"
             )
-        return int(version)
+        return version
 
 
 def _now() -> str:

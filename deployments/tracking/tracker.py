@@ -8,11 +8,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from deployments.journal.ids import IdFactory
 from deployments.observability import logs
 from deployments.observability.metrics import TrackerTelemetry
+from deployments.router.interface import RouterHandle, RouterSummary
 from deployments.settings import GatewaySettings
 from deployments.tracking.exporter import Exporter
 from deployments.tracking.mlflow_runs import MlflowRuns
@@ -35,7 +35,7 @@ class Tracker:
         start: start of this system, in seconds since the epoch; a restarted tracker gets the same value.
     """
 
-    def __init__(self, settings: GatewaySettings, router: Any, start: float):
+    def __init__(self, settings: GatewaySettings, router: RouterHandle, start: float):
         logs.configure("tracker")
         self._settings = settings
         self._router = router
@@ -138,29 +138,30 @@ class Tracker:
         summary = await self._router.summary.remote()
         try:
             await self._exporter.run_once(
-                time.time(), {*summary["quarantined"], *summary["in_doubt"]}
+                time.time(), {*summary.quarantined, *summary.in_doubt}
             )
         finally:  # a failed export does not delay the versions
             await self._publish(registry, summary)
 
-    async def _publish(self, registry: PolicyRegistry, summary: dict[str, Any]) -> None:
+    async def _publish(self, registry: PolicyRegistry, summary: RouterSummary) -> None:
         """Log the live measurements, register a version when one is due, and update the registry's aliases."""
-        metrics = {
-            f"profiler/{key}": value for key, value in summary["profiler"].items()
-        }
-        for arm, model in summary["models"].items():
-            metrics[f"in_flight/{arm}"] = model["in_flight"]
-            for key in ("expected_quality", "accuracy", "tpot_s"):
-                if model[key]:  # 0 means unknown, as after a restart
-                    metrics[f"{key}/{arm}"] = model[key]
-        await asyncio.to_thread(
-            registry.log, self._run_id, metrics, summary["decisions"]
-        )
+        metrics = {f"profiler/{key}": value for key, value in summary.profiler.items()}
+        for name, arm in summary.models.items():
+            metrics[f"in_flight/{name}"] = arm.state.in_flight
+            measured = {
+                "expected_quality": arm.expected_quality,
+                "accuracy": arm.state.accuracy,
+                "tpot_s": arm.state.tpot_s,
+            }
+            for key, value in measured.items():
+                if value:  # 0 means unknown, as after a restart
+                    metrics[f"{key}/{name}"] = value
+        await asyncio.to_thread(registry.log, self._run_id, metrics, summary.decisions)
         if time.time() - self._published_at >= self._settings.publish_every_s:
             self._published_at = time.time()
-            if summary["decisions"] != self._published_sequence:
+            if summary.decisions != self._published_sequence:
                 await self._promotions.publish()
-                self._published_sequence = summary["decisions"]
+                self._published_sequence = summary.decisions
         await self._promotions.sync_aliases()
 
     # --- operators ----------------------------------------------------------------------------------------------
@@ -172,31 +173,31 @@ class Tracker:
         await self._connect()
         return self._promotions
 
-    async def list_versions(self) -> dict[str, Any] | None:
+    async def list_versions(self) -> dict[str, object] | None:
         """The registry's `name` and all `versions`, newest first."""
         service = await self._service()
         if service is None:
             return None
         return {"name": MODEL, "versions": await service.list_versions()}
 
-    async def show_version(self, version: int) -> dict[str, Any] | None:
+    async def show_version(self, version: int) -> dict[str, object] | None:
         """One version with its newest evaluation report."""
         service = await self._service()
         return None if service is None else await service.show_version(version)
 
-    async def diff(self, version: int, other: int) -> dict[str, Any] | None:
+    async def diff(self, version: int, other: int) -> dict[str, object] | None:
         """See PromotionService.diff."""
         service = await self._service()
         return None if service is None else await service.diff(version, other)
 
-    async def evaluate(self, version: int) -> dict[str, Any] | None:
+    async def evaluate(self, version: int) -> dict[str, object] | None:
         """See PromotionService.evaluate."""
         service = await self._service()
         return None if service is None else await service.evaluate(version)
 
     async def publish(
-        self, policy: str, options: Mapping[str, Any] | None, by: str
-    ) -> dict[str, Any] | None:
+        self, policy: str, options: Mapping[str, object] | None, by: str
+    ) -> dict[str, object] | None:
         """See PromotionService.publish; returns the registry's `name` and the number of the new `version`."""
         service = await self._service()
         if service is None:
@@ -210,7 +211,7 @@ class Tracker:
         share: float | None = None,
         override: str = "",
         by: str = "",
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, object] | None:
         """See PromotionService.promote."""
         service = await self._service()
         if service is None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from policies.base import LearningBuffer, Policy, State
+from policies.base import LearningBuffer, Policy
 from policies.evaluation.replay import target_probabilities
 from policies.events import Decision, Event, Outcome, Record
-from policies.types import ModelState, Request, Vector
+from policies.types import Vector
 
 BLOCK = 32  # decisions that are evaluated together, before the policies learn from them
 
@@ -24,18 +24,15 @@ class Prequential:
         arms: K names, the columns of the probabilities.
     """
 
-    name = "prequential"
-
     def __init__(self, policies: Mapping[str, Policy], arms: Sequence[str]):
         self.members = dict(policies)
         self._columns = tuple(arms)
-        self.arms = next(iter(policies.values())).arms
         self._waiting: list[Record] = []
         self._recorder = LearningBuffer()
         self._rows = {name: dict[str, Vector]() for name in policies}
 
-    def note(self, event: Event, record: Record) -> None:
-        """Record an event of the log before the policies learn from it (the `applied` callback of DecisionRecords)."""
+    def record(self, event: Event, record: Record) -> None:
+        """Take in an event of the log before the policies learn from it; see DecisionRecords."""
         if isinstance(event, Decision):
             self._waiting.append(record)
             if len(self._waiting) >= BLOCK:
@@ -89,20 +86,3 @@ class Prequential:
         """See base.EventLearner."""
         for policy in self.members.values():
             policy.discount(arm, events)
-
-    def decide(
-        self,
-        requests: Sequence[Request],
-        states: Mapping[str, ModelState],
-        rng: np.random.Generator,
-        sequence: int,
-    ) -> list[Decision]:
-        """See base.Policy; the decisions of a log are made already."""
-        raise NotImplementedError("the decisions of a log are made already")
-
-    def state(self) -> State:
-        """See base.Policy; there is no state to save."""
-        return {}
-
-    def restore(self, state: State) -> None:
-        """See base.Policy; there is no state to restore."""

@@ -5,7 +5,8 @@ in whatever order and however often they arrive, the same votes count in the end
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from policies.base import EventLearner
 from policies.events import (
@@ -33,33 +34,58 @@ WEIGHTS = {
 PENDING_CAPACITY = 10_000  # unknown decisions for which events are kept
 
 
+class History:
+    """The decision records that are no longer in memory. This history has none.
+
+    Args:
+        keeps_unknown: keep an event of an unknown decision until the decision arrives, instead of refusing it.
+    """
+
+    def __init__(self, keeps_unknown: bool = False):
+        self._status = PENDING if keeps_unknown else UNKNOWN
+
+    def find(self, decision_id: str) -> Record | None:
+        """The record of a decision; None if there is none."""
+        return None
+
+    def status_without_decision(self, decision_id: str) -> str:
+        """The status of an event whose decision is unknown.
+
+        PENDING keeps the event until the decision arrives; any other status refuses it.
+        """
+        return self._status
+
+
+class EventProjection(Protocol):
+    """Derives state from the events that change decision records."""
+
+    def record(self, event: Event, record: Record) -> None:
+        """Take in an event that has changed this decision record; a policy learns from it afterwards."""
+
+
 class DecisionRecords:
-    """The records of the most recent decisions in memory; `find` looks up older ones.
+    """The records of the most recent decisions, in memory.
 
     Args:
         capacity: number of records in memory.
-        find: returns the record of an older decision from the journal, or None.
-        absent: returns the status of an event whose decision is unknown. PENDING keeps the event until the decision
-            arrives; any other status refuses it.
-        applied: called with every event that changed a record, and with that record.
+        history: has the records of older decisions.
+        projection: takes in every event that changes a record; None if there is none.
         reputation: decides which keys' scores count; None counts the scores of all keys.
     """
 
     def __init__(
         self,
         capacity: int = 10_000,
-        find: Callable[[str], Record | None] = lambda _: None,
-        absent: Callable[[str], str] = lambda _: UNKNOWN,
-        applied: Callable[[Event, Record], None] = lambda _, __: None,
+        history: History | None = None,
+        projection: EventProjection | None = None,
         reputation: KeyReputation | None = None,
     ):
         self._records: OrderedDict[str, Record] = OrderedDict()
         # By decision, then by source.
         self._pending: OrderedDict[str, dict[str, Outcome | Feedback]] = OrderedDict()
         self._capacity = capacity
-        self._find = find
-        self._absent = absent
-        self._applied = applied
+        self._history = history or History()
+        self._projection = projection
         self.reputation = reputation
 
     @property
@@ -68,10 +94,10 @@ class DecisionRecords:
         return tuple(self._pending)
 
     def get(self, decision_id: str) -> Record | None:
-        """The record of a decision, from memory or by `find`."""
+        """The record of a decision, from memory or from the history."""
         record = self._records.get(decision_id)
         if record is None:
-            record = self._find(decision_id)
+            record = self._history.find(decision_id)
             if record is not None:
                 self.add(record)
         return record
@@ -102,11 +128,11 @@ class DecisionRecords:
         Args:
             event: a decision, outcome or feedback; the order does not matter.
             policy: learns from the event. None updates the record only, for events that a snapshot already contains.
-            fresh: the caller knows that this decision is new, so `find` is not called.
+            fresh: the caller knows that this decision is new, so the history is not asked.
 
         Returns:
             ACCEPTED; DUPLICATE if nothing changed; REPEATED, PENDING or TOO_MANY_SOURCES (events.py); UNKNOWN if the
-            decision belongs to another owner; or the status that `absent` returns.
+            decision belongs to another owner; or the status of History.status_without_decision.
         """
         if isinstance(event, Decision):
             if event.id in self._records:
@@ -115,14 +141,14 @@ class DecisionRecords:
                 return DUPLICATE
             record = Record(event)
             self.add(record)
-            self._applied(event, record)
+            self._project(event, record)
             for early in self._pending.pop(event.id, {}).values():
                 self._apply_to(record, early, policy)
             return ACCEPTED
         known = self.get(event.decision_id)
         if known is not None:
             return self._apply_to(known, event, policy)
-        status = self._absent(event.decision_id)
+        status = self._history.status_without_decision(event.decision_id)
         return self._add_pending(event) if status == PENDING else status
 
     def _add_pending(self, event: Outcome | Feedback) -> str:
@@ -142,6 +168,10 @@ class DecisionRecords:
             self._pending.popitem(last=False)
         return PENDING
 
+    def _project(self, event: Event, record: Record) -> None:
+        if self._projection is not None:
+            self._projection.record(event, record)
+
     def _apply_to(
         self, record: Record, event: Outcome | Feedback, policy: EventLearner | None
     ) -> str:
@@ -152,7 +182,7 @@ class DecisionRecords:
             if record.outcome is not None:
                 return DUPLICATE
             record.outcome = event
-            self._applied(event, record)
+            self._project(event, record)
             if policy is not None:
                 policy.learn(record.decision, event)
             return ACCEPTED
@@ -171,7 +201,7 @@ class DecisionRecords:
         corrected = earlier if record.owners.get(event.source) == event.owner else None
         record.scores[event.source] = event.score
         record.owners[event.source] = event.owner
-        self._applied(event, record)
+        self._project(event, record)
         if policy is not None:
             _replace(policy, record.decision, before, record.votes())
             if self.reputation is not None and self.reputation.observe(

@@ -30,6 +30,7 @@ replay comes to the same result.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import Any, NamedTuple, TypeVar
@@ -88,6 +89,23 @@ def likelihood_ratio(score: float, expected: float) -> float:
     return score * log(hostile / honest) + (1.0 - score) * log(
         (1.0 - hostile) / (1.0 - honest)
     )
+
+
+def with_decisions(
+    state: Mapping[str, Any], current: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add the decisions of each key, which a compact state leaves out, as far as another state has them.
+
+    Args:
+        state: of `KeyReputation.state(compact=True)`.
+        current: a newer state, which is not compact.
+    """
+    current_keys = current.get("keys", {})
+    keys = {}
+    for name, key in state["keys"].items():
+        decisions = key["decisions"] or current_keys.get(name, key)["decisions"]
+        keys[name] = key | {"decisions": decisions}
+    return {**state, "keys": keys}
 
 
 class KeyReputation:

@@ -7,6 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import grpc
@@ -29,6 +30,7 @@ from ray.serve.schema import (
 
 from deployments import runtime
 from deployments.router.replicas import READY_STATES
+from deployments.runtime import ServeApplication
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -75,13 +77,23 @@ def test_serve_replicas_bind_to_loopback(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_serve_controller_reports_applications_and_replicas(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Serve's client still has get_serve_details, and its schema the fields that ReplicaCounter reads."""
-    applications = {"small": {"deployments": {}}}
+    """Serve's client still has get_serve_details, and its schema the fields that serve_applications reads."""
+    replicas = [{"state": "RUNNING"}, {"state": "STARTING"}]
+    applications = {
+        "small": {
+            "deployments": {"Model:small": {"replicas": replicas}},
+            "deployed_app_config": {"args": {"model_id": "small"}},
+        },
+        "new": {"deployments": {}, "deployed_app_config": None},
+    }
     client = create_autospec(ServeControllerClient, instance=True)
     client.get_serve_details.return_value = {"applications": applications}
     get_client = create_autospec(context._get_global_client, return_value=client)
     monkeypatch.setattr(context, "_get_global_client", get_client)
-    assert runtime.serve_applications() == applications
+    assert runtime.serve_applications() == {
+        "small": ServeApplication(("RUNNING", "STARTING"), {"model_id": "small"}),
+        "new": ServeApplication((), {}),
+    }
     get_client.return_value = None
     assert runtime.serve_applications() == {}
 
@@ -107,6 +119,17 @@ def test_serve_handle_tells_when_a_replica_has_accepted_a_call() -> None:
 
     asyncio.run(run())
     assert not runtime.accepted_by_replica(None)
+
+
+def test_rays_engine_holds_vllms_engine() -> None:
+    """If Ray renames the attribute, ModelServer cannot watch the engine."""
+    from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert "self._engine_client = " in inspect.getsource(VLLMEngine.start)
+    client = object()
+    assert runtime.engine_client(SimpleNamespace(_engine_client=client)) is client
+    assert isinstance(AsyncLLM.errored, property)
 
 
 def test_serve_buffers_log_lines_and_skips_its_context_on_request(

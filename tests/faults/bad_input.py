@@ -51,28 +51,28 @@ def t9(_: Path) -> Finding:
     ]
     events += [Feedback(d.id, i / 40, "user") for i, d in enumerate(made)]  # type: ignore[arg-type]
     reference = Thompson(arms)
-    ledger = DecisionRecords()
+    decision_records = DecisionRecords()
     for event in (*made, *events):
-        ledger.apply(event, reference)
+        decision_records.apply(event, reference)
     wanted = reference.state()
     # the drift test depends on the order of events by design
     posterior = [name for name in wanted if not name.startswith("drift.")]
     again = Thompson(arms)
-    ledger = DecisionRecords()
+    decision_records = DecisionRecords()
     for event in (*made, *(event for event in events for _ in range(3))):
-        ledger.apply(event, again)
+        decision_records.apply(event, again)
     twice = max(
         float(np.abs(value - wanted[name]).max(initial=0.0))
         for name, value in again.state().items()
     )
     for shuffle in range(50):
         again = Thompson(arms)
-        ledger = DecisionRecords()
+        decision_records = DecisionRecords()
         shuffled = random.Random(shuffle)
         many = [event for event in events for _ in range(shuffled.randint(1, 5))]
         shuffled.shuffle(many)
         for event in (*made, *many):
-            ledger.apply(event, again)
+            decision_records.apply(event, again)
         state = again.state()
         worst = max(
             worst,
@@ -95,7 +95,7 @@ def t10(folder: Path) -> Finding:
     with locked.client:
         mine = [locked.ask("ann").headers["x-router-decision-id"] for _ in range(5)]
         # wait until the router has learned the outcomes
-        eventually(lambda: not locked.ingress.decider.outcomes.unsent)
+        eventually(lambda: not locked.ingress.router_client.outcomes.unsent)
         before = locked.router.thing._policy.state()
         rejected = 0
         for i in range(1_000):
@@ -259,7 +259,7 @@ def t28(folder: Path) -> Finding:
         ids = [
             gateway.chat(stream=True).headers["x-router-decision-id"] for _ in range(40)
         ]
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         for decision_id in ids:
             outcome = gateway.client.get(f"/v1/router/decisions/{decision_id}").json()[
                 "outcome"

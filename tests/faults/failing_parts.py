@@ -142,7 +142,7 @@ def t25(folder: Path) -> Finding:
     async def run() -> tuple[list[tuple[Any, float]], str]:
         async with gateway.at_once() as client:
             gateway.models["large"].script = loads
-            while gateway.ingress.decider.replicas("large"):
+            while gateway.ingress.router_client.replicas("large"):
                 await asyncio.sleep(0.1)
             found = await open_loop(10.0, 18.0, lambda: post(gateway.client.app, ASK))
             answer = await client.post(

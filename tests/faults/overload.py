@@ -163,7 +163,7 @@ def t13(folder: Path) -> Finding:
             seconds[answer.headers["x-router-fallback"]].append(
                 time.perf_counter() - began
             )
-        deadline_s = gateway.ingress.decider.tuning.profile_timeout_s
+        deadline_s = gateway.ingress.router_client.tuning.profile_timeout_s
     added = percentile(seconds["profiler"], 99) - percentile(seconds["none"], 50)
     share = len(seconds["profiler"]) / 200
     figure = (
@@ -229,7 +229,7 @@ def t15(folder: Path) -> Finding:
                 await asyncio.sleep(0.01)
             freed_s = time.perf_counter() - began
             left = gateway.ingress.dispatcher.admission.in_flight_total + sum(
-                gateway.ingress.decider.in_flight.values()
+                gateway.ingress.router_client.in_flight.values()
             )
             model = gateway.models["large"]
             return freed_s, left, len(model.calls) - model.cancelled

@@ -88,7 +88,9 @@ def t8(folder: Path) -> Finding:
         with gateway.client:
             before = [gateway.chat().headers["x-router-decision-id"] for _ in range(5)]
             eventually(
-                lambda gateway=gateway: not gateway.ingress.decider.outcomes.unsent
+                lambda gateway=gateway: (
+                    not gateway.ingress.router_client.outcomes.unsent
+                )
             )
             journal = gateway.router.thing._journal
             statuses = Counter[int]()
@@ -106,7 +108,7 @@ def t8(folder: Path) -> Finding:
                 waiting = journal.waiting_rows
             began = time.monotonic()
             while (
-                gateway.ingress.decider.outcomes.unsent or journal.busy
+                gateway.ingress.router_client.outcomes.unsent or journal.busy
             ) and time.monotonic() - began < 60:
                 time.sleep(0.1)
             recovered_s = time.monotonic() - began
@@ -257,10 +259,10 @@ def t23(_: Path) -> Finding:
     figure += f"clean {middle(clean)[0]:.4f} a request, worst arm {worst_share(clean):.1f} %; "
     events = play(0, DECISIONS, KEYS, 2, keep=True).events
     began = time.process_time()
-    ledger = DecisionRecords(reputation=KeyReputation())
+    decision_records = DecisionRecords(reputation=KeyReputation())
     policy = Thompson(ARMS)
     for event in events:
-        ledger.apply(event, policy, fresh=True)
+        decision_records.apply(event, policy, fresh=True)
     figure += f"rebuilt from {len(events)} events in {time.process_time() - began:.1f} s of processor"
     return Finding(figure, held and wronged < 0.01 * honest)
 

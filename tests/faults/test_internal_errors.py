@@ -90,7 +90,7 @@ def test_a_second_attempt_has_the_same_objective(tmp_path: Path) -> None:
         for arm in ("small", "large"):
             gateway.models[arm].script = failing(RuntimeError())
         gateway.router.thing._projections.pacer.integral = (
-            gateway.ingress.decider._pacer.integral
+            gateway.ingress.router_client._pacer.integral
         ) = 3.0
         gateway.tune(decide_here_s=1e6)
         assert (
@@ -99,7 +99,7 @@ def test_a_second_attempt_has_the_same_objective(tmp_path: Path) -> None:
             ).status_code
             == 503
         )
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         first, second = (
             r.decision for r in gateway.router.thing._learner.records._records.values()
         )
@@ -199,7 +199,7 @@ def assert_freed(gateway: Gateway, headers: list[tuple[bytes, bytes]]) -> None:
     """Check that the engine was cancelled, its slot is free, and the outcome has a cost but is no failure."""
     line = gateway.ingress.dispatcher.admission.queues["large"]
     assert gateway.models["large"].cancelled == 1 and not line.running
-    assert not any(gateway.ingress.decider.in_flight.values())
+    assert not any(gateway.ingress.router_client.in_flight.values())
     where = f"/v1/router/decisions/{dict(headers)[b'x-router-decision-id'].decode()}"
     eventually(lambda: gateway.client.get(where).json()["outcome"])
     outcome = gateway.client.get(where).json()["outcome"]
@@ -266,7 +266,7 @@ def test_in_flight_counts_return_to_zero(gateway: Gateway) -> None:
     gateway.models["large"].script = failing(RuntimeError())
     gateway.chat(model="large")
     gateway.chat(model="large", stream=True)
-    assert not any(gateway.ingress.decider.in_flight.values())
+    assert not any(gateway.ingress.router_client.in_flight.values())
 
 
 def test_concurrent_requests_count_as_load_before_their_answers(
@@ -324,7 +324,7 @@ def test_a_restarted_router_knows_what_it_had_learned(tmp_path: Path) -> None:
             first.client.post(
                 "/v1/feedback", json={"decision_id": decision_id, "score": i / 12}
             )
-        eventually(lambda: not first.ingress.decider.outcomes.unsent)
+        eventually(lambda: not first.ingress.router_client.outcomes.unsent)
     before = first.router.thing._policy.state()
     second = Gateway(tmp_path)
     after = second.router.thing._policy.state()

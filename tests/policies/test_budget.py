@@ -224,12 +224,12 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
         for _ in range(12):
             gateway.chat()
         gateway.chat(model="large")
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         found = gateway.chat().headers["x-router-decision-id"]
         objective = gateway.client.get(f"/v1/router/decisions/{found}").json()[
             "objective"
         ]
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         budget = gateway.client.get("/v1/router/state").json()["budget"]
     router = gateway.router.thing
     assert objective["cost_weight"] > 1e3 and budget["max_mean_cost_usd"] == 1e-6

@@ -86,7 +86,7 @@ class Gateway:
 
     def tune(self, **changed: Any) -> None:
         """Change the user_config while the gateway runs."""
-        before = self.ingress.decider.tuning.model_dump()
+        before = self.ingress.router_client.tuning.model_dump()
         self.ingress.reconfigure({**before, **changed})
 
     @asynccontextmanager

@@ -59,7 +59,7 @@ class Played:
     found: dict[str, int] = field(default_factory=dict)
     wronged: list[str] = field(default_factory=list)
     hostile: float = 0.0
-    ledger: DecisionRecords | None = None
+    decision_records: DecisionRecords | None = None
     policy: Thompson | None = None
     events: list = field(default_factory=list)
 
@@ -110,7 +110,7 @@ def play(
     ]
     policy = Thompson(ARMS)
     reputation = KeyReputation() if defended else None
-    ledger = DecisionRecords(reputation=reputation)
+    decision_records = DecisionRecords(reputation=reputation)
     now = [0.0]
     cap = KeySettings().scores_per_minute
     buckets = [TokenBucket(cap, lambda: now[0]) for _ in names]
@@ -120,7 +120,7 @@ def play(
     played = Played(
         np.full(decisions, np.nan),
         np.full(decisions, np.nan),
-        ledger=ledger,
+        decision_records=decision_records,
         policy=policy,
     )
     false_scores = given = 0
@@ -162,7 +162,7 @@ def play(
             false_scores += who < hostile
             given += 1
         for event in events:
-            ledger.apply(event, policy, fresh=True)
+            decision_records.apply(event, policy, fresh=True)
         if keep:
             played.events += events
         if (

@@ -215,7 +215,7 @@ def test_failover_asks_at_most_one_other_arm(tmp_path: Path) -> None:
             model.script = failing(RuntimeError())
         assert gateway.chat().status_code == 503
         assert sum(len(model.calls) for model in gateway.models.values()) == 2
-        assert not any(gateway.ingress.decider.in_flight.values())
+        assert not any(gateway.ingress.router_client.in_flight.values())
 
 
 def test_stream_ends_with_an_error_after_a_long_pause(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_stream_ends_with_an_error_after_a_long_pause(tmp_path: Path) -> None:
                 '"server_error"' in answer.text
                 and gateway.models["large"].cancelled == 1
             )
-            assert not any(gateway.ingress.decider.in_flight.values())
+            assert not any(gateway.ingress.router_client.in_flight.values())
 
     clock.run(run())
 
@@ -294,7 +294,7 @@ def test_overload_is_refused_at_once_and_the_rest_is_answered(
             )
             assert urgent.status_code == 200
             await asyncio.gather(*blocked)
-        assert not any(gateway.ingress.decider.in_flight.values())
+        assert not any(gateway.ingress.router_client.in_flight.values())
 
     clock.run(run())
 
@@ -324,7 +324,7 @@ def test_queue_forgets_clients_that_disconnect_while_waiting(
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(0.05)
             assert admission.in_flight_total == 0 and not any(
-                gateway.ingress.decider.in_flight.values()
+                gateway.ingress.router_client.in_flight.values()
             )
             assert large.cancelled == len(large.calls) == 1
 

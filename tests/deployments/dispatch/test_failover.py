@@ -40,7 +40,7 @@ def test_draining_replica_finishes_the_requests_it_has_accepted(
             while not small.calls:
                 await asyncio.sleep(0.05)
             gateway.replicas["small"] = 0
-            while gateway.ingress.decider.replicas("small"):
+            while gateway.ingress.router_client.replicas("small"):
                 await asyncio.sleep(0.05)
             await asyncio.sleep(40)
             drained.set()
@@ -75,7 +75,7 @@ def test_requests_waiting_for_a_lost_arm_fail_over(
             await asyncio.sleep(50)
             waits = not asked.done()
             gateway.replicas["small"] = 0
-            while gateway.ingress.decider.replicas("small"):
+            while gateway.ingress.router_client.replicas("small"):
                 await asyncio.sleep(0.05)
             known_s = asyncio.get_running_loop().time()
             answer = await asked

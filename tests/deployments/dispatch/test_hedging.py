@@ -31,7 +31,7 @@ def play(folder: Path, scenario: Callable[[Gateway, Post], Awaitable[None]]) -> 
                 )
 
             await scenario(gateway, post)
-            assert not any(gateway.ingress.decider.in_flight.values())
+            assert not any(gateway.ingress.router_client.in_flight.values())
 
     clock.run(run())
 

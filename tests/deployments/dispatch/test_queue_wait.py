@@ -45,7 +45,7 @@ def test_expected_and_actual_waits_are_reported(tmp_path: Path) -> None:
             ]
             assert told == pytest.approx(3 * 0.4, abs=0.05)
             ids = [*await asyncio.gather(*crowd), decided]
-            while gateway.ingress.decider.outcomes.unsent:
+            while gateway.ingress.router_client.outcomes.unsent:
                 await asyncio.sleep(0.05)
             return [await gateway.router.thing.record(one) for one in ids]
 
@@ -69,10 +69,10 @@ def test_wait_of_a_disconnected_client_is_not_latency_of_the_model(
             gateway.tune(
                 decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10}
             )
-            decider = gateway.ingress.decider
+            router_client = gateway.ingress.router_client
             told = list[Any]()
-            report = decider.report
-            decider.report = lambda decision, outcome: (
+            report = router_client.report
+            router_client.report = lambda decision, outcome: (
                 told.append(outcome),
                 report(decision, outcome),
             )

@@ -96,7 +96,7 @@ def test_explanation_names_the_fallback(
 ) -> None:
     """Each fallback has its own sentence."""
     request = make_request(objective=Objective(models=("small",)))
-    decision = gateway.ingress.decider.decide_locally(request, fallback)
+    decision = gateway.ingress.router_client.decide_locally(request, fallback)
     assert decision.fallback == fallback and said in summary(decision)
 
 
@@ -139,7 +139,7 @@ def test_decision_that_has_not_reached_the_router_gives_a_503(
     """The decision is on its way, so the client may ask again."""
     monkeypatch.setattr(feedback_routes, "POLLS", 1)
     answer = gateway.client.get(
-        f"/v1/router/decisions/{gateway.ingress.decider.new_id()}"
+        f"/v1/router/decisions/{gateway.ingress.router_client.new_id()}"
     )
     assert answer.status_code == 503 and "retry-after" in answer.headers
 
@@ -160,7 +160,7 @@ def test_local_decisions_explore_and_count_like_the_router(gateway: Gateway) -> 
         "the sequence must grow"
     )
     summary = inside(gateway, gateway.router.thing.summary)
-    assert summary["decisions"] == 12 and summary["counts"]["routed"] == 12
+    assert summary.decisions == 12 and summary.counts["routed"] == 12
 
 
 def test_router_numbers_the_decisions_of_all_ingresses(gateway: Gateway) -> None:
@@ -178,13 +178,14 @@ def test_router_numbers_the_decisions_of_all_ingresses(gateway: Gateway) -> None
 
     ingresses = []
     for _ in range(3):
-        decider = gateway.ingress.decider
-        inside(gateway, decider._refresh)
+        router_client = gateway.ingress.router_client
+        inside(gateway, router_client._refresh)
         requests = [
-            Request(decider.new_id(), make_profile(), Objective()) for _ in range(10)
+            Request(router_client.new_id(), make_profile(), Objective())
+            for _ in range(10)
         ]
         ingresses.append(
-            [decider._decide_on_snapshot([request])[0] for request in requests]
+            [router_client._decide_on_snapshot([request])[0] for request in requests]
         )
     assert [d.sequence for made in ingresses for d in made] == [*range(10)] * 3
     for made in ingresses:
@@ -241,9 +242,9 @@ def test_learner_knows_a_decision_it_has_seen(gateway: Gateway) -> None:
 def test_router_gets_the_expected_waits(gateway: Gateway) -> None:
     """Otherwise a decision of the router would ignore the queue in front of a model."""
     gateway.tune(decide_here_s=0.0)
-    decider = gateway.ingress.decider
-    decider.in_flight["large"] += 1
-    decider.wait_s = lambda arm, rank: {"small": 99.0, "large": 7.0}.get(arm, 0.0)
+    router_client = gateway.ingress.router_client
+    router_client.in_flight["large"] += 1
+    router_client.wait_s = lambda arm, rank: {"small": 99.0, "large": 7.0}.get(arm, 0.0)
     decision_id = gateway.chat().headers["x-router-decision-id"]
     eventually(lambda: record(gateway, decision_id))
     small, large = (
@@ -255,8 +256,8 @@ def test_router_gets_the_expected_waits(gateway: Gateway) -> None:
 
 def test_every_refresh_reports_the_load(gateway: Gateway) -> None:
     """An ingress that decides locally may have no outcome to report."""
-    gateway.ingress.decider.in_flight["large"] = 5
-    inside(gateway, gateway.ingress.decider._refresh)
+    gateway.ingress.router_client.in_flight["large"] = 5
+    inside(gateway, gateway.ingress.router_client._refresh)
     assert (
         inside(gateway, gateway.router.thing.snapshot, "another")[1]["large"].in_flight
         == 5
@@ -291,9 +292,9 @@ def test_queue_of_unsent_outcomes_is_bounded(
     monkeypatch.setattr(outcome_reporter, "MAX_UNSENT", 5)
     gateway.router.broken = True
     ids = [gateway.chat().headers["x-router-decision-id"] for _ in range(12)]
-    assert len(gateway.ingress.decider.outcomes.unsent) == 5
+    assert len(gateway.ingress.router_client.outcomes.unsent) == 5
     gateway.router.broken = False
-    eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+    eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
     assert [record(gateway, decision_id) is not None for decision_id in ids] == [
         False
     ] * 7 + [True] * 5

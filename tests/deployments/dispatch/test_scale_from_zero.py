@@ -52,7 +52,7 @@ def test_requests_that_other_arms_answer_start_a_replica(
     gateway.replicas["large"] = 0
     # the router counts the replicas every 2 s
     eventually(
-        lambda: time.sleep(0.05) or gateway.ingress.decider.replicas("large") == 0
+        lambda: time.sleep(0.05) or gateway.ingress.router_client.replicas("large") == 0
     )
     assert not gateway.models["large"].calls
     assert gateway.chat().headers["x-router-model"] == "small"

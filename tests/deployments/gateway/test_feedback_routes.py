@@ -94,7 +94,7 @@ def test_a_key_outlives_a_restart(tmp_path: Path) -> None:
     with first.client:
         decision_id = first.chat().headers["x-router-decision-id"]
         before = send(first, decision_id, 0.5, "key")
-        eventually(lambda: not first.ingress.decider.outcomes.unsent)
+        eventually(lambda: not first.ingress.router_client.outcomes.unsent)
     second = Gateway(tmp_path)
     with second.client:
         assert send(second, decision_id, 0.5, "key").text == before.text
@@ -196,7 +196,7 @@ def test_prompts_and_answers_are_written_only_where_that_is_switched_on(
                     ).status_code
                     == 200
                 )
-        eventually(lambda: not made.ingress.decider.outcomes.unsent)
+        eventually(lambda: not made.ingress.router_client.outcomes.unsent)
     found = texts_in(tmp_path)
     assert b"prompt_hash" in found
     assert (secret.encode() in found) == store and (
@@ -222,7 +222,7 @@ def test_a_stored_decision_has_all_that_its_evaluation_needs(gateway: Gateway) -
     """Profile, eligible arms, propensities, version, and whether the client forced the model."""
     gateway.chat()
     gateway.chat(model="large")
-    eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+    eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
     rows = [
         event
         for _, event in gateway.router.thing._journal.replay()

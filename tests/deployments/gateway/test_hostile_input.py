@@ -244,8 +244,8 @@ def test_errors_reveal_no_internals(
         bodies.append(gateway.chat(model="large", stream=True).text)
         gateway.models["large"].script = None
         places = [
-            (ingress.decider, "profile"),
-            (ingress.decider, "decide"),
+            (ingress.router_client, "profile"),
+            (ingress.router_client, "decide"),
             (ingress.dispatcher, "check"),
             (ingress.dispatcher, "ask"),
             (ingress.dispatcher, "finish"),
@@ -289,7 +289,7 @@ def test_internal_errors_free_their_slots(
         for stream in (False, True):
             gateway.chat(model="large", stream=stream)
     assert gateway.ingress.dispatcher.admission.in_flight_total == 0
-    assert not any(gateway.ingress.decider.in_flight.values())
+    assert not any(gateway.ingress.router_client.in_flight.values())
 
 
 def test_no_prompt_or_answer_is_stored(tmp_path: Path, caplog: Any) -> None:
@@ -329,7 +329,7 @@ def test_no_prompt_or_answer_is_stored(tmp_path: Path, caplog: Any) -> None:
             for decision_id in ids
             if decision_id
         ]
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         state = gateway.client.get("/v1/router/state").text
     assert len(explained) >= 2 and not any(
         canary in text for text in [*explained, state]

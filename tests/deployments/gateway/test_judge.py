@@ -125,7 +125,7 @@ def test_calls_of_the_judge_are_not_routed_learned_or_judged(
     assert len(judging.asked) == 3
     counts = gateway.client.get("/v1/router/state").json()["counts"]
     assert counts["routed"] == 3 and counts["forced"] == 1 and counts["feedback"] == 3
-    assert not any(gateway.ingress.decider.in_flight.values())
+    assert not any(gateway.ingress.router_client.in_flight.values())
     assert all(
         line.running == 0
         for line in gateway.ingress.dispatcher.admission.queues.values()

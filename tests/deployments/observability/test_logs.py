@@ -51,7 +51,7 @@ def test_each_answer_is_one_line_with_its_request_and_decision(
     """The two ids join the logs of the load balancer and of Serve with the journal."""
     logs.configure("ingress")
     answers = {name: ask(gateway, name, stream=stream) for name in ("req-1", "req-2")}
-    eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+    eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
     found = answered(capsys.readouterr().err)
     assert [line["request_id"] for line in found] == ["req-1", "req-2"]
     for line in found:
@@ -86,7 +86,7 @@ def test_failures_carry_the_request_id_and_no_text(
         ask(gateway, f"req-{after}", stream=True)
     gateway.profiler.broken = True
     ask(gateway, "req-3")
-    eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+    eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
     text = capsys.readouterr().err
     assert SECRET not in text
     found = lines(text)

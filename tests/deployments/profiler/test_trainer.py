@@ -178,7 +178,7 @@ def test_new_forecasts_are_used_without_a_restart(
                 "/v1/feedback",
                 json={"decision_id": decision_id, "score": float(arm == "large")},
             )
-        eventually(lambda: not made.ingress.decider.outcomes.unsent)
+        eventually(lambda: not made.ingress.router_client.outcomes.unsent)
         eventually(lambda: made.profiler.thing._forecaster.version == 1)
         found = ask(made)
         assert found["profile"]["profiler_version"] == 1
@@ -207,7 +207,7 @@ def test_new_forecasts_are_used_without_a_restart(
             and made.profiler.thing._forecaster.version == 1
         )
         made.router.broken = False
-        eventually(lambda: made.ingress.decider._forecaster.version == 1)
+        eventually(lambda: made.ingress.router_client._forecaster.version == 1)
         made.profiler.broken = True  # the ingress adds them itself
         assert ask(made)["profile"]["profiler_version"] == 1
     again = Router(made.settings, lambda _: made.replicas)

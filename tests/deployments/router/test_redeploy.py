@@ -175,7 +175,7 @@ def test_a_version_of_another_policy_is_not_adopted(tmp_path: Path) -> None:
                 (
                     taken,
                     new._rollout.label("champion"),
-                    (await new.summary())["decisions"],
+                    (await new.summary()).decisions,
                 )
             )
         return found

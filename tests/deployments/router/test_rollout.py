@@ -185,7 +185,7 @@ def test_roles_survive_a_restart(tmp_path: Path) -> None:
         for role, policy in before.roles.members.items():
             assert same(policy, after.roles.members[role]), role
         assert after.roles.members[CHAMPION].settings.exploration == 2.0  # type: ignore[attr-defined]
-        assert sum(after.summary()["shadow"]["choices"].values()) == 60
+        assert sum(after.summary().shadow.choices.values()) == 60
         await again.router.roll_back("because")
         assert System(system.settings).rollout.label(CHAMPION) == "thompson-v0"
 
@@ -216,13 +216,13 @@ def test_a_regression_rolls_back_automatically(tmp_path: Path) -> None:
         )
         last = [
             change
-            for change in system.rollout.summary()["history"]
-            if change["what"] == "rolled back"
+            for change in system.rollout.summary().history
+            if change.what == "rolled back"
         ]
         assert (
             len(last) == 1
-            and last[0]["loser"] == 5
-            and "to 1 rolls back" in last[0]["reason"]
+            and last[0].loser == 5
+            and "to 1 rolls back" in last[0].reason
         )
 
     asyncio.run(scenario())
@@ -406,7 +406,16 @@ def test_the_stored_form_of_a_rollout_is_stable(tmp_path: Path) -> None:
         "since": 1.5,
         "borne": ["thompson-v3"],
         "watch": {"margin": 0.02, "alpha": 0.05, "state": watch.state()},
-        "history": [{"what": "promoted", "role": "champion", "version": 3}],
+        "history": [
+            {"what": "promoted", "role": "champion", "version": 3, "reason": "by ann"},
+            {
+                "what": "rolled back",
+                "role": "champion",
+                "version": 2,
+                "reason": "it earns less",
+                "loser": 3,
+            },
+        ],
         "rewarded": ["d1", "d2"],
         "shadowed": {"small": 2},
         "agreed": 1,

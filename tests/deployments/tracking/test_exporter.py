@@ -342,7 +342,7 @@ def test_the_tracker_exports_the_requests_of_a_gateway(
     client.create_experiment("a gateway", artifact_location=str(tmp_path / "art"))
     with gateway.client:
         ids = [gateway.chat().headers["x-router-decision-id"] for _ in range(5)]
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         gateway.client.post("/v1/feedback", json={"decision_id": ids[0], "score": 0.25})
         runs = []
         for _ in range(2):
@@ -401,7 +401,7 @@ def test_versions_are_published_even_if_the_export_fails(
 
     with gateway.client:
         gateway.chat()
-        eventually(lambda: not gateway.ingress.decider.outcomes.unsent)
+        eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         assert (
             len(asyncio.run(play(Tracker(gateway.settings, gateway.router, 7.0)))) == 1
         )

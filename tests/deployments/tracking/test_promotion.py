@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 
 from deployments.cli import parse, run
 from deployments.errors import ApiError, UnknownVersionError
-from deployments.gateway.version_routes import _told
+from deployments.gateway.version_routes import _result
 from deployments.tracking.model_registry import MODEL, PolicyRegistry
 from deployments.tracking.promotion import RefusedError
 from deployments.tracking.tracker import Tracker
@@ -283,7 +283,7 @@ def test_an_error_raised_by_an_actor_keeps_its_status_and_message() -> None:
             ).as_instanceof_cause()
 
         with pytest.raises(ApiError) as answer:
-            asyncio.run(_told(call()))
+            asyncio.run(_result(call()))
         assert answer.value.status == status and "Traceback" not in answer.value.message
         if status != 503:
             assert answer.value.message == str(raised)

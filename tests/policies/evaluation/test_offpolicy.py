@@ -73,7 +73,9 @@ def test_confidence_sequence_holds_at_all_times_at_once(
 
 
 def test_missing_feedback_is_not_zero() -> None:
-    """With 30, 50 and 70 % of the rewards by arm, the estimate stays at the truth, where zeros would halve it."""
+    """With 30, 50 and 70 % of the rewards missing, by arm, the estimate stays at the true value; zeros in their place
+    would halve it.
+    """
     world = World(CLEAR, feedback=(0.3, 0.5, 0.7))
     found = []
     zeros = []
@@ -90,8 +92,8 @@ def test_missing_feedback_is_not_zero() -> None:
 
 @given(SEEDS)
 @quick
-def test_a_policy_judged_on_its_own_log_gets_its_own_mean(seed: int) -> None:
-    """With the target that decided, every weight is one, and IPS and SNIPS are the mean reward."""
+def test_a_policy_evaluated_on_its_own_log_gets_its_own_mean(seed: int) -> None:
+    """If the target is the policy that decided, every weight is 1, and IPS and SNIPS equal the mean reward."""
     data, _ = random_log(seed)
     for kind in ("ips", "snips"):
         found = offpolicy.estimate(data, data.propensities, kind, "uniform")
@@ -101,7 +103,9 @@ def test_a_policy_judged_on_its_own_log_gets_its_own_mean(seed: int) -> None:
 @given(SEEDS)
 @quick
 def test_a_difference_is_the_difference_of_the_values(seed: int) -> None:
-    """With plain weights; it changes its sign with the order, and is nothing between a policy and itself."""
+    """With plain weights, the difference of two targets equals the difference of their values; a policy differs from
+    itself by 0.
+    """
     data, target = random_log(seed)
     other = data.propensities
     for kind in offpolicy.ESTIMATORS:
@@ -163,8 +167,8 @@ def test_names_of_arms_do_not_matter(seed: int) -> None:
 
 @given(SEEDS, st.integers(1, 399))
 @quick
-def test_nothing_that_weighs_or_predicts_looks_ahead(seed: int, now: int) -> None:
-    """Other rewards from now on leave the weights and predictions up to now as they were."""
+def test_weights_and_predictions_depend_on_the_past_only(seed: int, now: int) -> None:
+    """A change of later rewards leaves the weights and predictions of earlier decisions as they were."""
     data, _ = random_log(seed)
     features = np.column_stack(
         [np.ones(400), np.random.default_rng(seed).random((400, 2))]
@@ -183,7 +187,7 @@ def test_nothing_that_weighs_or_predicts_looks_ahead(seed: int, now: int) -> Non
 
 
 def test_fitted_predictions_narrow_the_interval() -> None:
-    """Where features tell the reward, DR with a fitted model is surer than IPS, and as right."""
+    """If features predict the reward, DR with a fitted model has a narrower interval than IPS and covers as well."""
     rng = np.random.default_rng(3)
     x = np.column_stack([np.ones(2000), rng.random((2000, 2))])
     chosen = rng.integers(3, size=2000)
@@ -200,8 +204,10 @@ def test_fitted_predictions_narrow_the_interval() -> None:
     assert dr.standard_error < 0.4 * ips.standard_error
 
 
-def test_the_chosen_propensity_alone_will_do() -> None:
-    """Estimates are the same with plain weights, and the confidence sequence still holds the truth."""
+def test_the_chosen_propensity_is_enough() -> None:
+    """With the propensity of the chosen arm only, estimates with plain weights are the same, and the confidence
+    sequence still covers the true value.
+    """
     data, kinds = next(collect(WORLDS["clear"], 1, 2000, seed=2))
     alone = replace(data, propensities=data.propensities[np.arange(2000), data.chosen])
     target = BETTER[kinds]
@@ -213,8 +219,10 @@ def test_the_chosen_propensity_alone_will_do() -> None:
     ).all()
 
 
-def test_what_was_never_tried_widens_the_interval_in_full() -> None:
-    """A target that takes an untried arm in 4 % of its choices is uncertain by at least 4 points either way."""
+def test_an_untried_arm_widens_the_interval_by_its_whole_share() -> None:
+    """A target that chooses an untried arm in 4 % of its decisions is uncertain by at least 4 points in either
+    direction.
+    """
     data, _ = random_log(1, n=2000)
     e = data.propensities.copy()
     never = np.flatnonzero(data.chosen != 2)[: int(0.04 * 2000)]
@@ -228,8 +236,10 @@ def test_what_was_never_tried_widens_the_interval_in_full() -> None:
     assert found.high - found.low >= 0.08 + 2 * found.standard_error
 
 
-def test_an_unanswerable_question_is_refused_in_words() -> None:
-    """No overlap, no chance in the log, too little feedback, too few effective samples, propensities that are not."""
+def test_an_unanswerable_question_is_refused_with_a_reason() -> None:
+    """No overlap, a deterministic log, too little feedback, too few effective samples, and propensities that are no
+    probabilities.
+    """
     n = 1000
     data, target = random_log(4, n)
     rewards = data.rewards.copy()
@@ -258,7 +268,7 @@ def test_an_unanswerable_question_is_refused_in_words() -> None:
 
 
 def test_malformed_logs_are_errors() -> None:
-    """Each says what is wrong."""
+    """Each error says what is wrong with the log."""
     data, target = random_log(6)
     for change, message in (
         ({"rewards": data.rewards[1:]}, "shapes"),
@@ -277,8 +287,8 @@ def test_malformed_logs_are_errors() -> None:
         offpolicy.estimate(data, target, "magic")
 
 
-def test_overlap_tells_how_uneven_the_weights_are() -> None:
-    """Ten decisions of weight 50 among a thousand: half of the weight, and few effective samples."""
+def test_overlap_reports_how_uneven_the_weights_are() -> None:
+    """Ten decisions of weight 50 among a thousand have half of all weight, and leave few effective samples."""
     n = 1000
     e = np.tile([0.5, 0.5], (n, 1))
     e[:10] = [0.01, 0.99]
@@ -294,10 +304,10 @@ def test_overlap_tells_how_uneven_the_weights_are() -> None:
 
 @given(st.floats(0, 1e5), st.floats(1e-4, 0.5))
 @quick
-def test_the_boundary_is_where_the_evidence_suffices(
+def test_the_boundary_is_where_the_mixture_reaches_its_threshold(
     variation: float, alpha: float
 ) -> None:
-    """At the boundary the mixture has reached 1/α, and hardly more."""
+    """At the boundary the mixture has reached 1/α, and exceeds it by little."""
     u = confidence.boundary(np.array([variation]), alpha)
     assert (
         -1e-9
@@ -307,7 +317,7 @@ def test_the_boundary_is_where_the_evidence_suffices(
 
 
 def test_bounds_for_heavy_tails_hold_at_all_times() -> None:
-    """Rare values of 50 among zeros, as importance weights are: at most 5 % of 300 sequences ever exceed the mean."""
+    """Rare values of 50 among zeros, like importance weights: at most 5 % of 300 sequences ever exceed the mean."""
     rng = np.random.default_rng(9)
     wrong = [
         (

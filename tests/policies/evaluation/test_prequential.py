@@ -17,7 +17,9 @@ NAMES = ["small", "large"]
 
 
 def make_log(count: int, seed: int = 0) -> list[Event]:
-    """Decisions by chance, each with its outcome and a score that favours `large`, in the order of a busy router."""
+    """Random decisions, each with its outcome and a score that favours `large`, in the order in which a busy router
+    gets them.
+    """
     rng = np.random.default_rng(seed)
     events = list[Event]()
     for i in range(count):
@@ -35,17 +37,17 @@ def make_log(count: int, seed: int = 0) -> list[Event]:
 def walk(
     events: list[Event], *policies: Thompson | Static
 ) -> tuple[Prequential, list[Record]]:
-    """All events folded into them."""
+    """Replay all events to these policies."""
     forward = Prequential({str(i): policy for i, policy in enumerate(policies)}, NAMES)
-    ledger = DecisionRecords(applied=forward.note)
+    decision_records = DecisionRecords(projection=forward)
     for event in events:
-        ledger.apply(event, forward)
-    found = [ledger.get(str(i)) for i in range(len(events) // 3)]
+        decision_records.apply(event, forward)
+    found = [decision_records.get(str(i)) for i in range(len(events) // 3)]
     return forward, [record for record in found if record is not None]
 
 
-def test_nothing_that_came_later_counts() -> None:
-    """What would have been chosen is the same, whether the log goes on or not, and whatever came of it."""
+def test_probabilities_do_not_depend_on_later_events() -> None:
+    """The probabilities of a decision are the same whatever events follow it in the log."""
     events = make_log(4 * BLOCK)
     long, records = walk(events, Thompson(ARMS))
     cut = 2 * BLOCK
@@ -64,8 +66,8 @@ def test_nothing_that_came_later_counts() -> None:
     )
 
 
-def test_it_learns_on_the_way_and_a_rule_does_not() -> None:
-    """The last block is judged by what the others taught; Static stays what it was."""
+def test_a_policy_learns_along_the_log_and_a_rule_does_not() -> None:
+    """The last block is evaluated with what the earlier blocks taught; Static stays as it was."""
     forward, records = walk(make_log(10 * BLOCK), Thompson(ARMS), Static(ARMS))
     learner = forward.probabilities("0", records)
     assert learner[-BLOCK:, 1].mean() > 0.9 > 0.6 > learner[:BLOCK, 1].mean()
@@ -75,16 +77,16 @@ def test_it_learns_on_the_way_and_a_rule_does_not() -> None:
     )
 
 
-def test_at_the_end_it_knows_all_that_a_policy_would() -> None:
-    """Taught in blocks, each event once."""
+def test_a_replay_in_blocks_teaches_the_same_as_one_event_at_a_time() -> None:
+    """At the end of the log a policy has learned each event once."""
     events = make_log(3 * BLOCK + 5)
     one = Thompson(ARMS)
     other = Thompson(ARMS)
     forward, records = walk(events, one)
     forward.probabilities("0", records)
-    ledger = DecisionRecords()
+    decision_records = DecisionRecords()
     for event in events:
-        ledger.apply(event, other)
+        decision_records.apply(event, other)
     for policy in (one, other):
         policy.advance(10_000)
     assert all(

@@ -31,8 +31,8 @@ def decide(policy: Policy, n: int, objective: Objective | None = None) -> list[R
     return records
 
 
-def test_only_what_was_drawn_counts(arms: tuple[Arm, ...]) -> None:
-    """Forced decisions, second attempts and learned decisions are left out; local decisions of the ingress are kept."""
+def test_only_randomised_decisions_are_evaluable(arms: tuple[Arm, ...]) -> None:
+    """Forced decisions, second attempts and decisions without an arm are left out; an ingress's local ones stay."""
     records = decide(make_policy("uniform", arms), 7)
 
     def put(i: int, **change: str) -> None:
@@ -56,7 +56,7 @@ def test_only_what_was_drawn_counts(arms: tuple[Arm, ...]) -> None:
 
 
 def test_records_become_arrays(arms: tuple[Arm, ...]) -> None:
-    """Rewards by the request's own objective; an arm that failed is worth 0; silence is not a number."""
+    """Rewards use the request's own objective; a failed arm has reward 0; a decision without a score has no reward."""
     records = decide(make_policy("thompson", arms), 90)
     for i, record in enumerate(records):
         record.outcome = Outcome(
@@ -84,7 +84,7 @@ def test_records_become_arrays(arms: tuple[Arm, ...]) -> None:
 
 
 def test_a_target_decides_on_what_was_logged(arms: tuple[Arm, ...]) -> None:
-    """A policy that has learned nothing since gives its logged propensities again, and learns nothing by it."""
+    """A policy that has learned nothing since gives its logged propensities again; the evaluation does not teach it."""
     policy = make_policy("thompson", arms)
     records = decide(policy, 12)
     names = replay.arms_of(records)
@@ -102,10 +102,10 @@ def test_a_target_decides_on_what_was_logged(arms: tuple[Arm, ...]) -> None:
     assert (always == [0.0, 1.0, 0.0]).all()
 
 
-def test_a_target_meets_the_wait_for_a_place_that_was_logged(
+def test_a_target_gets_the_logged_queue_wait(
     arms: tuple[Arm, ...],
 ) -> None:
-    """And where none was logged, by a rule or without a line, it meets none."""
+    """Without a logged wait, as of a rule or of an arm without a queue, the target gets none."""
     policy = make_policy("thompson", arms)
     rng = np.random.default_rng(1)
     line = {
@@ -128,10 +128,10 @@ def test_a_target_meets_the_wait_for_a_place_that_was_logged(
     assert not any(replay._state(e).wait_s for r in ruled for e in r.decision.estimates)
 
 
-def test_a_target_keeps_the_limits_and_the_health_that_were_logged(
+def test_a_target_keeps_the_logged_limits_and_health(
     arms: tuple[Arm, ...],
 ) -> None:
-    """An arm without a healthy replica is not chosen after the fact, nor one that the request did not allow."""
+    """A target never chooses an arm that had no healthy replica, or that the request did not allow."""
     records = decide(
         make_policy("uniform", arms), 3, Objective(models=("small", "large"))
     )

@@ -15,7 +15,7 @@ N = 400
 
 @pytest.fixture
 def stream() -> Stream:
-    """Questions on which `good` is right nine times out of ten, `bad` once, and `good` costs ten times as much."""
+    """Questions that `good` answers rightly nine times in ten and `bad` once; `good` costs ten times as much."""
     rng = np.random.default_rng(2)
     profiles = [
         replace(make_profile(f"What is {i} plus {i + 1}?"), max_output_tokens=1)
@@ -25,8 +25,8 @@ def stream() -> Stream:
     return Stream(profiles, ("bad", "good"), scores, np.tile([0.1, 1.0], (N, 1)))
 
 
-def test_the_same_seed_gives_the_same_trace(stream: Stream) -> None:
-    """No global state, and the random numbers are an argument."""
+def test_the_same_seed_gives_the_same_result(stream: Stream) -> None:
+    """A simulation uses no global state; its random numbers are an argument."""
     one, other = (
         simulate(
             make_policy("thompson", stream.arms_at(0)),
@@ -41,8 +41,8 @@ def test_the_same_seed_gives_the_same_trace(stream: Stream) -> None:
     ).all()
 
 
-def test_it_learns_which_arm_is_worth_its_price(stream: Stream) -> None:
-    """Good answers are worth 0.8 more: at a small weight of cost they are bought, at a large one they are not."""
+def test_a_policy_learns_which_arm_is_worth_its_price(stream: Stream) -> None:
+    """A good answer is worth 0.8 more: with a small cost weight the policy chooses `good`, with a large one `bad`."""
     for cost_weight, wanted in ((0.1, 1), (2.0, 0)):
         policy = make_policy("thompson", stream.arms_at(0))
         trace = simulate(
@@ -55,7 +55,7 @@ def test_it_learns_which_arm_is_worth_its_price(stream: Stream) -> None:
 
 
 def test_late_and_missing_scores_still_teach(stream: Stream) -> None:
-    """A score that comes 50 requests later, and only every second time, is folded in when it comes."""
+    """The policy learns from scores that come 50 requests later, and for every second answer only."""
     policy = make_policy("thompson", stream.arms_at(0))
     trace = simulate(
         policy, stream, Objective(), np.random.default_rng(6), delay=50, coverage=0.5
@@ -64,7 +64,7 @@ def test_late_and_missing_scores_still_teach(stream: Stream) -> None:
 
 
 def test_a_new_price_takes_effect_at_the_next_decision(stream: Stream) -> None:
-    """Nothing is relearned: what the arms are good for is kept."""
+    """After a change of price the policy keeps what it learned of quality, and needs no new scores."""
 
     def cheaper(policy):  # type: ignore[no-untyped-def]
         after = make_policy(

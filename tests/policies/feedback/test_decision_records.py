@@ -15,7 +15,7 @@ from policies.events import (
     Feedback,
     Outcome,
 )
-from policies.feedback.decision_records import DecisionRecords
+from policies.feedback.decision_records import DecisionRecords, History
 from policies.thompson.policy import Thompson
 from policies.types import Arm, Objective, Request
 from tests.support.requests import make_profile
@@ -44,13 +44,13 @@ def test_a_second_score_of_the_same_source_replaces_the_first() -> None:
     """One vote per decision and source; another source has a vote of its own."""
     (decision,) = decisions(1)
     policy = Thompson(ARMS)
-    ledger = DecisionRecords()
+    decision_records = DecisionRecords()
     once = Thompson(ARMS)
-    ledger.apply(decision, policy)
-    assert ledger.apply(Feedback("d0", 1.0, "user"), policy) == ACCEPTED
-    assert ledger.apply(Feedback("d0", 1.0, "user"), policy) == DUPLICATE
-    assert ledger.apply(Feedback("d0", 0.0, "user"), policy) == ACCEPTED
-    assert ledger.apply(Feedback("d0", 0.5, "judge"), policy) == ACCEPTED
+    decision_records.apply(decision, policy)
+    assert decision_records.apply(Feedback("d0", 1.0, "user"), policy) == ACCEPTED
+    assert decision_records.apply(Feedback("d0", 1.0, "user"), policy) == DUPLICATE
+    assert decision_records.apply(Feedback("d0", 0.0, "user"), policy) == ACCEPTED
+    assert decision_records.apply(Feedback("d0", 0.5, "judge"), policy) == ACCEPTED
     once.score(decision, 0.0)
     once.score(decision, 0.5)
     for name, value in once.state().items():
@@ -61,16 +61,18 @@ def test_a_second_score_of_the_same_source_replaces_the_first() -> None:
 
 
 def test_corrections_of_one_score_are_no_change_of_the_arm() -> None:
-    """The drift test counts a vote once; twenty bad votes in a row would be an alarm."""
+    """The drift test counts one vote once; twenty new bad votes in a row would be an alarm."""
     (decision,) = decisions(1)
     policy = Thompson(ARMS)
-    ledger = DecisionRecords()
-    ledger.apply(decision, policy)
-    ledger.apply(Feedback("d0", 1.0), policy)
+    decision_records = DecisionRecords()
+    decision_records.apply(decision, policy)
+    decision_records.apply(Feedback("d0", 1.0), policy)
     before = policy.drift.state()
     for i in range(40):
         assert (
-            ledger.apply(Feedback("d0", 0.01 * (i % 2), time_s=1.0 + i), policy)
+            decision_records.apply(
+                Feedback("d0", 0.01 * (i % 2), time_s=1.0 + i), policy
+            )
             == ACCEPTED
         )
     assert all(
@@ -84,21 +86,27 @@ def test_events_before_their_decision_are_pending() -> None:
     """An event is kept once and learned when its decision arrives, if that decision may still arrive."""
     (decision,) = decisions(1)
     policy = Thompson(ARMS)
-    ledger = DecisionRecords(absent=lambda _: PENDING)
+    decision_records = DecisionRecords(history=History(keeps_unknown=True))
     once = Thompson(ARMS)
     early = [
         Feedback("d0", 0.2, time_s=1.0),
         Feedback("d0", 0.9, time_s=2.0),
         Outcome("d0", "ok", 0.1, 0.3, 20, 5),
     ]
-    assert [ledger.apply(event, policy) for event in early] == [
+    assert [decision_records.apply(event, policy) for event in early] == [
         PENDING,
         PENDING,
         PENDING,
     ]
-    assert [ledger.apply(event, policy) for event in early] == [DUPLICATE] * 3
-    assert ledger.pending == ("d0",) and not policy.state()["quality.count"].any()
-    assert ledger.apply(decision, policy) == ACCEPTED and ledger.pending == ()
+    assert [decision_records.apply(event, policy) for event in early] == [DUPLICATE] * 3
+    assert (
+        decision_records.pending == ("d0",)
+        and not policy.state()["quality.count"].any()
+    )
+    assert (
+        decision_records.apply(decision, policy) == ACCEPTED
+        and decision_records.pending == ()
+    )
     once.learn(decision, early[2])
     once.score(decision, 0.9)
     for name, value in once.state().items():
@@ -109,11 +117,11 @@ def test_an_implicit_score_has_a_small_weight_and_is_replaced() -> None:
     """An implicit score has a weight of a quarter until an explicit score arrives, which replaces it."""
     (decision,) = decisions(1)
     policy = Thompson(ARMS)
-    ledger = DecisionRecords()
-    ledger.apply(decision, policy)
-    ledger.apply(Feedback("d0", 0.0, IMPLICIT), policy)
+    decision_records = DecisionRecords()
+    decision_records.apply(decision, policy)
+    decision_records.apply(Feedback("d0", 0.0, IMPLICIT), policy)
     assert policy.state()["quality.count"].sum() == pytest.approx(0.25)
-    ledger.apply(Feedback("d0", 1.0, "user"), policy)
+    decision_records.apply(Feedback("d0", 1.0, "user"), policy)
     state = policy.state()
     assert (
         state["quality.count"].sum()
@@ -125,22 +133,22 @@ def test_an_implicit_score_has_a_small_weight_and_is_replaced() -> None:
 def test_a_score_given_again_later_outlives_an_older_correction() -> None:
     """1, then 0, then 1 again: the 0 changes nothing if it comes last."""
     (decision,) = decisions(1)
-    ledger = DecisionRecords()
-    ledger.apply(decision, None)
+    decision_records = DecisionRecords()
+    decision_records.apply(decision, None)
     first, other, again = (
         Feedback("d0", score, time_s=t) for t, score in enumerate((1.0, 0.0, 1.0))
     )
-    assert [ledger.apply(event, None) for event in (first, again, other)] == [
+    assert [decision_records.apply(event, None) for event in (first, again, other)] == [
         ACCEPTED,
         REPEATED,
         DUPLICATE,
     ]
-    record = ledger.get("d0")
+    record = decision_records.get("d0")
     assert record is not None and record.scores == {"user": 1.0}
 
 
 def counted_once(made: list, events: list) -> Thompson:
-    """What is to be learned, without a ledger: each outcome, and of each source the vote that was given last."""
+    """What a policy should learn: each outcome, and the last vote of each source."""
     policy = Thompson(ARMS)
     for decision in made:
         outcome = next(
@@ -200,9 +208,9 @@ def test_any_order_and_repetition_gives_the_same_posterior(data: st.DataObject) 
         events.append(Feedback(made[i].id, score, source, float(clock)))
     again = data.draw(st.lists(st.sampled_from([*made, *events]), max_size=8))
     policy = Thompson(ARMS)
-    ledger = DecisionRecords(absent=lambda _: PENDING)
+    decision_records = DecisionRecords(history=History(keeps_unknown=True))
     for event in data.draw(st.permutations([*made, *events, *again])):
-        ledger.apply(event, policy)
+        decision_records.apply(event, policy)
     wanted = counted_once(made, events).state()
     for name, value in policy.state().items():
         # the watch for change is a sequential test: it goes by the order

@@ -50,7 +50,7 @@ JSON = {"response_format": {"type": "json_object"}}
 def fed(
     body: dict[str, Any], *parts: str, key: str = "content", task: str = "chat"
 ) -> AnswerChecker:
-    """A checker that heard an answer in these parts."""
+    """A checker that has read an answer in these parts."""
     checker = AnswerChecker(task, body, keep_text=True)
     for part in parts:
         if body.get("stream"):
@@ -81,17 +81,17 @@ def fed(
         ({"response_format": {"type": "text"}}, "{", "stop", ""),
     ],
 )
-def test_listening(
+def test_a_checker_finds_the_same_in_one_piece_and_in_many(
     stream: bool, body: dict[str, Any], text: str, reason: str, flaw: str
 ) -> None:
-    """The same in one piece and in many."""
+    """The defect of an answer does not depend on how its bytes are divided."""
     parts = list(text) if stream else [text]
     checker = fed({**body, "stream": stream}, *(parts or [""]))
     assert checker.defect(reason) == flaw and checker.text == text
 
 
-def test_what_is_no_text_is_not_judged() -> None:
-    """Calls of tools, embeddings, bytes that cannot be decoded, and a missing answer."""
+def test_answers_without_text_are_not_checked() -> None:
+    """Calls of tools, embeddings, bytes that cannot be decoded, and a missing answer have no defect."""
     assert fed({}, [{"id": 1}], key="tool_calls").defect("tool_calls") == ""  # type: ignore[arg-type]
     assert fed({}, "", task="embed").defect("") == ""
     for garbage in (b"data: 0\n\n", b"\xff", b"[]", b'{"choices": [5]}'):
@@ -102,8 +102,8 @@ def test_what_is_no_text_is_not_judged() -> None:
     assert AnswerChecker("chat", {}).defect("stop") == ""
 
 
-def test_a_stream_that_speaks_is_not_read_to_its_end() -> None:
-    """Once it is known not to be empty, its chunks are passed on unread."""
+def test_a_stream_with_text_is_not_read_to_its_end() -> None:
+    """Once a stream is known not to be empty, the checker ignores its further chunks."""
     checker = AnswerChecker("chat", {"stream": True})
     checker.feed(b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n')
     checker.feed(b'data: {"choices": [{"delta": {"content": "b"}}]}\n\n')

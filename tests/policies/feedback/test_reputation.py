@@ -45,7 +45,7 @@ JUDGES: dict[str, Judge] = {
 def votes(
     judges: list[str], count: int, seed: int = 0, broken: int = 10**9
 ) -> Iterator[tuple[Decision, Feedback]]:
-    """Decisions of keys named by number and judge, with their scores; from `broken` on, `large` fails for all."""
+    """Decisions of numbered keys and a judge, with their scores; from `broken` on, `large` fails for all."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         who = int(rng.integers(len(judges)))
@@ -79,23 +79,23 @@ def fold(
 ) -> tuple[DecisionRecords, KeyReputation, State]:
     policy = Thompson(ARMS)
     reputation = KeyReputation()
-    ledger = DecisionRecords(reputation=reputation)
+    decision_records = DecisionRecords(reputation=reputation)
     for decision, score in given:
-        ledger.apply(decision, policy)
+        decision_records.apply(decision, policy)
         if decision.owner not in without:
-            ledger.apply(score, policy)
+            decision_records.apply(score, policy)
     policy.advance(10_000)
-    return ledger, reputation, policy.state()
+    return decision_records, reputation, policy.state()
 
 
 @pytest.fixture(autouse=True)
 def no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The watch for change is a sequential test and goes by the order: what it cut is not given back."""
+    """A policy without the drift test: that is sequential, so withdrawn votes do not restore what it discounted."""
     monkeypatch.setattr("policies.thompson.drift.THRESHOLD", 1e9)
 
 
 def same(one: State, other: State) -> bool:
-    """What both have learned of quality."""
+    """Whether two policies have learned the same about quality."""
     return all(
         np.allclose(one[n], other[n], rtol=1e-9, atol=1e-9)
         for n in one
@@ -146,7 +146,7 @@ def test_the_last_score_of_a_key_decides_its_standing(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_honest_keys_are_never_quarantined(seed: int) -> None:
-    """Strict, lenient and few-worded judges among them, and an arm that fails for all in the middle."""
+    """Strict and lenient keys and keys with few scores are among them, and an arm fails for all in the middle."""
     judges = ["honest", "strict", "hard to please", "graded", "pleased"] * 3
     assert not fold(votes(judges, 4_000, seed))[1].quarantined
     assert not fold(votes(judges, 4_000, seed, broken=2_000))[1].quarantined
@@ -160,18 +160,18 @@ def test_votes_of_a_suspended_key_count_again_once_it_is_cleared() -> None:
     policy = Thompson(ARMS)
     reputation = KeyReputation()
     undoubting = Thompson(ARMS)
-    ledger = DecisionRecords(reputation=reputation)
+    decision_records = DecisionRecords(reputation=reputation)
     open_to_all = DecisionRecords()
     for decision, score in given:
         if decision.owner == "8 honest" and unlucky < 4:
             score = replace(score, score=1.0 - score.score)
             unlucky = unlucky + 1
         for event in (decision, score):
-            ledger.apply(event, policy)
+            decision_records.apply(event, policy)
             open_to_all.apply(event, undoubting)
         if "8 honest" in reputation.silenced:
             doubted.append(decision.id)
-            record = ledger.get(decision.id)
+            record = decision_records.get(decision.id)
             assert record is not None and bool(record.votes()) == (
                 decision.owner not in reputation.silenced
             )
@@ -198,8 +198,8 @@ def test_one_key_that_scores_much_more_is_no_majority() -> None:
 @pytest.mark.parametrize(
     "judges", [["hostile"], ["honest", "hostile"], ["honest", "hostile", "honest"]]
 )
-def test_without_enough_witnesses_no_key_is_quarantined(judges: list[str]) -> None:
-    """One, two or three keys do not suffice to suspect one; without keys there is no suspect."""
+def test_without_enough_other_keys_no_key_is_quarantined(judges: list[str]) -> None:
+    """One, two or three keys are too few to suspect one of them; without keys there is no suspect."""
     assert not fold(votes(judges, 500))[1].quarantined
     many = [
         (d, replace(s, owner=ANY_OWNER))
@@ -214,11 +214,11 @@ def test_without_enough_witnesses_no_key_is_quarantined(judges: list[str]) -> No
 
 
 def test_an_operators_voucher_restores_a_keys_votes() -> None:
-    """They count from the key's next score on; without a voucher, a quarantined key's scores are recorded only."""
+    """The votes count from the key's next score on; without a voucher, a quarantined key's scores are only recorded."""
     given = list(votes(["honest"] * 8 + ["hostile"], 400))
-    ledger, reputation, _ = fold(iter(given))
+    decision_records, reputation, _ = fold(iter(given))
     hostile_votes = [(d, s) for d, s in given if d.owner == "8 hostile"]
-    record = ledger.get(hostile_votes[-1][0].id)
+    record = decision_records.get(hostile_votes[-1][0].id)
     assert record is not None and record.scores and not record.votes()
     vouched = [(d, replace(s, trusted=d is hostile_votes[-1][0])) for d, s in given]
     _, reputation, learned = fold(iter(vouched))
@@ -228,10 +228,10 @@ def test_an_operators_voucher_restores_a_keys_votes() -> None:
     assert not reputation.quarantined and same(learned, wanted)
 
 
-def test_a_restart_in_the_middle_and_a_replay_of_the_journal_find_the_same(
+def test_a_restart_and_a_replay_find_the_same_quarantines(
     url: str,
 ) -> None:
-    """Of who is quarantined, of the evidence, and of what was learned."""
+    """The quarantined keys, the evidence and the learned state are the same after both."""
 
     def make() -> Learner:
         return Learner(Journal(url), lambda: Thompson(ARMS))

@@ -25,10 +25,10 @@ def data(rng: np.random.Generator) -> Labelled:
     return Labelled(x, arm, y, rng.uniform(0.2, 1.0, N))
 
 
-def test_the_arms_together_are_one_big_logistic_regression(
+def test_the_fit_of_all_arms_equals_one_logistic_regression(
     data: Labelled, rng: np.random.Generator
 ) -> None:
-    """The same maximum as Newton's method on all (K + 1) D weights at once, with its prior."""
+    """The fit finds the maximum that Newton's method finds on all (K + 1) D weights at once, with the same prior."""
     centre = rng.standard_normal(D)
     mean = rng.standard_normal((K, D))
     shared = np.full(D, 1.5)
@@ -49,8 +49,8 @@ def test_the_arms_together_are_one_big_logistic_regression(
     assert weights - w0 == pytest.approx(w[D:].reshape(K, D), abs=1e-4)
 
 
-def test_without_answers_the_prior_stands(rng: np.random.Generator) -> None:
-    """Exactly."""
+def test_without_answers_the_fit_is_the_prior(rng: np.random.Generator) -> None:
+    """The weights equal the prior's exactly."""
     centre = rng.standard_normal(D)
     mean = rng.standard_normal((K, D))
     nothing = Labelled(
@@ -60,7 +60,7 @@ def test_without_answers_the_prior_stands(rng: np.random.Generator) -> None:
     assert w0 == pytest.approx(centre) and weights == pytest.approx(centre + mean)
 
 
-def test_answers_that_a_line_divides_do_not_run_away() -> None:
+def test_separable_answers_give_finite_weights() -> None:
     """If one large feature predicts every answer, the weights stay finite."""
     x = np.where(np.arange(N)[:, None] % 2, 50.0, -50.0) * np.ones((1, D))
     divided = Labelled(
@@ -72,8 +72,8 @@ def test_answers_that_a_line_divides_do_not_run_away() -> None:
     assert np.isfinite(weights).all() and (sigmoid(x[1] @ weights.T) > 0.9).all()
 
 
-def test_platt_scaling_takes_overconfidence_back(rng: np.random.Generator) -> None:
-    """Log-odds said three times too large by one arm, and rightly by another, come out right for both."""
+def test_platt_scaling_corrects_overconfidence(rng: np.random.Generator) -> None:
+    """One arm's log-odds are three times too large and another's are right: both are right after the scaling."""
     true = 1.5 * rng.standard_normal(4000)
     arm = np.arange(4000) % 2
     y = (rng.random(4000) < sigmoid(true)).astype(float)
@@ -89,10 +89,10 @@ def test_platt_scaling_takes_overconfidence_back(rng: np.random.Generator) -> No
     assert after.ece < before.ece / 2 and after.brier < before.brier
 
 
-def test_log_odds_that_mean_nothing_are_not_turned_round(
+def test_platt_scaling_never_reverses_an_order(
     rng: np.random.Generator,
 ) -> None:
-    """Against all experience, a higher probability said never becomes a lower one."""
+    """Even if the answers contradict the log-odds, a higher prediction never becomes a lower one."""
     said = rng.standard_normal(500)
     y = (rng.random(500) < sigmoid(-2 * said)).astype(float)
     shared, platt = fit_platt(
@@ -104,8 +104,8 @@ def test_log_odds_that_mean_nothing_are_not_turned_round(
     assert shared[0] == platt[0, 0] == 0.0
 
 
-def test_reliability_is_what_its_definition_says() -> None:
-    """One in four at 0.25 is reliable; all wrong at 0.9 is off by 0.9; each bin counts by its answers."""
+def test_reliability_follows_its_definition() -> None:
+    """One success in four at 0.25 is reliable; none at 0.9 is off by 0.9; a bin has the weight of its answers."""
     said = np.array([0.25, 0.25, 0.25, 0.25, 0.9, 0.9, 0.9, 1.0])
     seen = np.array([1, 0, 0, 0, 0, 0, 0, 1.0])
     found = reliability(said, seen)

@@ -13,7 +13,7 @@ COMPLEX = "Ann has 384 apples and buys 7 bags of 219 apples, and then gives 12 t
 @given(st.text(max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_any_text_has_bounded_features(text: str) -> None:
-    """No prompt can pull a linear model far from where it has been."""
+    """No prompt has features far from those of all others, so none can dominate a linear model."""
     found = profile(text, np.ones(EMBEDDING_COLUMNS) / 4, "chat", len(text))
     assert found.features.shape == (D,) and np.abs(found.features).max() <= 1
     assert 0 <= found.complexity <= 1 and found.kind in KINDS
@@ -32,8 +32,8 @@ def test_any_text_has_bounded_features(text: str) -> None:
         ("hm", "other"),
     ],
 )
-def test_kinds_of_work_are_told_apart(text: str, kind: str) -> None:
-    """By the words that ask for them."""
+def test_the_kind_of_work_is_recognised_by_its_words(text: str, kind: str) -> None:
+    """The words that ask for a kind of work decide the kind."""
     assert profile(text, None, "chat", 10).kind == kind
 
 
@@ -45,8 +45,8 @@ def test_complexity_rises_with_numbers_and_steps() -> None:
     assert any("numbers" in reason for reason in found[2].reasons)
 
 
-def test_care_and_haste_are_read_from_words_only_where_they_stand() -> None:
-    """`exactly`, `carefully` mean accuracy; `quickly`, `urgent` mean time; `breakfast` means neither."""
+def test_sensitivities_are_read_from_whole_words() -> None:
+    """`exactly` and `carefully` mean accuracy, `quickly` and `urgent` mean time, `breakfast` means neither."""
     careful = profile("Tell me exactly what 3 plus 5 is.", None, "chat", 10)
     hasty = profile("Urgent: what is 3 plus 5?", None, "chat", 10)
     neither = profile("What is a good breakfast?", None, "chat", 10)
@@ -65,8 +65,8 @@ def test_without_an_embedding_its_columns_are_zero() -> None:
     )
 
 
-def test_the_usual_length_is_that_of_the_kind_of_work() -> None:
-    """An essay is longer than a sorted list; the client's limit is no part of the base on which lengths are learned."""
+def test_the_prior_length_is_that_of_the_kind_of_work() -> None:
+    """An essay is longer than a sorted list; the client's limit does not change the length that forecasts use."""
     essay, listed = (
         profile(text, None, "chat", 9)
         for text in ("Write an essay.", "Sort these: 3 1 2")

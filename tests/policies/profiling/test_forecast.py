@@ -34,7 +34,7 @@ def suffices(arm: str, x: Vector) -> float:
 def world(
     count: int, seed: int, truth: Truth = suffices, limit: int = 0, start: int = 0
 ) -> list[Record]:
-    """Finished requests, answered by either arm by chance; answers longer than the limit are cut off."""
+    """Finished requests, answered by a random arm; an answer longer than the limit is cut off."""
     rng = np.random.default_rng(seed)
     records = []
     for n in range(start, start + count):
@@ -67,8 +67,8 @@ def world(
     return records
 
 
-def told(forecaster: Forecaster, records: list[Record]) -> tuple[Vector, Vector]:
-    """The probabilities said of these answers, and whether they sufficed."""
+def predicted(forecaster: Forecaster, records: list[Record]) -> tuple[Vector, Vector]:
+    """The predicted probabilities for these answers, and whether the answers sufficed."""
     profiles = forecaster.complete([record.decision.profile for record in records])
     said = [
         p.sufficiency[r.decision.arm] for p, r in zip(profiles, records, strict=True)
@@ -77,11 +77,13 @@ def told(forecaster: Forecaster, records: list[Record]) -> tuple[Vector, Vector]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_foretells_better_than_the_prior_and_than_each_arms_mean(seed: int) -> None:
-    """On 3,000 new requests after 2,000: near the best possible Brier score, and calibrated within 0.05."""
+def test_forecasts_are_better_than_the_prior_and_than_each_arms_mean(seed: int) -> None:
+    """On 3,000 new requests after 2,000 the Brier score is near the best possible one, and the calibration error is
+    below 0.05.
+    """
     fitted = Forecaster.prior(ARMS).refit(world(2000, seed))
     new = world(3000, 100 + seed)
-    said, seen = told(fitted, new)
+    said, seen = predicted(fitted, new)
     found = reliability(said, seen)
     best = np.mean(
         [
@@ -90,28 +92,30 @@ def test_it_foretells_better_than_the_prior_and_than_each_arms_mean(seed: int) -
             for r in new
         ]
     )
-    prior = reliability(*told(Forecaster.prior(ARMS), new))
+    prior = reliability(*predicted(Forecaster.prior(ARMS), new))
     assert found.brier < best + 0.015 < prior.brier - 0.03
     assert found.brier < fitted.reliability()["brier_by_arm"] - 0.03
     assert found.ece < 0.05
 
 
 @pytest.mark.parametrize("count", [120, 1500])
-def test_the_reliability_that_it_reports_is_that_of_new_answers(count: int) -> None:
-    """Where features mean nothing it does not flatter itself: its own Brier score is that on new requests."""
+def test_the_reported_reliability_is_that_of_new_answers(count: int) -> None:
+    """With features that predict nothing, the reported Brier score equals that on new requests."""
     reported = []
     true = []
     for seed in range(10):
         fitted = Forecaster.prior(ARMS).refit(world(count, seed, lambda arm, x: 0.5))
         reported.append(fitted.reliability()["brier"])
         true.append(
-            reliability(*told(fitted, world(2000, 50 + seed, lambda arm, x: 0.5))).brier
+            reliability(
+                *predicted(fitted, world(2000, 50 + seed, lambda arm, x: 0.5))
+            ).brier
         )
     assert np.mean(reported) >= np.mean(true) - 0.005 >= 0.24
 
 
-def test_it_follows_an_arm_that_gets_worse() -> None:
-    """After large breaks, its answers are no longer predicted to suffice, though most of the log says so."""
+def test_forecasts_follow_an_arm_that_gets_worse() -> None:
+    """After `large` breaks, its answers are predicted to fail, although most of the log says otherwise."""
     good = world(3000, 1, lambda arm, x: 0.9)
     bad = world(2500, 2, lambda arm, x: 0.1 if arm == "large" else 0.9, start=3000)
     (profile,) = (
@@ -121,7 +125,7 @@ def test_it_follows_an_arm_that_gets_worse() -> None:
 
 
 def test_expected_output_tokens_are_learned() -> None:
-    """On new requests half as far off as the table, and right in the mean."""
+    """On new requests the error is half of the table's, and the mean is right."""
     fitted = Forecaster.prior(ARMS).refit(world(1500, 3))
     new = world(2000, 4)
     tokens = np.array([float(r.outcome.output_tokens) for r in new if r.outcome])
@@ -143,8 +147,8 @@ def test_expected_output_tokens_are_learned() -> None:
     )
 
 
-def test_answers_that_were_cut_off_count_as_longer_than_they_look() -> None:
-    """With a third of all answers cut off, what is expected without a limit is right within a tenth."""
+def test_answers_that_were_cut_off_count_as_longer() -> None:
+    """With a third of all answers cut off, the expected length without a limit is right within a tenth."""
     records = world(2000, 5, limit=250)
     assert (
         0.2
@@ -167,8 +171,8 @@ def test_answers_that_were_cut_off_count_as_longer_than_they_look() -> None:
     )
 
 
-def test_only_arms_that_do_the_task_are_told() -> None:
-    """A chat cannot be sufficed by an embedder, and what the policies go by is left as it was."""
+def test_only_arms_that_do_the_task_get_a_forecast() -> None:
+    """A chat gets no forecast for an embedder, and the features for the policies stay as they were."""
     profile = make_profile()
     (found,) = Forecaster.prior(ARMS).complete([profile])
     assert set(found.sufficiency) == {"small", "large"} and found.profiler_version == 0
@@ -180,8 +184,8 @@ def test_only_arms_that_do_the_task_are_told() -> None:
     assert found.features is profile.features
 
 
-def test_with_too_little_to_learn_from_the_operators_word_stands() -> None:
-    """Below ENOUGH answers: the table and prior_quality; unscored answers teach lengths and nothing else."""
+def test_with_few_answers_the_settings_of_the_operator_apply() -> None:
+    """Below ENOUGH answers the forecast is the table and prior_quality; answers without a score teach lengths only."""
     arms = (Arm("small", prior_quality=0.3), Arm("large", prior_quality=0.8))
     prior = Forecaster.prior(arms)
     assert prior.refit(world(ENOUGH // 2, 0)) is prior
@@ -192,15 +196,15 @@ def test_with_too_little_to_learn_from_the_operators_word_stands() -> None:
     assert unscored.complete([make_profile()])[0].sufficiency == profile.sufficiency
 
 
-def test_a_short_log_does_not_replace_what_a_long_one_taught() -> None:
-    """A published version of 2,000 answers stays until half of their weight has come together here."""
+def test_a_short_log_does_not_replace_a_long_one() -> None:
+    """A published fit of 2,000 answers stays until this log has half of their weight."""
     published = Forecaster.prior(ARMS).refit(world(2000, 7))
     assert published.refit(world(200, 8)) is published
     assert published.refit(world(1200, 8)).version == 2
 
 
-def test_where_few_answers_are_scored_from_now_on_it_goes_on_learning() -> None:
-    """From all to a twentieth between two fits, while one arm breaks: the first fit does not stand for ever."""
+def test_forecasts_keep_learning_when_scores_become_rare() -> None:
+    """From all scores to a twentieth between two fits, while one arm breaks: the first fit is replaced."""
     dense = world(3000, 13, lambda arm, x: 0.9)
     sparse = world(5000, 14, lambda arm, x: 0.1 if arm == "large" else 0.9, start=3000)
     sparse = [
@@ -216,8 +220,8 @@ def test_where_few_answers_are_scored_from_now_on_it_goes_on_learning() -> None:
     assert profile.sufficiency["large"] < 0.5 < 0.8 < profile.sufficiency["small"]
 
 
-def test_errors_count_as_insufficient_and_who_left_says_nothing() -> None:
-    """As in the policy."""
+def test_an_error_counts_as_insufficient_and_a_disconnect_does_not() -> None:
+    """The forecasts treat both as the policy does."""
     records = world(400, 9, lambda arm, x: 1.0)
     failed = [
         replace(r, outcome=Outcome(r.decision.id, "error"), scores={})
@@ -237,10 +241,10 @@ def test_errors_count_as_insufficient_and_who_left_says_nothing() -> None:
     assert prior.refit(left) is prior
 
 
-def test_other_arms_keep_what_is_known_and_a_new_one_starts_from_what_all_share() -> (
+def test_arms_that_stay_keep_their_forecasts_and_new_ones_start_from_the_shared_weights() -> (
     None
 ):
-    """In whatever order they stand."""
+    """The order of the arms does not matter."""
     both = world(3000, 10, lambda arm, x: float(sigmoid(np.array([4 * x[1]]))[0]))
     fitted = Forecaster.prior(ARMS).refit(both)
     after = fitted.for_arms((Arm("new"), ARMS[1]))
@@ -255,8 +259,8 @@ def test_other_arms_keep_what_is_known_and_a_new_one_starts_from_what_all_share(
     assert new[0] < 0.35 and new[1] > 0.65
 
 
-def test_its_state_brings_it_back() -> None:
-    """Figures, version and forecasts alike."""
+def test_a_forecaster_is_restored_from_its_state() -> None:
+    """Figures, version and forecasts are the same."""
     fitted = Forecaster.prior(ARMS).refit(world(500, 11))
     twin = Forecaster.restored(fitted.state(), ARMS)
     profiles = [record.decision.profile for record in world(50, 12)]
@@ -271,7 +275,7 @@ def test_its_state_brings_it_back() -> None:
 
 @pytest.mark.parametrize("name", Forecaster.prior(ARMS).state())
 def test_arrays_that_do_not_fit_are_refused(name: str) -> None:
-    """Missing, of another shape, or not finite; the message names the array."""
+    """An array that is missing, has another shape or is not finite is refused; the message names the array."""
     state = Forecaster.prior(ARMS).state()
     broken = state[name].copy()
     broken.flat[0] = np.nan
