@@ -146,6 +146,9 @@ def test_standby_starts_again_while_an_earlier_one_drains(
     until(lambda: drains.poll() is not None)
     standby.check()
     assert not standby._draining
+    assert standby._proxy is not None  # started in place of the killed one
+    standby._proxy.kill()
+    standby._proxy.wait()
 
 
 def test_the_gateway_port_stays_closed_without_a_server(tmp_path: Path) -> None:
