@@ -74,7 +74,7 @@ class AnswerChecker:
         try:
             for choice in self._choices(payload):
                 self._add(choice)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             self._disabled = True
             self._texts = {}
             return

@@ -102,6 +102,18 @@ def test_answers_without_text_are_not_checked() -> None:
     assert AnswerChecker("chat", {}).defect("stop") == ""
 
 
+def test_an_answer_that_is_nested_too_deeply_to_be_read_is_not_checked() -> None:
+    """A field that the checker ignores may be nested deeper than the parser reads; so may a field that it needs."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for payload in (
+        b'{"choices": [], "x": ' + deep + b"}",
+        b'{"choices": [{"index": 0, "message": {"content": ' + deep + b"}}]}",
+    ):
+        checker = AnswerChecker("chat", {})
+        checker.feed(payload)
+        assert checker.defect("stop") == ""
+
+
 def test_a_stream_with_text_is_not_read_to_its_end() -> None:
     """Once a stream is known not to be empty, the checker ignores its further chunks."""
     checker = AnswerChecker("chat", {"stream": True})
