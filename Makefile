@@ -8,6 +8,8 @@ TORCH = .venv/bin/pip install --disable-pip-version-check --progress-bar off --n
 SEED ?= 1
 # File of the API keys that the gateway requires after `make serve` and `make reload`. Empty: as in serve_config.yaml.
 KEYS ?=
+# Of `make calibrate`.
+PROMPTS ?= assets/prompts.jsonl
 
 export RAY_AUTH_MODE = disabled
 export RAY_USAGE_STATS_ENABLED = 0
@@ -17,7 +19,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
-.PHONY: serve reload stop status demo models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
+.PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
 	test-faults lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
@@ -34,6 +36,10 @@ status: .venv/installed  ## memory and CPU of the running system
 
 demo: .venv/installed  ## watch the router learn; the system must be running. SEED=2 for another stream
 	@$(PY) -m benchmarks.demo --seed $(SEED)
+
+# URL=http://127.0.0.1:8000: of the gateway; OPTIONS="--max-usd 2 --grader 'python grade.py'": see `--help`
+calibrate: .venv/installed  ## every size answers the prompts of PROMPTS=FILE.jsonl while it is idle; the system must be running
+	@$(PY) -m deployments.cli calibrate '$(PROMPTS)' $(if $(URL),--url $(URL)) $(OPTIONS)
 
 models: .venv/installed  ## accuracy and latency of each size by kind of task; the system must be running
 	@$(PY) -m benchmarks.model_accuracy

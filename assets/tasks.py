@@ -8,6 +8,7 @@ answers directly, `small` writes the steps of three medium kinds, `large` writes
 
 import random
 from dataclasses import dataclass
+from hashlib import blake2b
 
 EASY = ("add", "compare", "copy", "initial")
 MEDIUM = ("count", "reverse", "sort", "sum")
@@ -39,6 +40,9 @@ WISHES = (
 )
 
 
+RESERVED_SHARE = 10  # one question in so many is reserved for calibration
+
+
 @dataclass(frozen=True)
 class Task:
     """A question with its answer.
@@ -56,10 +60,35 @@ class Task:
     text: str = ""
 
 
-def make_task(rng: random.Random, kind: str | None = None, wishes: bool = True) -> Task:
-    """Draw a task, of a random kind by default. `wishes` adds words of urgency or care to some questions."""
+def is_reserved(question: str) -> bool:
+    """Whether a question, without words of urgency or care, is reserved for calibration."""
+    digest = blake2b(question.encode(), digest_size=4).digest()
+    return int.from_bytes(digest) % RESERVED_SHARE == 0
+
+
+def make_task(
+    rng: random.Random,
+    kind: str | None = None,
+    wishes: bool = True,
+    reserved: bool = False,
+) -> Task:
+    """Draw a task.
+
+    Every question is either reserved for calibration or not. So the bundled prompts for calibration share no question
+    with any stream of tasks, whatever its seed. A question of the wrong sort is replaced by one that depends on its
+    text alone: the tasks after it stay the same.
+
+    Args:
+        rng: draws the task.
+        kind: one of KINDS; by default a random one.
+        wishes: add words of urgency or care to some questions.
+        reserved: draw a task whose question is reserved.
+    """
     kind = kind or rng.choice(KINDS)
     task = _MAKERS[kind](rng)
+    other = random.Random(task.question)
+    while is_reserved(task.question) != reserved:
+        task = _MAKERS[kind](other)
     wish = rng.choice(WISHES) if wishes else ""
     return Task(task.kind, wish + task.question, task.answer, task.numbers, task.text)
 

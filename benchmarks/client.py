@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def run_stream(
     choose: Callable[[Task], str],
     label: str,
     concurrency: int = 4,
-    feedback: bool = False,
+    feedback: Container[int] = (),
     router: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> list[Answer]:
@@ -120,7 +120,7 @@ def run_stream(
         choose: returns the `model` to ask for a task.
         label: text of the progress bar.
         concurrency: number of requests in flight.
-        feedback: whether to send a score for each answer.
+        feedback: numbers of the tasks whose answers get a score.
         router: router options of every request.
         quiet: hides the progress bar.
     """
@@ -137,7 +137,7 @@ def run_stream(
                 async def work() -> None:
                     for i, task in waiting:
                         answer = await ask(client, choose(task), task, router)
-                        if feedback:
+                        if i in feedback:
                             await give_feedback(client, answer)
                         answers[i] = answer
                         bar.update()

@@ -183,6 +183,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=750)
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument(
+        "--scored",
+        type=float,
+        default=1.0,
+        help="share of the answers of auto that get a score",
+    )
+    parser.add_argument(
         "--threshold",
         type=float,
         default=0.5,
@@ -201,6 +207,8 @@ def play_strategies(
     for name in names:
         strategies[name] = lambda _, name=name: name
     strategies["static rules"] = static_rule(names, arguments.threshold)
+    rng = random.Random(arguments.seed)
+    scored = {i for i in range(len(tasks)) if rng.random() < arguments.scored}
     frames = {}
     for name, choose in strategies.items():
         answers = run_stream(
@@ -209,7 +217,7 @@ def play_strategies(
             choose,
             f"{name:>12}",
             arguments.concurrency,
-            feedback=name == "auto",
+            feedback=scored if name == "auto" else (),
         )
         frames[name] = as_frame(answers, name, live)
     return frames

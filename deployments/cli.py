@@ -1,4 +1,4 @@
-"""Manages policy versions of a running system: `python -m deployments.cli list`.
+"""Manages a running system: its policy versions, and calibrations. `python -m deployments.cli list`.
 
     list                              list all versions, their roles, and their evaluations
     show N                            show a version, with the report of its newest evaluation
@@ -8,6 +8,9 @@
     evaluate N                        compare a version with the champion on the logged decisions
     promote N [--to ROLE]             make a version champion if it is better; or challenger (--share), or shadow
     rollback [--role ROLE]            go back to the champion's predecessor; or remove a challenger or shadow
+    calibrate PROMPTS.jsonl           every size answers your prompts while it is idle (operations/calibrate.py; --help)
+    status                            on the first day: its stage, what the policy would have done, what comes next
+    advance                           begin the next stage of the first day, if the gate agrees
 
 The commands use the gateway's HTTP API. If it asks for keys, ROUTER_API_KEY needs the scope `operate`.
 """
@@ -15,9 +18,12 @@ The commands use the gateway's HTTP API. If it asks for keys, ROUTER_API_KEY nee
 import argparse
 import json
 import os
+import sys
 from typing import Any
 
 import httpx
+
+from deployments.operations import calibrate
 
 URL = "http://127.0.0.1:8000"
 Json = dict[str, Any]  # a reply of the gateway
@@ -54,6 +60,11 @@ def run(client: httpx.Client, given: argparse.Namespace) -> str:
             "override_gate": given.reason if given.override_gate else "",
         }
         return _as_json(_ask(client, "POST", f"{number}/promote", json=body))
+    if given.verb == "status":
+        return _status(_ask(client, "GET", "/v1/router/rollout"))
+    if given.verb == "advance":
+        body = {"override_gate": given.reason if given.override_gate else ""}
+        return _status(_ask(client, "POST", "/v1/router/rollout/advance", json=body))
     body = {"role": given.role, "reason": given.reason}
     return _as_json(_ask(client, "POST", "/v1/router/versions/rollback", json=body))
 
@@ -73,6 +84,47 @@ def _ask(client: httpx.Client, method: str, path: str, **options: Any) -> Json:
 
 def _as_json(content: Json) -> str:
     return json.dumps(content, indent=2)
+
+
+def _status(rollout: Json) -> str:
+    """The stage of the first day in words; without a first day, the roles."""
+    day = rollout.get("first_day")
+    if day is None:
+        return _as_json(rollout["roles"])
+    rule, policy, stage = day["rule"], day["policy"], day["stage"]
+    lines = [f"stage: {stage} (rule: {rule}, policy: {policy})"]
+    if day["requests"]:
+        lines.append(
+            f"both choose the same model for {day['agreement']:.1%} of {day['requests']} requests that leave a choice"
+        )
+        for name, choices in ((policy, day["chosen"]), (rule, day["by_rule"])):
+            counts = ", ".join(f"{arm} {n}" for arm, n in choices.items())
+            lines.append(f"{name} chooses: {counts}")
+    scored = ", ".join(f"{arm} {n}" for arm, n in day["scored"].items())
+    lines.append(f"answers with a score: {scored or 'none'}")
+    expected = day["expected"]
+    if expected["requests"]:
+        lines.append(
+            f"by its own estimates {policy} changes per request (mean of {expected['requests']}): "
+            f"score {expected['score']:+.4f}, latency {expected['latency_s']:+.3f} s, "
+            f"cost {expected['cost_usd']:+.3g} USD, utility {expected['utility']:+.4f}"
+        )
+    measured = day["measured"]
+    if measured is not None:
+        value = measured["value"]
+        shown = "unknown" if value is None else f"{value:+.4f}"
+        lines.append(
+            f"measured change of utility per request: {shown}, between {measured['lower']:+.4f} and "
+            f"{measured['upper']:+.4f} ({measured['rewards']} and {measured['rule_rewards']} rewards)"
+        )
+    if day["held"]:
+        lines.append(f"no stage begins by itself: {day['held']}")
+    if day["next_stage"]:
+        gate = "may begin" if day["passed"] else "waits for"
+        lines.append(
+            f"next stage, {day['next_stage']}, {gate}: {day['next_waits_for']}"
+        )
+    return "\n".join(lines)
 
 
 def _table(versions: list[Json]) -> str:
@@ -109,7 +161,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = ("list", "show", "diff", "register", "evaluate", "promote", "rollback")
+    of_versions = (
+        "list",
+        "show",
+        "diff",
+        "register",
+        "evaluate",
+        "promote",
+        "rollback",
+    )
+    verbs = (*of_versions, "status", "advance")
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("version", nargs="?", type=int)
     parser.add_argument("other", nargs="?", type=int, help="second version of diff")
@@ -122,7 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--override-gate",
         action="store_true",
-        help="promote without proof; needs --reason",
+        help="promote or advance without proof; needs --reason",
     )
     parser.add_argument(
         "--reason", default="", help="recorded on the version, or in the history"
@@ -139,12 +200,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if given.verb in ("show", "diff", "evaluate", "promote") and given.version is None:
         parser.error(f"say which version to {given.verb}")
     if given.override_gate and not given.reason:
-        parser.error("--override-gate needs --reason: it is recorded on the version")
+        parser.error("--override-gate needs --reason: it is recorded")
     return given
 
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:2] == ["calibrate"]:
+        calibrate.main(sys.argv[2:])
+        return
     given = parse()
     key = os.environ.get("ROUTER_API_KEY", "")
     headers = {"authorization": f"Bearer {key}"} if key else {}

@@ -5,9 +5,11 @@ ingress's `user_config`: a change takes effect at the next request and restarts 
 """
 
 from difflib import get_close_matches
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from policies.registry import RULES, make_policy
 from policies.types import Arm, Objective
 
 
@@ -90,10 +92,31 @@ class KeySettings(StrictModel):
     cross_check: bool = True
 
 
+class RuleSettings(StrictModel):
+    """The team's own rule, which decides until the policy has proved itself.
+
+    policy: a policy of policies/registry.py that does not learn.
+    options: parameters of that policy, as {arm: large} of `always`.
+    """
+
+    policy: Literal["static", "always", "uniform"] = "static"
+    options: dict[str, object] = {}
+
+
 class RolloutSettings(StrictModel):
     """How policy versions are tried, promoted and rolled back.
 
-    See deployments/router/rollout.py and policies/rollout/promotion_gate.py.
+    See deployments/router/rollout.py, policies/rollout/promotion_gate.py and policies/rollout/first_day.py.
+
+    start: "policy" gives all traffic to the policy at once. "observe" gives it to the `rule`, and records for each
+        request what the policy would have done; then the policy gets 1, 10 and 100 % of the traffic, stage by stage.
+    rule: see RuleSettings. Default: the static rules.
+    advance: "operator" begins a stage when an operator asks for it, "auto" as soon as the gate lets it begin.
+    first_scores: number of answers with a score that the policy must have learned from before it gets 1 %.
+    first_margin: utility per request, over all traffic, that the next stage may cost; so with 10 % of the traffic the
+        policy may be ten times as much worse than the rule.
+    first_rewards: number of rewards of the policy, and of the rule, on requests that they decide differently, before a
+        measured difference counts.
 
     share: share of the traffic that a challenger gets.
     margin: by how much a challenger must beat the champion, in points of utility.
@@ -105,6 +128,12 @@ class RolloutSettings(StrictModel):
     watch_rewards: number of rewards after which the watch ends.
     """
 
+    start: Literal["policy", "observe"] = "policy"
+    rule: RuleSettings | None = None
+    advance: Literal["operator", "auto"] = "operator"
+    first_scores: int = Field(200, ge=0)
+    first_margin: float = Field(0.02, gt=0)
+    first_rewards: int = Field(30, ge=2)
     share: float = Field(0.1, ge=0, le=1)
     margin: float = Field(0.0, ge=0)
     level: float = Field(0.95, gt=0, lt=1)
@@ -113,6 +142,28 @@ class RolloutSettings(StrictModel):
     watch_margin: float = Field(0.02, ge=0)
     watch_alpha: float = Field(0.05, gt=0, lt=1)
     watch_rewards: int = Field(10_000, ge=1)
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "RolloutSettings":
+        # Not model_fields_set: the journal stores all fields.
+        given = []
+        if self.rule is not None:
+            given.append("rule")
+        if self.advance != "operator":
+            given.append("advance")
+        if self.start != "observe" and given:
+            raise ValueError(
+                f"without `start: observe`, {' and '.join(given)} would change nothing; write `start: observe`, or "
+                "take it out"
+            )
+        return self
+
+    @property
+    def observed_rule(self) -> RuleSettings | None:
+        """The rule that decides at first; None if the policy gets all traffic at once."""
+        if self.start != "observe":
+            return None
+        return self.rule or RuleSettings()
 
 
 class GatewaySettings(StrictModel):
@@ -150,6 +201,22 @@ class GatewaySettings(StrictModel):
         """All arms in the order of the file, which is smallest first."""
         return tuple(model.arm(name) for name, model in self.models.items())
 
+    @model_validator(mode="after")
+    def _check_rule(self) -> "GatewaySettings":
+        rule = self.rollout.observed_rule
+        if rule is None:
+            return self
+        if self.policy.name in RULES:
+            raise ValueError(
+                f"rollout.start is observe, but the policy '{self.policy.name}' learns nothing from what it observes; "
+                "choose a policy that learns, as thompson, and write the rule under rollout.rule"
+            )
+        try:
+            make_policy(rule.policy, self.arms(), rule.options)
+        except ValueError as error:
+            raise ValueError(f"rollout.rule: {error}") from None
+        return self
+
 
 def latest(kept: bytes | None, given: GatewaySettings) -> GatewaySettings:
     """The settings that a journal stored as JSON; the given ones if it stored none, or if they are no longer valid."""
@@ -179,7 +246,8 @@ class AdmissionSettings(StrictModel):
 
     running: requests sent to a replica of a model at once. Times the number of ingress replicas, it must be above the
         model's target_ongoing_requests, or Serve never adds a replica. It must not be above max_ongoing_requests and
-        max_num_seqs, or requests wait where priorities have no effect.
+        max_num_seqs, or requests wait where priorities have no effect. While clients' requests have less than half of
+        it, the model is idle, and gets the calls of a calibration (deployments/dispatch/background.py).
     waiting: maximum length of the queue in front of each model.
     wait_s: maximum wait in a queue. A request whose expected wait is longer is refused.
     requests: maximum of running and waiting requests over all models; below max_ongoing_requests of the Ingress.
@@ -206,7 +274,13 @@ class BreakerSettings(StrictModel):
 class JudgeSettings(StrictModel):
     """A model that grades answers in the background (deployments/gateway/judge.py), for each ingress replica.
 
+    A calibration uses it, too, for answers without a reference; its calls are bounded by the calibration's own budget.
+
     share: share of the answers that are graded, among those that the router chose the model for.
+    first: until so many decisions have a score, every answer is graded, as far as the calls suffice. The first scores
+        teach most.
+    explore: probability with which the model of a graded answer is drawn uniformly, if few answers are graded: it is
+        multiplied by the share that is not graded. It keeps every model's estimate fresh at little cost.
     calls_per_hour: maximum number of calls.
     waiting: maximum number of answers that wait to be graded, in memory.
     model: the judge; it must be able to follow instructions. Default: the largest model.
@@ -217,6 +291,8 @@ class JudgeSettings(StrictModel):
     """
 
     share: float = Field(0.05, gt=0, le=1)
+    first: int = Field(50, ge=0)
+    explore: float = Field(0.2, ge=0, le=1)
     calls_per_hour: int = Field(100, ge=1)
     waiting: int = Field(50, ge=1)
     model: str = ""
@@ -281,6 +357,7 @@ def _all_keys() -> list[str]:
         GatewaySettings,
         KeySettings,
         RolloutSettings,
+        RuleSettings,
         ObjectiveSettings,
         Tuning,
         AdmissionSettings,

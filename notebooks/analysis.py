@@ -1,12 +1,15 @@
 """Computes the numbers behind the figures: each function takes a log and returns a table."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from notebooks.decision_log import DecisionLog
-from policies.evaluation.offpolicy import confidence_sequence, estimate, fit_predictions
+from policies.evaluation.kind_figures import SIZE
+from policies.evaluation.offpolicy import confidence_sequence, estimate
+from policies.evaluation.outcome_model import fit_predictions
 from policies.evaluation.overlap import LoggedDecisions, UnanswerableError, overlap
 from policies.evaluation.recent_metrics import regret
 from policies.evaluation.replay import (
@@ -20,6 +23,8 @@ from policies.evaluation.replay import (
 from policies.events import Record
 from policies.profiling.calibration import Reliability, reliability
 from policies.registry import make_policy
+from policies.rollout.first_day import RANDOMISED
+from policies.rollout.observation import leaves_choice
 from policies.types import Vector
 
 LEVEL = 0.95
@@ -55,6 +60,39 @@ def decisions(log: DecisionLog) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def first_day(log: DecisionLog) -> pd.DataFrame:
+    """What a policy would have done beside the team's rule, by kind and for all kinds; empty without a first day.
+
+    Columns: the number of requests that left a choice, the share of them for which rule and policy choose the same
+    arm, and the means of what the policy expected to change per request (its own estimates).
+    """
+    rows = []
+    for record in log.records:
+        decision = record.decision
+        if decision.fallback not in RANDOMISED or not leaves_choice(decision):
+            continue
+        own = decision.tried_estimate(decision.shadow)
+        other = decision.tried_estimate(decision.rule)
+        rows.append(
+            {
+                "kind": decision.profile.kind,
+                "agreement": float(decision.rule == decision.shadow),
+                "expected_score": own.quality - other.quality,
+                "expected_latency_s": own.latency_s - other.latency_s,
+                "expected_cost_usd": own.cost_usd - other.cost_usd,
+                "expected_utility": own.utility - other.utility,
+            }
+        )
+    columns = ["requests", "agreement", "expected_score", "expected_latency_s"]
+    columns += ["expected_cost_usd", "expected_utility"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    table = pd.DataFrame(rows)
+    table = pd.concat([table, table.assign(kind="all")])
+    grouped = table.groupby("kind", sort=False)
+    return grouped.mean().assign(requests=grouped.size())[columns]
 
 
 def measured_regret(log: DecisionLog) -> pd.DataFrame | None:
@@ -94,6 +132,24 @@ def posterior(log: DecisionLog) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def kinds(log: DecisionLog, size: int = SIZE) -> pd.DataFrame:
+    """One row for each kind and arm with decisions: the figures of the latest decisions, as in the router's state.
+
+    Args:
+        log: the log.
+        size: number of decisions in the window.
+    """
+    table = log.counted(size).figures.table()
+    rows = [
+        {"kind": kind, "arm": arm, **asdict(figures)}
+        for arm in log.names
+        for kind, figures in table.kinds.get(arm, {}).items()
+    ]
+    frame = pd.DataFrame(rows)
+    figures = [name for name in frame.columns if name not in ("kind", "arm")]
+    return frame.astype(dict.fromkeys(figures, float))
 
 
 def strategies(log: DecisionLog) -> pd.DataFrame:

@@ -21,14 +21,36 @@ from deployments.journal.journal import Journal
 from deployments.settings import GatewaySettings
 from policies.base import Policy
 from policies.baselines import Static
-from policies.events import FORCED, Decision, Event, Outcome, Record
-from policies.feedback.decision_records import DecisionRecords, History
+from policies.evaluation.kind_figures import SIZE, RecentFigures, Totals
+from policies.events import NOT_ROUTED, Decision, Event, Outcome, Record
+from policies.feedback.decision_records import (
+    DecisionRecords,
+    EventProjection,
+    History,
+)
 from policies.feedback.reputation import KeyReputation
 from policies.registry import make_policy
 from policies.types import Arm
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "notebooks/demo_log.msgpack.xz"
+
+
+class Counted:
+    """The numbers of events in a log, and the figures of its latest decisions, as the router counts them.
+
+    Args:
+        size: number of decisions in the window of the figures.
+    """
+
+    def __init__(self, size: int = SIZE):
+        self.totals = Totals()
+        self.figures = RecentFigures(size)
+
+    def record(self, event: Event, record: Record) -> None:
+        """See EventProjection."""
+        self.totals.add(event, record)
+        self.figures.record(event, record)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +86,15 @@ class DecisionLog:
             versions[record.decision.policy_version] = None
         return f"{' to '.join(days)}, by {' to '.join(versions)}"
 
+    def counted(self, size: int = SIZE) -> Counted:
+        """The numbers and figures of all decisions, the forced ones included."""
+        counted = Counted(size)
+        records = _decision_records(counted)
+        policy = Static(self.arms)
+        for event in self.events:
+            records.apply(event, policy)
+        return counted
+
     def learned(self, upto: int | None = None, name: str = "thompson") -> Policy:
         """A policy that has learned from the log's first routed decisions.
 
@@ -92,7 +123,7 @@ class DecisionLog:
         return policy
 
 
-def _decision_records() -> DecisionRecords:
+def _decision_records(projection: EventProjection | None = None) -> DecisionRecords:
     """Records for a whole log, with the rules of the router: an outcome may come before its decision, and scores of
     distrusted keys do not count.
 
@@ -101,6 +132,7 @@ def _decision_records() -> DecisionRecords:
     return DecisionRecords(
         capacity=10**9,
         history=History(keeps_unknown=True),
+        projection=projection,
         reputation=KeyReputation(),
     )
 
@@ -118,7 +150,7 @@ def log_of(
     decisions = [
         e
         for e in events
-        if isinstance(e, Decision) and e.fallback != FORCED and e.arm in names
+        if isinstance(e, Decision) and e.fallback not in NOT_ROUTED and e.arm in names
     ]
     records = [all_records.get(decision.id) for decision in decisions]
     return DecisionLog(
@@ -135,7 +167,7 @@ def arms_in(events: list[Event], configured: tuple[Arm, ...]) -> tuple[Arm, ...]
         e
         for e in events
         if isinstance(e, Decision)
-        and e.fallback != FORCED
+        and e.fallback not in NOT_ROUTED
         and e.profile.task != "embed"
     ]
     could = {

@@ -150,6 +150,53 @@ def posterior(log: DecisionLog) -> Figure:
     return figure
 
 
+def kinds(log: DecisionLog) -> Figure:
+    """What each arm's latest answers show, by kind: mean score with interval, availability, and latency."""
+    frame = analysis.kinds(log)
+    colour = colours(log)
+    order = frame.groupby("kind").decisions.sum().sort_values(ascending=False)
+    names = order.index.tolist()
+    figure, axes = _axes(
+        3,
+        "Which size does a kind well: the latest answers of each",
+        height=4.4,
+        width=3.0 + 0.9 * len(names),
+    )
+    for k, arm in enumerate(log.names):
+        part = frame[frame.arm == arm].set_index("kind").reindex(names)
+        at = np.arange(len(names)) + 0.22 * (k - (len(log.names) - 1) / 2)
+        style = {"fmt": "o", "color": colour[arm], "capsize": 3, "label": arm}
+        error = [part.score - part.score_low, part.score_high - part.score]
+        axes[0].errorbar(at, part.score, yerr=error, **style)
+        axes[1].scatter(at, part.availability, color=colour[arm])
+        above = [np.zeros(len(names)), part.latency_p95_s - part.latency_p50_s]
+        axes[2].errorbar(at, part.latency_p50_s, yerr=above, **style)
+        for axis, counts in ((axes[0], part.votes), (axes[1], part.answers)):
+            for x, count in zip(at, counts.fillna(0.0), strict=True):
+                axis.annotate(
+                    f"{count:.0f}",
+                    (x, -0.13),
+                    ha="center",
+                    fontsize=8,
+                    color=colour[arm],
+                )
+    labels = (
+        ("mean score of unflawed answers, 95 % (below: scored)", "score"),
+        ("answers without a visible flaw (below: answers)", "share"),
+        ("latency, median to 95th percentile", "seconds"),
+    )
+    for axis, (title, label) in zip(axes, labels, strict=True):
+        axis.set(title=title, ylabel=label)
+        axis.set_xticks(range(len(names)), names, rotation=30)
+        axis.set_xlim(-0.5, len(names) - 0.5)
+    for axis in axes[:2]:
+        axis.set_ylim(-0.18, 1.08)
+        axis.axhline(0, color=GREY, linewidth=0.8)
+    axes[2].set_ylim(bottom=0)
+    axes[2].legend(frameon=False, loc="upper left")
+    return figure
+
+
 def frontier(log: DecisionLog) -> Figure:
     """Quality against cost and against latency, one point for each strategy, and the utility of each."""
     frame = analysis.strategies(log)
@@ -449,6 +496,7 @@ ALL = (
     shares,
     regret,
     posterior,
+    kinds,
     frontier,
     propensities,
     evaluation,

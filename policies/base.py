@@ -13,6 +13,12 @@ State = dict[str, NDArray[np.float64]]
 
 # The last part of the names of arrays in a State that all arms share.
 SHARED = ("reference", "latest")
+# The last part of the names of arrays of clock readings.
+TICKS = (*SHARED, "changed")
+# The last part of the names of arrays whose last axis begins with a sequence number.
+DATED = ("cuts", "window")
+# The parts of a state whose clock counts scores.
+BY_SCORES = ("quality", "clock", "drift")
 PRIOR = 0.5  # expected score without a price
 PRIOR_BY_DECADE = 0.1  # score points for a price ten times higher
 
@@ -20,21 +26,35 @@ PRIOR_BY_DECADE = 0.1  # score points for a price ten times higher
 class EventLearner(Protocol):
     """Learns from decisions, their outcomes and their scores."""
 
-    def advance(self, sequence: int) -> None:
-        """Set the forgetting clock to this decision, as `decide` does.
+    def advance(self, sequence: int, scored: int = -1) -> None:
+        """Set the forgetting clocks. A replay must call it, or the weights overflow.
 
-        A replay must call it, or the weights overflow.
+        Args:
+            sequence: number of decisions so far; `decide` sets it, too.
+            scored: number of decisions that have had a score so far; -1 if it is unknown, and then the number of
+                decisions is used.
         """
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """Learn from an outcome. A forced decision counts too, because its latency is a valid measurement."""
 
     def score(
-        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+        self,
+        decision: Decision,
+        score: float,
+        weight: float = 1.0,
+        again: bool = False,
+        expected: float | None = None,
     ) -> None:
-        """Learn from a quality score in [0, 1] of the chosen arm; weight -1 withdraws an earlier score exactly.
+        """Learn from a score of the chosen arm's answer, which has no visible flaw.
 
-        again: this score replaces or restores an earlier one and must not be used as evidence of drift.
+        Args:
+            decision: of the answer.
+            score: in [0, 1].
+            weight: -1 withdraws an earlier score exactly.
+            again: the score replaces or restores an earlier one, or this policy did not expect anything. It is no
+                evidence of drift.
+            expected: the score that this policy expected, if another one decided; None takes it from the decision.
         """
 
     def discount(self, arm: str, events: float) -> None:
@@ -83,14 +103,41 @@ class Policy(EventLearner, Protocol):
         """
 
 
-def shift_sequence(state: State, sequence: int) -> State:
-    """The state with all sequence numbers reduced by `sequence`, for a clock that restarts at that decision."""
+def shift_sequence(state: State, sequence: int, scored: int) -> State:
+    """The state for clocks that restart later.
+
+    Args:
+        state: of a policy.
+        sequence: number of decisions by which the clock of decisions is reduced.
+        scored: number of scored decisions by which the clock of scores is reduced.
+    """
     moved = {}
     for name, array in state.items():
-        part = name.rpartition(".")[2]
-        moved[name] = array - sequence if part in SHARED else array.copy()
-        if part == "cuts":
-            moved[name][..., 0] -= sequence
+        part, _, array_name = name.rpartition(".")
+        by_scores = part.rpartition(".")[2] in BY_SCORES
+        moved[name] = _shifted(array, array_name, scored if by_scores else sequence)
+    return moved
+
+
+def restart_clock(state: State, part: str) -> State:
+    """The state with the arrays of one part shifted so that their clock is at 0."""
+    moved = dict(state)
+    reference = state.get(f"{part}.reference")
+    by = float(reference[0]) if reference is not None else 0.0
+    for name, array in state.items():
+        own_part, _, array_name = name.rpartition(".")
+        if own_part == part:
+            moved[name] = _shifted(array, array_name, by)
+    return moved
+
+
+def _shifted(array: NDArray[np.float64], name: str, by: float) -> NDArray[np.float64]:
+    """An array of a state whose clock is reduced."""
+    if name in TICKS:
+        return array - by
+    moved = array.copy()
+    if name in DATED:
+        moved[..., 0] -= by
     return moved
 
 
@@ -176,7 +223,7 @@ class LearningBuffer:
 
     def __init__(self) -> None:
         self._learned: list[
-            tuple[Decision, Outcome] | tuple[Decision, float, float, bool]
+            tuple[Decision, Outcome] | tuple[Decision, float, float, bool, float | None]
         ] = []
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
@@ -184,10 +231,15 @@ class LearningBuffer:
         self._learned.append((decision, outcome))
 
     def score(
-        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+        self,
+        decision: Decision,
+        score: float,
+        weight: float = 1.0,
+        again: bool = False,
+        expected: float | None = None,
     ) -> None:
         """See base.Policy."""
-        self._learned.append((decision, score, weight, again))
+        self._learned.append((decision, score, weight, again, expected))
 
     def play(self, policy: Policy) -> None:
         """Replay all recorded events to a policy."""

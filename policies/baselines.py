@@ -74,14 +74,19 @@ class Static:
             decisions.append(decision)
         return decisions
 
-    def advance(self, sequence: int) -> None:
+    def advance(self, sequence: int, scored: int = -1) -> None:
         """See base.EventLearner; a rule has nothing to forget."""
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """A rule learns nothing."""
 
     def score(
-        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+        self,
+        decision: Decision,
+        score: float,
+        weight: float = 1.0,
+        again: bool = False,
+        expected: float | None = None,
     ) -> None:
         """A rule learns nothing."""
 

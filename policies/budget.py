@@ -18,7 +18,7 @@ from math import exp, inf, isfinite, log, sqrt
 import numpy as np
 
 from policies.base import State
-from policies.events import FORCED, Decision, Outcome
+from policies.events import NOT_ROUTED, Decision, Outcome
 
 START = 0.1  # score points for one ceiling of cost, before any request
 GAIN = 0.1  # one ceiling of debt raises the price by a tenth
@@ -28,6 +28,7 @@ SATURATION = 30.0
 INTEGRAL_MOST = 9.0  # the price settles between START · exp(-9) and START · exp(9)
 MAX_DEBT = 1000.0  # ceilings, owed or saved, at which the account is clipped
 MARGIN = 2.0  # standard deviations of the account
+MAX_UNDELIVERED = 20_000  # decisions of an ingress that the router does not have yet
 STEADY = 200.0  # requests over which the scatter of costs is averaged
 # Values of Decision.fallback for a second decision about the same request.
 SECOND_ATTEMPTS = ("model", "hedge")
@@ -36,8 +37,8 @@ SECOND_ATTEMPTS = ("model", "hedge")
 class BudgetPacer:
     """The account and the price of one stream of requests.
 
-    `decided` and `finished` take each decision and each outcome once. Forced decisions do not count. A second attempt
-    adds its cost, but does not count as another request.
+    `decided` and `finished` take each decision and each outcome once. Forced decisions and calibrations do not count. A
+    second attempt adds its cost, but does not count as another request.
 
     Args:
         ceiling_usd: upper limit of the mean cost per routed request; infinite for none.
@@ -80,7 +81,7 @@ class BudgetPacer:
 
     def decided(self, decision: Decision) -> None:
         """Charge the expected cost of the decision's answer."""
-        if decision.fallback == FORCED:
+        if decision.fallback in NOT_ROUTED:
             return
         cost_usd = decision.estimate().cost_usd
         if decision.fallback in SECOND_ATTEMPTS:
@@ -101,7 +102,7 @@ class BudgetPacer:
         # A client that left the queue caused no cost: then the whole latency is waiting time.
         asked = outcome.latency_s > outcome.waited_s
         unknown = outcome.status == "disconnected" and asked and not outcome.cost_usd
-        if decision.fallback != FORCED and not unknown:
+        if decision.fallback not in NOT_ROUTED and not unknown:
             difference = outcome.cost_usd - decision.estimate().cost_usd
             self._charge(difference, difference / self.ceiling_usd)
 
@@ -160,3 +161,47 @@ class BudgetPacer:
             self.scatter = given["scatter"]
             integral = given["integral"] + log(ratio)
             self.integral = max(-INTEGRAL_MOST, min(INTEGRAL_MOST, integral))
+
+
+class IngressPacer:
+    """An ingress's copy of the router's pacer.
+
+    The router learns of a decision that an ingress made together with its outcome, some seconds later. A loop with such
+    a delay swings. So the ingress charges its own decisions to its copy at once, and again to each newer copy until the
+    router has them. The decisions of the other ingresses, which it does not see, are taken to cost as much as its own.
+    """
+
+    def __init__(self, ceiling_usd: float = inf):
+        self._pacer = BudgetPacer(ceiling_usd)
+        self._undelivered: dict[str, Decision] = {}
+
+    @property
+    def cost_weight(self) -> float:
+        """See BudgetPacer."""
+        return self._pacer.cost_weight
+
+    def decided(self, decision: Decision) -> None:
+        """Charge a decision that this ingress has made."""
+        self._pacer.decided(decision)
+        self._undelivered[decision.id] = decision
+        if len(self._undelivered) > MAX_UNDELIVERED:
+            self._undelivered.pop(next(iter(self._undelivered)))
+
+    def delivered(self, decision: Decision) -> None:
+        """Note that the router has a decision."""
+        self._undelivered.pop(decision.id, None)
+
+    def restore(self, state: State, ingresses: int = 1) -> None:
+        """Continue from the router's pacer.
+
+        Args:
+            state: of the router's pacer.
+            ingresses: number of ingresses that decide, this one included.
+
+        Raises:
+            ValueError: see BudgetPacer.restore.
+        """
+        self._pacer.restore(state)
+        for decision in self._undelivered.values():
+            for _ in range(max(1, ingresses)):
+                self._pacer.decided(decision)

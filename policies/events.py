@@ -9,19 +9,25 @@ import msgspec
 from policies.types import Objective, Request, TaskProfile
 
 FORCED = "forced"  # Decision.fallback of a choice that the client made
+# Decision.fallback of the answer to a calibration prompt, which every size gives; also the source of its score.
+CALIBRATION = "calibration"
+NOT_ROUTED = (FORCED, CALIBRATION)  # values of Decision.fallback without a choice
 FLAWS = ("empty", "invalid_json")
+CUT_OFF = "cut_off"  # the answer ended at the model's limit, and the client set none
 
 
 class ArmEstimate(NamedTuple):
     """A policy's estimate of one arm at one decision.
 
-    quality, latency_s, cost_usd, utility: expected values.
+    quality: expected score, = availability · the expected score of an answer without a visible flaw.
+    latency_s, cost_usd, utility: expected values.
     sampled_utility: this decision's draw from the posterior.
     ttft_s, tpot_s: expected time from leaving the queue to the first token, and per further token.
     output_tokens: expected number.
     propensity: probability in [0, 1] with which this policy chooses the arm in this situation.
     load, total_load: requests in flight per replica of the arm, and over all arms.
     removed_by: the sentence for the limit that excluded the arm (constraints.Exclusion); empty if it was eligible.
+    availability: probability that the answer arrives without a visible flaw.
     """
 
     arm: str
@@ -37,6 +43,25 @@ class ArmEstimate(NamedTuple):
     load: float = 0.0
     total_load: float = 0.0
     removed_by: str = ""
+    availability: float = 1.0
+
+    @property
+    def unflawed_quality(self) -> float:
+        """Expected score of an answer without a visible flaw."""
+        return self.quality / self.availability if self.availability > 0 else 0.0
+
+
+class Expectation(NamedTuple):
+    """What the policy with a role expected of the arm that was chosen, if it would have chosen the same.
+
+    role: see roles.py.
+    quality: expected score of an answer without a visible flaw.
+    known: see Decision.known, for this policy.
+    """
+
+    role: str
+    quality: float
+    known: int
 
 
 class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -46,13 +71,22 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     arm: empty if no arm was eligible.
     fallback: "" for none. "profiler" or "router": that component did not answer in time, so the decision was made
         without it. "model" or "hedge": a second attempt, because the first model failed or was silent for too long.
-        FORCED: the client named the model.
+        FORCED: the client named the model. CALIBRATION: no client asked; each of K sizes answers the same prompt, so
+        the propensity of each is 1/K, although none was drawn.
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; only the same owner may give feedback.
     shadow: the arm that the shadow policy would have chosen (roles.py); "" without a shadow policy.
     known: number of scores of the chosen arm that the policy had learned from since the arm last changed; -1 if not
         recorded.
+    scored: number of decisions that had a score when this one was made; the forgetting clock of quality. -1 if not
+        recorded.
+    score_chance, explore: see Request.
+    expectations: of the policies with a role; empty if there is only a champion.
+    retry_of: id of the request's first decision, if this is a second attempt.
+    rule: the arm that the team's own rule chose for this request, while a policy is tried beside it
+        (rollout/first_day.py); `shadow` is then the arm that the tried policy chose. Otherwise "".
+    shadow_estimates: the tried policy's estimates, with its own propensities, where the rule made the decision.
     """
 
     id: str
@@ -69,6 +103,13 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     owner: str = ""
     shadow: str = ""
     known: int = -1
+    scored: int = -1
+    score_chance: float = 1.0
+    explore: float = 0.0
+    retry_of: str = ""
+    expectations: tuple[Expectation, ...] = ()
+    rule: str = ""
+    shadow_estimates: tuple[ArmEstimate, ...] = ()
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen arm; an empty estimate if the policy made none."""
@@ -95,7 +136,21 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             owner=request.owner,
             shadow=self.shadow,
             known=self.known,
+            scored=self.scored,
+            score_chance=request.score_chance,
+            explore=request.explore,
+            retry_of=self.retry_of,
+            expectations=self.expectations,
+            rule=self.rule,
+            shadow_estimates=self.shadow_estimates,
         )
+
+    def tried_estimate(self, arm: str) -> ArmEstimate:
+        """The estimate that the policy which is tried beside the rule made of an arm; an empty one if it made none."""
+        for estimate in self.shadow_estimates or self.estimates:
+            if estimate.arm == arm:
+                return estimate
+        return ArmEstimate(arm)
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -105,6 +160,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     ttft_s, latency_s: seconds from the decision to the first and to the last token; ttft_s is 0 where the answer
         came in one piece.
     waited_s: the part of these in the queue, before the request was sent to the arm.
+    streamed: whether the client asked for a stream.
     flaw: the defect that the answer alone shows, one of FLAWS; "" for none.
     answer: its text, only if it may be stored.
     """
@@ -120,6 +176,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     flaw: str = ""
     answer: str = ""
     waited_s: float = 0.0
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,8 +218,9 @@ NOTED = (
     REPEATED,
 )  # results of events that must be written to the journal
 
-IMPLICIT = "implicit"  # source of scores that were derived from the answer alone
 ANY_OWNER = "*"  # owner of feedback that may belong to a decision of any owner
+# Sources of the zeros that earlier releases derived from a visible flaw. Their journals hold them; they do not count.
+DERIVED_SOURCES = ("check", "implicit")
 MAX_SOURCES = (
     8  # of one decision: each source is a vote, and clients choose the names of sources
 )
@@ -171,12 +229,34 @@ MAX_SOURCES = (
 Event = Decision | Outcome | Feedback
 
 
+def is_derived(source: str, owner: str) -> bool:
+    """Whether a score is one of those that earlier releases derived from a visible flaw."""
+    return source in DERIVED_SOURCES and owner == ANY_OWNER
+
+
+def visible_flaw(decision: Decision, outcome: Outcome) -> str:
+    """The flaw that an outcome shows without a score: "error", one of FLAWS, or CUT_OFF; "" for none.
+
+    A disconnected client shows none, because it may have read enough.
+    """
+    if outcome.status == "error":
+        return outcome.status
+    if outcome.status != "ok" or decision.profile.task == "embed":
+        return ""
+    if outcome.flaw in FLAWS:
+        return outcome.flaw
+    limited = decision.profile.max_output_tokens > 0
+    return CUT_OFF if outcome.finish_reason == "length" and not limited else ""
+
+
 @dataclass
 class Record:
     """One decision with its outcome and its scores so far.
 
     scores, times, owners: by source, the score, when it was given and by which key; one vote for each source.
+    corrected: the sources that have replaced their first score.
     silenced: the keys whose scores do not count (reputation.py).
+    answered_by: arm of the hedge that answered the request; "" if the decision's own arm did (replay.py).
     """
 
     decision: Decision
@@ -184,22 +264,52 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
+    corrected: set[str] = field(default_factory=set)
     silenced: Container[str] = ()
+    answered_by: str = ""
 
-    def votes(self) -> dict[str, float]:
-        """The scores that count, by source: the explicit scores, or the implicit score if there is no explicit one."""
-        return self.explicit_scores() or self._counting()
+    def is_first_of_source(self, event: Feedback) -> bool:
+        """Whether feedback that has just changed the record is the first score of its source, and no correction."""
+        return event.source not in self.corrected
 
-    def explicit_scores(self) -> dict[str, float]:
-        """The scores that count and were given explicitly, by source."""
-        counting = self._counting()
-        return {s: score for s, score in counting.items() if s != IMPLICIT}
-
-    def _counting(self) -> dict[str, float]:
-        if not self.silenced:
-            return self.scores
+    def given_scores(self) -> dict[str, float]:
+        """The scores that were given, by source, whether they count or not."""
         return {
             source: score
             for source, score in self.scores.items()
+            if not is_derived(source, self.owners.get(source, ""))
+        }
+
+    def explicit_scores(self) -> dict[str, float]:
+        """The scores that count, by source."""
+        given = self.given_scores()
+        if not self.silenced:
+            return given
+        return {
+            source: score
+            for source, score in given.items()
             if self.owners.get(source) not in self.silenced
         }
+
+    @property
+    def is_calibration(self) -> bool:
+        """Whether this is an answer to a calibration prompt, and no traffic."""
+        return self.decision.fallback == CALIBRATION
+
+    @property
+    def mean_score(self) -> float | None:
+        """The mean over the sources of the scores that count; None without any."""
+        scores = self.explicit_scores()
+        return sum(scores.values()) / len(scores) if scores else None
+
+    @property
+    def flaw(self) -> str:
+        """See visible_flaw; "" while there is no outcome."""
+        if self.outcome is None:
+            return ""
+        return visible_flaw(self.decision, self.outcome)
+
+    @property
+    def vote(self) -> float | None:
+        """The decision's one vote on the quality of unflawed answers; None if it has a visible flaw or no score."""
+        return None if self.flaw else self.mean_score

@@ -1,11 +1,13 @@
 """Explains a decision in words and numbers."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from msgspec import structs
 
-from policies.events import FORCED, Decision, Record
+from policies.evaluation.kind_figures import Figures
+from policies.events import CALIBRATION, FORCED, Decision, Record
 
 FALLBACKS = {  # Decision.fallback in words
     "profiler": "The profiler did not answer in time; the text was read without its embedding.",
@@ -15,8 +17,15 @@ FALLBACKS = {  # Decision.fallback in words
 }
 
 
-def explain(record: Record) -> dict[str, Any]:
-    """The reasons for a decision, the estimate of each arm, the outcome and the feedback, as plain data."""
+def explain(
+    record: Record, of_kind: Mapping[str, Figures] | None = None
+) -> dict[str, Any]:
+    """The reasons for a decision, the estimate of each arm, the outcome and the feedback, as plain data.
+
+    Args:
+        record: of the decision.
+        of_kind: what the latest decisions of this kind show of each arm now; the decision may not have known it.
+    """
     decision = record.decision
     profile = asdict(decision.profile)
     profile["features"] = [
@@ -27,7 +36,7 @@ def explain(record: Record) -> dict[str, Any]:
         "max_cost_usd": decision.objective.max_cost_usd,
         "models": list(decision.objective.models),
     }
-    return {
+    explained: dict[str, Any] = {
         "decision_id": decision.id,
         "model": decision.arm,
         "policy_version": decision.policy_version,
@@ -52,6 +61,67 @@ def explain(record: Record) -> dict[str, Any]:
             for source, score in record.scores.items()
         ],
     }
+    if of_kind is not None:
+        explained["figures_of_kind"] = {
+            arm: asdict(figures) for arm, figures in of_kind.items()
+        }
+        explained["summary"] += " " + kind_summary(decision, of_kind)
+    if decision.rule and decision.fallback != FORCED:
+        explained["first_day"] = _first_day(decision)
+    return explained
+
+
+def kind_summary(decision: Decision, of_kind: Mapping[str, Figures]) -> str:
+    """What the latest decisions of this kind show of the chosen arm and of the others, in one sentence."""
+    arms = dict.fromkeys([decision.arm, *(e.arm for e in decision.estimates)])
+    parts = [
+        f"{arm} {_in_words(of_kind[arm])}"
+        for arm in arms
+        if arm in of_kind and of_kind[arm].decisions
+    ]
+    if not parts:
+        return f"No decision of the kind '{decision.profile.kind}' is in the window."
+    return f"The latest answers of the kind '{decision.profile.kind}' show: {'; '.join(parts)}."
+
+
+def _in_words(figures: Figures) -> str:
+    """The figures of one arm in words, each mean with its number of observations."""
+    score = "no score yet"
+    if figures.score is not None:
+        score = (
+            f"mean score {figures.score:.2f} [{figures.score_low:.2f}, {figures.score_high:.2f}] "
+            f"of {figures.votes} scored"
+        )
+    if figures.availability is None:
+        return f"{score}, no answer yet"
+    parts = [score, f"{figures.availability:.1%} of {figures.answers} without a flaw"]
+    if figures.latency_p50_s is not None:
+        parts.append(f"median {figures.latency_p50_s:.3f} s")
+    return ", ".join(parts)
+
+
+def _first_day(decision: Decision) -> dict[str, Any]:
+    """What the rule and the policy that is tried beside it chose, and what that policy expected of both choices.
+
+    An expected value is None if the policy had no estimate.
+    """
+    choices = {"rule": decision.rule, "policy": decision.shadow}
+    plain: dict[str, Any] = {
+        **choices,
+        "decided_by": "rule" if decision.shadow_estimates else "policy",
+        "basis": "estimates of the policy itself",
+        "models": [estimate._asdict() for estimate in decision.shadow_estimates],
+    }
+    for name, arm in choices.items():
+        expected = decision.tried_estimate(arm)
+        known = bool(expected.utility or expected.latency_s)
+        plain[f"expected_of_{name}"] = {
+            "score": expected.quality if known else None,
+            "latency_s": expected.latency_s if known else None,
+            "cost_usd": expected.cost_usd if known else None,
+            "utility": expected.utility if known else None,
+        }
+    return plain
 
 
 def summary(decision: Decision) -> str:
@@ -76,6 +146,13 @@ def summary(decision: Decision) -> str:
             [
                 *sentences,
                 f"The client named the model {decision.arm}; the router did not choose.",
+            ]
+        )
+    if decision.fallback == CALIBRATION:
+        return " ".join(
+            [
+                *sentences,
+                f"No client asked: {decision.arm} answered a calibration prompt, as each size does.",
             ]
         )
     if decision.fallback:
@@ -104,6 +181,8 @@ def summary(decision: Decision) -> str:
         sentences.append(
             f"{decision.arm} was chosen by the rule '{decision.policy_version}'."
         )
+    if decision.rule:
+        sentences.append(_beside_rule(decision))
     for other in sorted(decision.estimates, key=lambda e: -e.sampled_utility):
         if other.arm == decision.arm:
             continue
@@ -115,3 +194,21 @@ def summary(decision: Decision) -> str:
                 f"{other.latency_s:.3f} s at {other.load:g} in flight, {other.cost_usd:.2g} USD."
             )
     return " ".join(sentences)
+
+
+def _beside_rule(decision: Decision) -> str:
+    """What the rule and the policy that is tried beside it would have done, as a sentence."""
+    own = decision.tried_estimate(decision.shadow)
+    other = decision.tried_estimate(decision.rule)
+    acted = "the rule" if decision.shadow_estimates else "the policy"
+    if not decision.shadow:
+        return (
+            f"This decision was that of {acted}; the policy would have chosen no model."
+        )
+    if decision.rule == decision.shadow:
+        return f"This decision was that of {acted}; rule and policy both choose {decision.rule}."
+    return (
+        f"This decision was that of {acted}. The rule chooses {decision.rule}, the policy {decision.shadow}: by "
+        f"its own estimates score {own.quality:.2f} instead of {other.quality:.2f}, {own.latency_s:.3f} s instead of "
+        f"{other.latency_s:.3f} s, {own.cost_usd:.2g} USD instead of {other.cost_usd:.2g} USD."
+    )

@@ -19,6 +19,7 @@ POLICIES: Mapping[str, Callable[..., Policy]] = {
     "always": Always,
     "uniform": Uniform,
 }
+RULES = ("static", "always", "uniform")  # the policies that learn nothing
 
 
 def make_policy(

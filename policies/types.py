@@ -7,7 +7,7 @@ events.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,9 @@ class TaskProfile:
     expected_output_tokens: forecast learned from finished requests (forecast.py); 0 without a forecast.
     sufficiency: by arm, the calibrated probability that its answer is good enough.
     profiler_version: number of the forecaster's fit that made the forecast; version 0 has learned from no request.
+
+    Raises:
+        ValueError: a feature is not finite.
     """
 
     features: Vector
@@ -97,27 +100,26 @@ class TaskProfile:
     sufficiency: Mapping[str, float] = field(default_factory=dict)
     profiler_version: int = 0
 
+    def __post_init__(self) -> None:
+        # One NaN would spread into everything that is learned. The sum is the quickest check.
+        if not isfinite(float(np.sum(self.features))):
+            raise ValueError("a profile has features that are not finite")
+
 
 @dataclass(frozen=True)
 class ModelState:
     """Live measurements of one arm.
 
-    in_flight: requests being answered now.
+    in_flight: requests being answered now; a fraction where it stands for the load per replica.
     replicas: number of ready replicas.
-    ttft_s, tpot_s: moving averages of the time to the first token, and of the time per further token.
     tokens_per_s: recent output tokens per second of all requests together.
-    error_rate, accuracy: moving averages in [0, 1]; accuracy is the mean score of the answers with feedback.
     healthy: False excludes the arm from the choice.
     wait_s: expected time in the queue before the request is sent to the arm.
     """
 
-    in_flight: int = 0
+    in_flight: float = 0
     replicas: int = 1
-    ttft_s: float = 0.0
-    tpot_s: float = 0.0
     tokens_per_s: float = 0.0
-    error_rate: float = 0.0
-    accuracy: float = 0.0
     healthy: bool = True
     wait_s: float = 0.0
 
@@ -130,6 +132,8 @@ class Request:
     fallback: see Decision.fallback; "" if every component answered in time.
     prompt_hash: salted hash of all that the model will read. prompt: that text itself, only if it may be stored.
     owner: name of the API key that sent the request; "" without keys.
+    score_chance: probability that the answer gets a score, as far as it is known before the decision.
+    explore: probability with which the arm is drawn uniformly from the eligible ones.
     """
 
     id: str
@@ -140,3 +144,5 @@ class Request:
     prompt_hash: str = ""
     prompt: str = ""
     owner: str = ""
+    score_chance: float = 1.0
+    explore: float = 0.0

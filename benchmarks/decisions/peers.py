@@ -13,6 +13,7 @@ import numpy as np
 
 from policies import base
 from policies.events import ArmEstimate, Decision, Outcome
+from policies.profiling.features import EMBEDDING_COLUMNS, KINDS
 from policies.types import Arm, ModelState, Request, Vector
 
 # arguments: arms, cost weight, dimensions, seed
@@ -73,13 +74,23 @@ class Peer:
         return decisions
 
     def score(
-        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+        self,
+        decision: Decision,
+        score: float,
+        weight: float = 1.0,
+        again: bool = False,
+        expected: float | None = None,
     ) -> None:
         """See base.Policy."""
         self.update(decision.profile.features, self._index[decision.arm], score)
 
+    def advance(self, sequence: int, scored: int = -1) -> None:
+        """Do nothing: peers have their own clocks."""
+
     def learn(self, decision: Decision, outcome: Outcome) -> None:
-        """Do nothing: peers learn from scores only."""
+        """Learn a failure as a score of 0, because it is seen."""
+        if outcome.status == "error":
+            self.score(decision, 0.0)
 
     def state(self) -> base.State:
         """An empty state: peers are not saved."""
@@ -189,7 +200,8 @@ class VowpalWabbit(Peer):
             f"--cb_explore_adf {options} -q ca --quiet --random_seed {self.seed + 1}"
         )
         self._rng = np.random.default_rng(self.seed)
-        self._chances: Vector = np.zeros(0)
+        # Before the first choice, every arm is as likely.
+        self._chances: Vector = np.full(len(self.arms), 1.0 / len(self.arms))
 
     def _text(self, x: Vector, label: str = "", arm: int = -1) -> list[str]:
         """An example in Vowpal Wabbit's text format; the line of `arm` has the label."""
@@ -252,6 +264,147 @@ class EpsilonGreedy(LinUCB):
         super().__init__(*given, alpha=0.0, l2=l2, epsilon=epsilon)
 
 
+class NearestPrompts(Peer):
+    """Upper confidence bound on the nearest scored prompts of each arm, by the cosine of the features.
+
+    The mean of the nearest scores is shrunk to the arm's mean, which counts for `shrink` scores.
+    """
+
+    name = "nearest prompts"
+
+    def __init__(
+        self,
+        *given: Any,
+        nearest: int = 25,
+        bonus: float = 0.3,
+        shrink: float = 5.0,
+    ):
+        super().__init__(*given)
+        self._nearest = nearest
+        self._bonus = bonus
+        self._shrink = shrink
+        self._prompts: list[list[Vector]] = [[] for _ in self.arms]
+        self._scores: list[list[float]] = [[] for _ in self.arms]
+
+    def choose(self, x: Vector) -> int:
+        x = x / np.linalg.norm(x)
+        value = [self._value(x, arm) for arm in range(len(self.arms))]
+        return int(np.argmax(np.array(value) - self.cost))
+
+    def _value(self, x: Vector, arm: int) -> float:
+        scores = np.array(self._scores[arm])
+        if not len(scores):
+            return 0.5 + self._bonus
+        likeness = np.array(self._prompts[arm]) @ x
+        # The identical prompt may not be looked up: streams may repeat prompts.
+        likeness[likeness > 1 - 1e-9] = -1.0
+        near = np.argsort(likeness)[-self._nearest :]
+        total = scores[near].sum() + self._shrink * scores.mean()
+        count = len(near) + self._shrink
+        return float(total / count + self._bonus / np.sqrt(len(near)))
+
+    def update(self, x: Vector, arm: int, score: float) -> None:
+        self._prompts[arm].append(x / np.linalg.norm(x))
+        self._scores[arm].append(score)
+
+
+class ClusterMeans(Peer):
+    """Thompson sampling on the mean score of each arm in each cluster, shrunk to the arm's mean.
+
+    A cluster is a kind of work and the signs of the first two columns of the embedding.
+    """
+
+    name = "cluster means"
+
+    def __init__(
+        self,
+        *given: Any,
+        noise: float = 0.3,
+        shrink: float = 5.0,
+        columns: int = 2,
+        sampling: bool = True,
+    ):
+        super().__init__(*given)
+        self._noise = noise
+        self._shrink = shrink
+        self._columns = columns
+        self._sampling = sampling
+        self._rng = np.random.default_rng(self.seed)
+        blank = {"": np.zeros((len(self.arms), 2))}
+        self._sums: dict[str, Vector] = blank  # by cluster [K, 2]; "" is all
+
+    def _cluster(self, x: Vector) -> str:
+        first_kind = 1 + EMBEDDING_COLUMNS
+        kind = int(x[first_kind : first_kind + len(KINDS)].argmax())
+        signs = (x[1 : 1 + self._columns] > 0).astype(int)
+        return f"{kind} {signs}"
+
+    def choose(self, x: Vector) -> int:
+        everything = self._sums[""]
+        level = (everything[:, 0] + 0.5) / (everything[:, 1] + 1.0)
+        mine = self._sums.get(self._cluster(x), np.zeros_like(everything))
+        count = mine[:, 1] + self._shrink
+        value = (mine[:, 0] + self._shrink * level) / count
+        if self._sampling:
+            value = value + self._deviation(mine, everything) * (
+                self._rng.standard_normal(len(value))
+            )
+        return int(np.argmax(value - self.cost))
+
+    def _deviation(self, mine: Vector, everything: Vector) -> Vector:
+        own = mine[:, 1] + np.minimum(everything[:, 1], self._shrink)
+        return np.asarray(self._noise / np.sqrt(own + 1.0))
+
+    def update(self, x: Vector, arm: int, score: float) -> None:
+        for cluster in ("", self._cluster(x)):
+            sums = self._sums.setdefault(cluster, np.zeros((len(self.arms), 2)))
+            sums[arm] += (score, 1.0)
+
+
+class ClusterRanking(ClusterMeans):
+    """A ranking of the arms per cluster, as Avengers-Pro has it: the best score less cost in the prompt's cluster.
+
+    Its clusters come from all prompts beforehand; here they are those of ClusterMeans, with more signs. It does not
+    explore, so a share ε of the requests goes to a random arm.
+    """
+
+    name = "cluster ranking"
+
+    def __init__(self, *given: Any, epsilon: float = 0.05, columns: int = 4):
+        super().__init__(*given, columns=columns, sampling=False)
+        self._epsilon = epsilon
+
+    def choose(self, x: Vector) -> int:
+        if self._rng.random() < self._epsilon:
+            return int(self._rng.integers(len(self.arms)))
+        return super().choose(x)
+
+
+class ForcedExploration(LinUCB):
+    """Contextual Thompson sampling with decaying forced exploration, as ACQB has it without its queues.
+
+    Request t goes to a random arm with the probability min(1, c K / √t).
+    """
+
+    name = "forced exploration"
+
+    def __init__(self, *given: Any, c: float = 0.5, deviation: float = 0.3):
+        super().__init__(*given, alpha=0.0)
+        self._c = c
+        self._deviation = deviation
+        self._requests = 0
+
+    def choose(self, x: Vector) -> int:
+        self._requests += 1
+        arms = len(self.arms)
+        if self._rng.random() < self._c * arms / np.sqrt(self._requests):
+            return int(self._rng.integers(arms))
+        spread = self._inverse @ x  # [K, D]
+        drawn = self._rng.standard_normal(arms) * np.sqrt(spread @ x)
+        value = (spread * self._moment).sum(1) + self._deviation * drawn
+        return int(np.argmax(value - self.cost))
+
+
 # by name: the class, its documented defaults, and a small grid whose best setting is also shown
 PEERS: dict[str, tuple[type[Peer], dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "paretobandit": (
@@ -289,5 +442,25 @@ PEERS: dict[str, tuple[type[Peer], dict[str, Any], tuple[dict[str, Any], ...]]] 
         EpsilonGreedy,
         {},
         ({"epsilon": 0.02}, {"epsilon": 0.02, "l2": 10.0}),
+    ),
+    "nearest prompts": (
+        NearestPrompts,
+        {},
+        ({"bonus": 0.1}, {"nearest": 50}, {"nearest": 50, "bonus": 0.1}),
+    ),
+    "cluster means": (
+        ClusterMeans,
+        {},
+        ({"noise": 0.15}, {"shrink": 10.0}, {"shrink": 10.0, "noise": 0.15}),
+    ),
+    "cluster ranking": (
+        ClusterRanking,
+        {},
+        ({"epsilon": 0.02}, {"columns": 2}, {"columns": 2, "epsilon": 0.02}),
+    ),
+    "forced exploration": (
+        ForcedExploration,
+        {},
+        ({"c": 0.1}, {"c": 0.1, "deviation": 0.1}),
     ),
 }

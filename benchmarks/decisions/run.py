@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import product
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,57 @@ from tqdm import tqdm
 
 from benchmarks.checkpoint import digest, play_all
 from benchmarks.decisions import apgr, plots, scenarios, tables
-from benchmarks.decisions.bounds import by_shuffle, order_of
+from benchmarks.decisions.bounds import by_shuffle, kept_back, order_of
 from benchmarks.decisions.peers import PEERS
-from benchmarks.decisions.streams import LAMBDAS, PORTFOLIOS, load
+from benchmarks.decisions.streams import (
+    ALL_PORTFOLIOS,
+    LAMBDAS,
+    PORTFOLIOS,
+    Portfolio,
+    load,
+)
 from deployments.settings import PolicySettings
-from policies.evaluation.simulate import simulate
+from policies.base import Policy
+from policies.evaluation.simulate import FeedbackPlan, simulate
+from policies.events import Decision, Outcome
 from policies.registry import make_policy
-from policies.types import Objective
+from policies.types import Objective, Vector
 
 # mean utility of the fixed arms, the ridge and the oracle, by portfolio and λ
 References = dict[tuple[str, float], dict[str, float]]
 OURS = "ours"
 OUR_POLICY = PolicySettings().name  # the default of serve_config.yaml
 POLICY_NAMES = {OURS: OUR_POLICY, "random": "uniform"}  # others are their own name
+CALIBRATION = "calibration"  # policy_version of its decisions
 POINTS = 50  # points of a curve over time
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What all strategies are given.
+
+    scored: share of the answers that get a score.
+    feedback: "judge", if it is known beforehand which answers will be scored, or "users".
+    failures: probability that the dearest arm's answer fails.
+    calibrate: number of prompts, none of them in the stream, whose answers by all arms are scored beforehand.
+    first: share of a judge's scores that go to the first requests.
+    pairs: whether our policy spends a judge's scores on pairs: a second arm answers in the background.
+    """
+
+    scored: float
+    feedback: str
+    failures: float
+    calibrate: int
+    first: float
+    pairs: bool
+
+    def __str__(self) -> str:
+        parts = [f"{self.scored:.0%} scored by {self.feedback}"]
+        if self.calibrate:
+            parts.append(f"{self.calibrate} calibration prompts")
+        if self.failures:
+            parts.append(f"{self.failures:.0%} failures of the dearest arm")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -54,12 +92,15 @@ class Job:
     requests: int
     splits: tuple[str, ...]
     data: str | None
+    condition: Condition
 
 
 def run(job: Job) -> dict[str, Any]:
     """Play one job; returns mean utility, score and cost, and the cumulative utility at POINTS places."""
     portfolio = load(job.portfolio, job.splits, job.data)
-    stream = portfolio.stream(order_of(portfolio, job.shuffle, job.requests))
+    given = job.condition
+    order = order_of(portfolio, job.shuffle, job.requests, given.calibrate)
+    stream = portfolio.stream(order)
     arms = stream.arms_at(0)
     if job.strategy in PEERS:
         kind, defaults, grid = PEERS[job.strategy]
@@ -69,9 +110,16 @@ def run(job: Job) -> dict[str, Any]:
     else:
         policy = make_policy(POLICY_NAMES.get(job.strategy, job.strategy), arms)
     rng = np.random.default_rng(
-        (job.shuffle, PORTFOLIOS.index(job.portfolio), round(100 * job.cost_weight))
+        (job.shuffle, ALL_PORTFOLIOS.index(job.portfolio), round(100 * job.cost_weight))
     )
-    trace = simulate(policy, stream, Objective(cost_weight=job.cost_weight), rng)
+    objective = Objective(cost_weight=job.cost_weight)
+    calibrate(policy, portfolio, kept_back(portfolio, job.shuffle, given.calibrate))
+    judged = given.feedback == "judge"
+    failures = [0.0] * (len(arms) - 1) + [given.failures]
+    first = given.first if judged else 0.0
+    pairs = given.pairs and job.strategy == OURS
+    plan = FeedbackPlan(given.scored, first, sampled=judged, pairs=pairs)
+    trace = simulate(policy, stream, objective, rng, plan, failures=failures)
     at = np.linspace(0, len(trace.utility) - 1, POINTS).astype(int)
     return {
         "portfolio": job.portfolio,
@@ -79,6 +127,8 @@ def run(job: Job) -> dict[str, Any]:
         "shuffle": job.shuffle,
         "strategy": job.strategy,
         "variant": job.variant,
+        "condition": str(given),
+        "scores": trace.scores,
         "utility": float(trace.utility.mean()),
         "score": float(trace.score.mean()),
         "cost": float(trace.cost_usd.mean()),
@@ -87,24 +137,58 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
+def calibrate(policy: Policy, portfolio: Portfolio, rows: Vector) -> None:
+    """Give a policy the scores of all arms' answers to these prompts."""
+    for row in rows:
+        profile = portfolio.profiles[row]
+        for arm, score in zip(portfolio.arms, portfolio.scores[row].tolist()):
+            decision = Decision(
+                f"c{row} {arm}", arm, 0, CALIBRATION, profile, Objective(), scored=0
+            )
+            policy.learn(decision, Outcome(decision.id))
+            policy.score(decision, score)
+
+
+def conditions(arguments: argparse.Namespace) -> list[Condition]:
+    """The conditions that the options ask for."""
+    return [
+        Condition(
+            scored,
+            arguments.feedback,
+            failures,
+            calibrated,
+            arguments.first,
+            arguments.pairs,
+        )
+        for scored in arguments.scored
+        for calibrated in arguments.calibrate
+        for failures in arguments.failures
+    ]
+
+
 def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
     """All jobs; the strategies of one stream come next to each other."""
     splits = tuple(arguments.split)
-    for portfolio in arguments.portfolio:
-        for shuffle in range(arguments.shuffles):
-            for cost_weight in LAMBDAS:
-                for strategy in arguments.strategy:
-                    for variant in range(variants(strategy, arguments.defaults_only)):
-                        yield Job(
-                            portfolio,
-                            cost_weight,
-                            shuffle,
-                            strategy,
-                            variant,
-                            arguments.requests,
-                            splits,
-                            arguments.data,
-                        )
+    streams = product(
+        arguments.portfolio,
+        range(arguments.shuffles),
+        LAMBDAS,
+        conditions(arguments),
+    )
+    for portfolio, shuffle, cost_weight, condition in streams:
+        for strategy in arguments.strategy:
+            for variant in range(variants(strategy, arguments.defaults_only)):
+                yield Job(
+                    portfolio,
+                    cost_weight,
+                    shuffle,
+                    strategy,
+                    variant,
+                    arguments.length,
+                    splits,
+                    arguments.data,
+                    condition,
+                )
 
 
 def variants(strategy: str, defaults_only: bool) -> int:
@@ -178,7 +262,7 @@ def play_jobs(
             OUR_POLICY,
             LAMBDAS,
             arguments.shuffles,
-            arguments.requests,
+            arguments.length,
             arguments.data,
         )
     with Pool(arguments.jobs) as pool:
@@ -192,7 +276,9 @@ def play_jobs(
     return pd.DataFrame(rows).sort_values(order), ranked
 
 
-def references(arguments: argparse.Namespace) -> dict[tuple[str, float], Any]:
+def references(
+    arguments: argparse.Namespace, calibrated: int = 0
+) -> dict[tuple[str, float], Any]:
     """For each portfolio and λ, the mean utility [shuffles] of the fixed arms, the ridge and the oracle."""
     found = {}
     for portfolio in arguments.portfolio:
@@ -201,9 +287,10 @@ def references(arguments: argparse.Namespace) -> dict[tuple[str, float], Any]:
                 portfolio,
                 cost_weight,
                 arguments.shuffles,
-                arguments.requests,
+                arguments.length,
                 tuple(arguments.split),
                 arguments.data,
+                calibrated,
             )
     return found
 
@@ -250,24 +337,19 @@ def print_two_models(ranked: pd.DataFrame) -> None:
     print(f"\nTwo models, strong and weak\n{shown}\n{apgr.NOTE}")
 
 
-def write_json(
-    path: Path,
-    table: pd.DataFrame,
-    frame: pd.DataFrame,
-    known: References,
-    ranked: list[dict[str, Any]],
-) -> None:
-    """Write all figures."""
+def figures(
+    condition: Condition, table: pd.DataFrame, frame: pd.DataFrame, known: References
+) -> dict[str, Any]:
+    """All figures of one condition, as plain data."""
     bounds = []
     for (portfolio, cost_weight), values in known.items():
         bounds.append({"portfolio": portfolio, "cost_weight": cost_weight, **values})
-    figures = {
+    return {
+        "condition": asdict(condition),
         "cells": table.to_dict("records"),
         "runs": frame.drop(columns=["curve", "at"]).to_dict("records"),
-        "apgr": ranked,
         "references": bounds,
     }
-    path.write_text(json.dumps(figures, indent=1))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -279,10 +361,53 @@ def parse_arguments() -> argparse.Namespace:
         "--data", help="folder of the recorded streams; default: ROUTER_DATA"
     )
     parser.add_argument(
-        "--portfolio", nargs="+", default=list(PORTFOLIOS), choices=PORTFOLIOS
+        "--portfolio", nargs="+", default=list(PORTFOLIOS), choices=ALL_PORTFOLIOS
     )
     parser.add_argument("--shuffles", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=2500)
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=2500,
+        help="requests of a stream; prompts repeat if it is longer than all prompts",
+    )
+    parser.add_argument(
+        "--scored",
+        type=float,
+        nargs="+",
+        default=[0.05],
+        help="shares of the answers that are scored",
+    )
+    parser.add_argument(
+        "--feedback",
+        choices=("judge", "users"),
+        default="judge",
+        help="whether it is known beforehand which answers will be scored",
+    )
+    parser.add_argument(
+        "--first",
+        type=float,
+        default=0.5,
+        help="share of the judge's scores that go to the first requests",
+    )
+    parser.add_argument(
+        "--pairs",
+        action="store_true",
+        help="our policy spends the judge's scores on pairs of answers",
+    )
+    parser.add_argument(
+        "--failures",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        help="probabilities that an answer of the dearest arm fails",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="numbers of prompts that all arms answer before the stream begins",
+    )
     parser.add_argument(
         "--split", nargs="+", default=["train", "dev"], choices=("train", "dev")
     )
@@ -318,17 +443,25 @@ def main() -> None:
     if any(given.partition("=")[0] == "--scenario" for given in sys.argv[1:]):
         return scenarios.main()
     arguments = parse_arguments()
-    frame, ranked = play_jobs(arguments)
-    by_cell = references(arguments)
-    known = means(by_cell)
-    table = summarise(frame, known)
-    print_summary(table)
-    print_strategies(frame, by_cell, known)
+    everything, ranked = play_jobs(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    paths = [
-        plots.regret(frame, known, arguments.out),
-        plots.frontier(frame, known, arguments.out),
-    ]
+    paths = []
+    written = []
+    for condition in conditions(arguments):
+        frame = everything[everything.condition == str(condition)]
+        by_cell = references(arguments, condition.calibrate)
+        known = means(by_cell)
+        table = summarise(frame, known)
+        print(f"\n## {condition}\n")
+        print_summary(table)
+        print_strategies(frame, by_cell, known)
+        folder = arguments.out
+        if len(conditions(arguments)) > 1:
+            folder = folder / str(condition).replace(" ", "-").replace(",", "")
+            folder.mkdir(exist_ok=True)
+        paths.append(plots.regret(frame, known, folder))
+        paths.append(plots.frontier(frame, known, folder))
+        written.append(figures(condition, table, frame, known))
     if ranked:
         two_models = pd.DataFrame(ranked)
         print_two_models(two_models)
@@ -336,7 +469,8 @@ def main() -> None:
     for path in paths:
         print(f"picture: {path}")
     if arguments.json:
-        write_json(arguments.json, table, frame, known, ranked)
+        both = {"conditions": written, "apgr": ranked}
+        arguments.json.write_text(json.dumps(both, indent=1))
 
 
 if __name__ == "__main__":

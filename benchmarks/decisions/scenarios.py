@@ -28,7 +28,12 @@ from tqdm import tqdm
 from benchmarks.decisions import budget, plots
 from benchmarks.decisions.peers import ParetoBandit
 from benchmarks.decisions.streams import PORTFOLIOS, Portfolio, load
-from policies.evaluation.simulate import SimulationResult, Stream, simulate
+from policies.evaluation.simulate import (
+    FeedbackPlan,
+    SimulationResult,
+    Stream,
+    simulate,
+)
 from policies.registry import make_policy, rearm
 from policies.types import Objective, Vector
 
@@ -134,10 +139,8 @@ def run(job: Job, trouble: bool = True, most: float = inf) -> SimulationResult:
         stream,
         Objective(cost_weight=cost_weight),
         rng,
-        delay,
-        coverage,
+        FeedbackPlan(coverage, delay=delay, most=most),
         switches,
-        max_scores=most,
     )
 
 

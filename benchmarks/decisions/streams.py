@@ -29,6 +29,29 @@ MMLUPRO = {
         "Yi-34B",
     ),
 }
+# portfolios of tool calls
+BFCL = {
+    "bfcl_claude3": (
+        "claude-3-haiku-20240307",
+        "claude-3-sonnet-20240229",
+        "claude-3-5-sonnet-20240620",
+        "claude-3-opus-20240229",
+    ),
+    "bfcl_llama3": (
+        "meta-llama_Meta-Llama-3-8B-Instruct",
+        "meta-llama_Meta-Llama-3-70B-Instruct",
+    ),
+    "bfcl_xlam": ("Salesforce_xLAM-1b-fc-r", "Salesforce_xLAM-7b-fc-r"),
+    "bfcl_mixed6": (
+        "gemini-1.5-flash-preview-0514",
+        "claude-3-haiku-20240307",
+        "gpt-4o-mini-2024-07-18",
+        "meetkai_functionary-medium-v3.1-FC",
+        "mistral-medium-2312",
+        "gpt-4-turbo-2024-04-09",
+    ),
+}
+MODELS = MMLUPRO | BFCL  # by portfolio, the models of a source that has more
 # by folder: repository and commit on GitHub
 SOURCES = {
     "routellm_mmlu": "lm-sys/RouteLLM 0b64fda",
@@ -36,6 +59,7 @@ SOURCES = {
     "mmlupro": "TIGER-AI-Lab/MMLU-Pro f418b11",
     "pareto_k4": "ParetoBandit/ParetoBandit 72ccbef",
     "llmrouter14": "ulab-uiuc/LLMRouter 4e7a796",
+    "bfcl": "HuanzhiMao/BFCL-Result b4adfc9",
 }
 PORTFOLIOS = (
     "routellm_mmlu",
@@ -46,6 +70,7 @@ PORTFOLIOS = (
     "llmrouter14",
     "mmlupro_mid4",
 )
+ALL_PORTFOLIOS = (*PORTFOLIOS, *BFCL)
 
 
 @dataclass(frozen=True)
@@ -122,17 +147,17 @@ def load(
     Raises:
         ValueError: no portfolio has this name.
     """
-    if name not in PORTFOLIOS:
+    if name not in ALL_PORTFOLIOS:
         raise ValueError(
-            f"unknown portfolio '{name}'; choose one of: {', '.join(PORTFOLIOS)}"
+            f"unknown portfolio '{name}'; choose one of: {', '.join(ALL_PORTFOLIOS)}"
         )
-    source = name.partition("_")[0] if name in MMLUPRO else name
+    source = name.partition("_")[0] if name in MODELS else name
     folder = data_folder(data) / source
     both = pd.concat(
         [pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "dev")]
     )
-    if name in MMLUPRO:
-        both = both[both.model.isin(MMLUPRO[name])]
+    if name in MODELS:
+        both = both[both.model.isin(MODELS[name])]
     cost = both.groupby("model").cost_usd.mean().sort_values()
     rows = both[both.split.isin(splits)]
     scores = rows.pivot(index="prompt_id", columns="model", values="score")[

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 from deployments.settings import AdmissionSettings
 
@@ -31,6 +32,10 @@ class FullError(Exception):
 class ModelQueue:
     """Bounded priority queue of one model: the requests that wait for a slot, and the number of those that have one.
 
+    Attributes:
+        running: number of requests that have a slot.
+        background: number of those that no client asked for (background.py).
+
     Args:
         clock: seconds, monotonic.
     """
@@ -39,6 +44,8 @@ class ModelQueue:
         self.settings = AdmissionSettings()
         self.replicas = 1
         self.running = 0
+        self.background = 0
+        self._last_busy_s = -inf
         self._clock = clock
         self._numbers = itertools.count()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
@@ -53,6 +60,22 @@ class ModelQueue:
     def slots(self) -> int:
         """Number of requests that may run at once."""
         return self.settings.running * max(1, self.replicas)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits, or requests of clients have at least half of the slots."""
+        return bool(self._waiting) or 2 * (self.running - self.background) >= self.slots
+
+    @property
+    def idle_s(self) -> float:
+        """For how long the queue has not been busy; infinite if it never was, 0 if it is."""
+        self._note_load()
+        return self._clock() - self._last_busy_s
+
+    def _note_load(self) -> None:
+        """Note the time if the queue is busy: after each change that adds load, before each that removes some."""
+        if self.busy:
+            self._last_busy_s = self._clock()
 
     def wait_s(self, rank: int) -> float:
         """Expected wait of a new request of this rank.
@@ -72,8 +95,12 @@ class ModelQueue:
             return True
         return self.wait_s(rank) > self.settings.wait_s
 
-    async def enter(self, rank: int) -> float:
+    async def enter(self, rank: int, background: bool = False) -> float:
         """Wait for a slot. Returns the time at which it was taken, for `leave`.
+
+        Args:
+            rank: priority of the request.
+            background: no client asked for it, so it does not make the queue busy once it has its slot.
 
         Raises:
             FullError: there is no room, or no slot became free within `settings.wait_s`.
@@ -83,6 +110,8 @@ class ModelQueue:
             raise FullError(self.wait_s(rank))
         if self._slot_is_free():
             self.running += 1
+            self.background += background
+            self._note_load()
             return self._clock()
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (rank, next(self._numbers), slot)
@@ -94,16 +123,20 @@ class ModelQueue:
             if slot.done() and not slot.cancelled():
                 self.leave(None)  # the slot was assigned at the same moment
             elif entry in self._waiting:  # otherwise _assign_slots has removed it
+                self._note_load()
                 self._waiting.remove(entry)
                 heapq.heapify(self._waiting)
             if isinstance(error, TimeoutError):
                 raise FullError(self.wait_s(rank)) from None
             raise
+        self.background += background
         return self._clock()
 
-    def leave(self, entered: float | None) -> None:
-        """Free a slot; `entered` is None if the slot was never used."""
+    def leave(self, entered: float | None, background: bool = False) -> None:
+        """Free a slot; `entered` is None if the slot was never used, `background` is that of `enter`."""
+        self._note_load()
         self.running -= 1
+        self.background -= background
         if entered is not None:
             held_s = self._clock() - entered
             weight = SMOOTHING if self._held_s else 1.0

@@ -1,7 +1,6 @@
 """Sends a request to its arm: queue, circuit breaker, deadline, and one failover to the next best arm."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 from ray.serve.exceptions import BackPressureError
 
-from deployments.dispatch.admission import BATCH, AdmissionControl, FullError
+from deployments.dispatch.admission import AdmissionControl, FullError
 from deployments.dispatch.arm_check import ArmCheck
+from deployments.dispatch.background import BackgroundCalls
 from deployments.dispatch.circuit_breaker import Breaker
 from deployments.dispatch.failover import StrandedRequests
 from deployments.dispatch.router_client import RouterClient
@@ -138,6 +138,9 @@ class Dispatcher:
         router_client: decides again, counts requests in flight, and reports outcomes.
         arms: all arms.
         connect: gives the handle of an arm's application; blocking.
+
+    Attributes:
+        background: calls that no client asked for, and the rule by which an arm is idle.
     """
 
     def __init__(
@@ -156,6 +159,12 @@ class Dispatcher:
         self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
         self._stranded = StrandedRequests(router_client.replicas)
         self._zero_scaler = ZeroScaler(self._complete_method)
+        self.background = BackgroundCalls(
+            router_client,
+            self.admission.queues,
+            self.breakers,
+            self._complete_method,
+        )
         self.spans = Tracer.from_env()
 
     def _breaker(self, arm: Arm) -> Breaker:
@@ -297,7 +306,12 @@ class Dispatcher:
         took_s = time.perf_counter() - answer.started
         self.finish(
             answer.decision,
-            Outcome(answer.decision.id, "disconnected", latency_s=took_s),
+            Outcome(
+                answer.decision.id,
+                "disconnected",
+                latency_s=took_s,
+                streamed=answer.rest is not None,
+            ),
         )
 
     async def _attempt(self, decision: Decision, call: Call) -> Answer:
@@ -359,7 +373,8 @@ class Dispatcher:
             if running is not None:
                 running.cancel()
             status = "rejected" if busy or final else "error"
-            self.finish(decision, Outcome(decision.id, status))
+            took_s = time.perf_counter() - started
+            self.finish(decision, Outcome(decision.id, status, latency_s=took_s))
             retry_after_s = 1.0 if busy else None
             if isinstance(error, FullError):
                 retry_after_s = error.retry_after_s
@@ -371,9 +386,10 @@ class Dispatcher:
             took_s = time.perf_counter() - started
             if slot.entered is None:  # it left the queue, so the arm is not to blame
                 slot.waited_s = took_s
-            self.finish(
-                decision, Outcome(decision.id, "disconnected", latency_s=took_s)
+            outcome = Outcome(
+                decision.id, "disconnected", latency_s=took_s, streamed=streams
             )
+            self.finish(decision, outcome)
             raise
 
     def _next_best(
@@ -395,7 +411,9 @@ class Dispatcher:
             call.asked, id=self._router_client.new_id(), objective=objective
         )
         decision = self._router_client.decide_locally(request, fallback, call.rank)
-        return decision if decision.arm else None
+        if not decision.arm:
+            return None
+        return structs.replace(decision, retry_of=failed.id)
 
     async def _methods_of(self, arm: str) -> _Methods:
         if arm not in self._methods:
@@ -413,28 +431,6 @@ class Dispatcher:
 
     async def _complete_method(self, arm: str) -> CompleteMethod:
         return (await self._methods_of(arm)).complete
-
-    async def ask_in_background(self, arm: str, body: Body) -> str:
-        """The text of an answer that no client asked for.
-
-        The request waits in the queue like batch work. Its outcome is not reported, so the policy does not learn from
-        it.
-        """
-        queue = self.admission.queues[arm]
-        reply = None
-        await queue.enter(BATCH)
-        self._router_client.in_flight[arm] += 1
-        try:
-            reply = (await self._complete_method(arm)).remote("chat", body)
-            payload, _ = await reply
-            return str(json.loads(payload)["choices"][0]["message"]["content"])
-        except BaseException:
-            if reply is not None:
-                reply.cancel()
-            raise
-        finally:
-            self._router_client.in_flight[arm] -= 1
-            queue.leave(None)
 
     def running(self, decision: Decision) -> bool:
         """Whether the decision is not finished."""

@@ -12,13 +12,14 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import inf
 
 import numpy as np
+from msgspec import structs
 
-from deployments.dispatch.admission import NORMAL
+from deployments.dispatch.admission import BATCH, NORMAL
 from deployments.dispatch.batching import Batcher
 from deployments.dispatch.outcome_reporter import OutcomeReporter
 from deployments.journal.ids import LOCAL_SUFFIX, IdFactory
@@ -27,8 +28,9 @@ from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import ProfileItem, TextProfiler, count_tokens
 from deployments.router.interface import RouterHandle
 from deployments.settings import GatewaySettings, Tuning
-from policies.budget import BudgetPacer
-from policies.events import Decision, Outcome
+from policies.budget import IngressPacer
+from policies.constraints import Exclusion
+from policies.events import CALIBRATION, Decision, Outcome
 from policies.objectives import paced, with_text_sensitivity
 from policies.profiling import features
 from policies.profiling.forecast import Forecaster
@@ -56,9 +58,13 @@ class RouterClient:
         connect: gives a handle of the router actor, making the actor if there is none.
 
     Attributes:
+        scored: number of decisions that have a score, as of the last snapshot.
         in_flight: requests of this ingress at each arm, waiting or running.
         wait_s: expected wait in an arm's queue for a priority (admission.py). The dispatcher sets it.
+        on_refresh: called after each new snapshot. The ingress sets it.
         outcomes: the queue of outcomes on their way to the router.
+        ingress_id: name of this ingress in calls of the router.
+        calibrating: whether a calibration runs, as of the last snapshot.
     """
 
     def __init__(
@@ -74,22 +80,29 @@ class RouterClient:
         self.outcomes = OutcomeReporter(self._observe, self._with_forecasts)
         # requests whose client named the arm and whose decision is under way
         self._forced: Counter[str] = Counter()
-        self._ingress_id = uuid.uuid4().hex
+        self.ingress_id = uuid.uuid4().hex
+        self.calibrating = False
+        self.on_refresh: Callable[[], None] = lambda: None
         self._settings = settings
         self._profiler = profiler
         self._connect = connect
         self._arm_names = settings.models.keys()
-        self._local_policy = make_policy(
-            settings.policy.name, settings.arms(), settings.policy.options
-        )
-        self._local_policy_kind = (settings.policy.name, settings.policy.options)
+        # On the first day the team's rule decides; the first snapshot says whether that day is over.
+        rule = settings.rollout.observed_rule
+        kind = (settings.policy.name, settings.policy.options)
+        if rule is not None:
+            kind = (rule.policy, rule.options)
+        self._local_policy = make_policy(kind[0], settings.arms(), kind[1])
+        self._local_policy_kind = kind
         self._local_policy_version = f"{self._local_policy.name}-v0"
         self._local_sequence = 0
+        self.scored = 0
         self._text_profiler = TextProfiler(settings.profiler)
         self._forecaster = Forecaster.prior(self._local_policy.arms)
         # of each arm, with the load of the other ingresses
-        self._states: dict[str, ModelState] = {}
-        self._pacer = BudgetPacer(settings.max_mean_cost_usd or inf)
+        self._states: Mapping[str, ModelState] = {}
+        self._scoring_rates: Mapping[str, float] = {}  # by API key
+        self._pacer = IngressPacer(settings.max_mean_cost_usd or inf)
         self._snapshot_taken_s = -inf
         self._rng = np.random.default_rng()
         self._profile_batched = Batcher(self._profile_batch)
@@ -124,11 +137,13 @@ class RouterClient:
 
     async def _refresh(self) -> None:
         began = time.monotonic()
-        (
-            snapshot,
-            self._states,
-            self._local_policy_version,
-        ) = await self.router.snapshot.remote(self._ingress_id, dict(self.in_flight))
+        view = await self.router.snapshot.remote(self.ingress_id, dict(self.in_flight))
+        snapshot = view.snapshot
+        self._states = view.states
+        self.calibrating = view.calibrating
+        self.on_refresh()
+        self._local_policy_version = view.policy_version
+        self._scoring_rates = view.scoring_rates
         kind = snapshot.policy, snapshot.options
         if kind != self._local_policy_kind:  # another policy was promoted
             self._local_policy = make_policy(
@@ -140,6 +155,7 @@ class RouterClient:
             return
         self._local_policy.restore(snapshot.state)
         self._local_sequence = snapshot.sequence
+        self.scored = snapshot.scored
         # the first decision after a restore computes the posterior: do it before a request needs it
         self._local_policy.decide([WARM_UP_REQUEST], {}, self._rng, snapshot.sequence)
         self._forecaster = (
@@ -148,16 +164,24 @@ class RouterClient:
         )
         # without `pacer` the router wants to decide itself, because a challenger or a shadow takes part
         if snapshot.pacer:
-            self._pacer.restore(snapshot.pacer)
+            self._pacer.restore(snapshot.pacer, view.ingresses)
             self._snapshot_taken_s = began
 
     def new_id(self) -> str:
         """Id of the next decision."""
         return self.identity.new_id(time.time())
 
+    def scoring_rate(self, owner: str) -> float:
+        """Probability that an API key scores its next answer, as of the last snapshot; 1 for an unknown key."""
+        return self._scoring_rates.get(owner, 1.0)
+
     def replicas(self, arm: str) -> int:
         """Number of ready replicas of an arm, as of the last snapshot."""
         return self._states.get(arm, UNKNOWN_STATE).replicas
+
+    def others_in_flight(self, arm: str) -> float:
+        """Number of requests that the other ingresses have in flight on an arm, as of the last snapshot."""
+        return self._states.get(arm, UNKNOWN_STATE).in_flight
 
     def healthy(self) -> tuple[int, int]:
         """Number of arms with a ready replica, as of the last snapshot, and number of all arms."""
@@ -237,6 +261,52 @@ class RouterClient:
         self, requests: list[Request], rank: int = NORMAL
     ) -> list[Decision]:
         """Decisions with the load of this ingress now, and that of the others as of the last snapshot."""
+        states = self._states_now(rank)
+        requests = paced(with_text_sensitivity(requests), self._pacer.cost_weight)
+        decided = self._local_policy.decide(
+            requests, states, self._rng, self._local_sequence
+        )
+        self._local_sequence += len(decided)
+        decisions = [
+            decision.made(request, self._local_policy_version, time.time())
+            for decision, request in zip(decided, requests, strict=True)
+        ]
+        for decision in decisions:
+            if decision.arm:
+                self._pacer.decided(decision)
+        return decisions
+
+    def calibration_decision(self, request: Request, arm: str) -> Decision:
+        """The record that an arm answers a calibration prompt.
+
+        Each of the K arms that the request allows answers it. So the propensity of each is 1/K, and none is drawn.
+        """
+        profile = self._with_forecasts([request.profile])[0]
+        request = replace(request, profile=profile, fallback=CALIBRATION)
+        # for this arm alone, because a decision holds how much the policy knew of its arm
+        alone = replace(request, objective=replace(request.objective, models=(arm,)))
+        (decided,) = self._local_policy.decide(
+            [alone], self._states_now(BATCH), self._rng, self._local_sequence
+        )
+        models = request.objective.models
+        estimates = []
+        for estimate in decided.estimates:
+            propensity = 1.0 / len(models) if estimate.arm in models else 0.0
+            removed_by = estimate.removed_by
+            if propensity and Exclusion.of(removed_by) is Exclusion.NOT_ALLOWED:
+                removed_by = ""
+            estimates.append(
+                estimate._replace(propensity=propensity, removed_by=removed_by)
+            )
+        return structs.replace(
+            decided.made(request, self._local_policy_version, time.time()),
+            arm=arm,
+            objective=request.objective,
+            estimates=tuple(estimates),
+        )
+
+    def _states_now(self, rank: int) -> dict[str, ModelState]:
+        """The arms' states with the load of this ingress now, and that of the others as of the last snapshot."""
         states = {}
         for arm in self._local_policy.arms:
             state = self._states.get(arm.name, UNKNOWN_STATE)
@@ -248,15 +318,7 @@ class RouterClient:
                     wait_s=self.wait_s(arm.name, rank),
                 )
             states[arm.name] = state
-        requests = paced(with_text_sensitivity(requests), self._pacer.cost_weight)
-        decided = self._local_policy.decide(
-            requests, states, self._rng, self._local_sequence
-        )
-        self._local_sequence += len(decided)
-        return [
-            decision.made(request, self._local_policy_version, time.time())
-            for decision, request in zip(decided, requests, strict=True)
-        ]
+        return states
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Queue the outcome of a decision for the router and the log. Does not wait."""
@@ -264,8 +326,10 @@ class RouterClient:
 
     async def _observe(self, finished: list[tuple[Decision, Outcome]]) -> None:
         await self.router.observe.remote(
-            finished, self._ingress_id, dict(self.in_flight)
+            finished, self.ingress_id, dict(self.in_flight)
         )
+        for decision, _ in finished:
+            self._pacer.delivered(decision)
 
     def _with_forecasts(self, profiles: list[TaskProfile]) -> list[TaskProfile]:
         """The profiles with forecasts. Profiles made by the profiler have them already."""
@@ -292,5 +356,5 @@ class RouterClient:
                 if wait_s:
                     waits_s[arm] = wait_s
             return await self.router.decide.remote(
-                requests, self._ingress_id, load, waits_s
+                requests, self.ingress_id, load, waits_s
             )

@@ -60,8 +60,10 @@ class AnswerRelay:
             payload, report = answer.first
             if report is not None and report.error is not None:
                 error = report.error
+                took_s = time.perf_counter() - answer.started
                 self._dispatcher.finish(
-                    decision, Outcome(decision.id, _outcome_status(error))
+                    decision,
+                    Outcome(decision.id, _outcome_status(error), latency_s=took_s),
                 )
                 return JSONResponse(error.body(), error.status, headers)
             keep_text = self._router_client.store_text or self._judge.picks(decision)
@@ -141,9 +143,13 @@ class AnswerRelay:
             answer.call.cancel()
             latency_s = time.perf_counter() - answer.started
             decision_id = answer.decision.id
-            self._dispatcher.finish(
-                answer.decision, Outcome(decision_id, status, latency_s=latency_s)
+            outcome = Outcome(
+                decision_id,
+                status,
+                latency_s=latency_s,
+                streamed=answer.rest is not None,
             )
+            self._dispatcher.finish(answer.decision, outcome)
 
     def _outcome(
         self,

@@ -121,6 +121,13 @@ class AnswerChecker:
         return ""
 
 
+def flaw_of(body: Body, payload: bytes, finish_reason: str) -> str:
+    """The visible flaw of a whole answer to a chat; see AnswerChecker.defect."""
+    checker = AnswerChecker("chat", body)
+    checker.feed(payload)
+    return checker.defect(finish_reason)
+
+
 def _is_json(text: str) -> bool:
     """Whether a text is valid JSON. A text that is nested too deeply for the parser counts as valid."""
     try:

@@ -118,7 +118,10 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
 
     @app.get("/v1/router/decisions/{decision_id}")
     async def decision(decision_id: str, http: HttpRequest) -> dict[str, object]:
-        """Explain a decision: the profile, the estimate of every model, the outcome and the scores."""
+        """Explain a decision: the profile, the estimate of every model, the outcome and the scores.
+
+        `figures_of_kind` is what the latest decisions of the same kind of work show of each model now.
+        """
         if not re.fullmatch(DECISION_ID, decision_id):
             raise _no_such_decision(decision_id)
         record = await find_record(decision_id)
@@ -141,11 +144,18 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
             raise _no_such_decision(decision_id)
         if identity_of(http).scorer not in (record.decision.owner, ANY_OWNER):
             raise _no_such_decision(decision_id)
-        return explain(record)
+        kind = record.decision.profile.kind
+        return explain(
+            record, await _ask(router_client.router.kind_figures.remote(kind))
+        )
 
     @app.get("/v1/router/state")
     async def state() -> dict[str, object]:
-        """The router's statistics and the current objective; `wait_s` is the queue of the ingress that answers."""
+        """The router's statistics and the current objective; `wait_s` is the queue of the ingress that answers.
+
+        `figures` of a model are those of its latest decisions, `kinds` the same by kind of work; an unknown value is
+        null.
+        """
         summary = await _ask(router_client.router.summary.remote())
         models = {}
         for name, arm in summary.models.items():

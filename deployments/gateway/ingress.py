@@ -12,6 +12,7 @@ from deployments import errors, runtime
 from deployments.access.api_keys import ApiKeyStore
 from deployments.access.middleware import AccessMiddleware, identity_of
 from deployments.access.rate_limits import RateLimiter
+from deployments.dispatch.calibration_worker import CalibrationWorker
 from deployments.dispatch.dispatcher import (
     WAITED_S,
     Call,
@@ -21,6 +22,8 @@ from deployments.dispatch.dispatcher import (
 from deployments.dispatch.router_client import RouterClient
 from deployments.errors import ApiError
 from deployments.gateway.answer import AnswerRelay
+from deployments.gateway.answer_checks import flaw_of
+from deployments.gateway.calibration_routes import add_calibration_routes
 from deployments.gateway.direct_route import BoundedRoute, DirectRoute
 from deployments.gateway.feedback_routes import add_router_routes
 from deployments.gateway.judge import Judge
@@ -76,17 +79,28 @@ class Ingress:
         self.dispatcher = Dispatcher(self.router_client, self._arms, connect_model)
         chat_models = [arm.name for arm in self._arms.values() if "chat" in arm.tasks]
         largest = chat_models[-1] if chat_models else ""
+        background = self.dispatcher.background
         self.judge = Judge(
-            self.dispatcher.ask_in_background,
+            background.text,
             largest,
             lambda items: self.router_client.router.feedback.remote(items, ""),
+            lambda: self.router_client.scored,
         )
         self.relay = AnswerRelay(
             self.dispatcher, self.router_client, self.judge, self._arms
         )
+        self.calibration = CalibrationWorker(
+            self.router_client, background, self._arms, flaw_of, self.judge.score
+        )
+        self.router_client.on_refresh = self._on_refresh
         await self.router_client.start()
         self.tracker = connect_tracker(settings)
         runtime.tune_gc()
+
+    def _on_refresh(self) -> None:
+        self.dispatcher.background.observe_load()
+        if self.router_client.calibrating:
+            self.calibration.start()
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
         """Apply a changed user_config; the next request uses it."""
@@ -150,6 +164,9 @@ class Ingress:
         app.include_router(hot)
         add_router_routes(app, self.router_client)
         add_version_routes(app, lambda: self.tracker, lambda: self.router_client.router)
+        add_calibration_routes(
+            app, self.router_client, self._arms, self.calibration.start
+        )
         return app
 
     def _names(self) -> list[str]:
@@ -214,7 +231,7 @@ class Ingress:
         item = ProfileItem(text, context, messages, task, request.limit())
         profile, fallback = await self.router_client.profile(item)
         prompt_hash, prompt = self.router_client.prompt_fields(context)
-        return Request(
+        asked = Request(
             id=self.router_client.new_id(),
             profile=profile,
             objective=objective,
@@ -223,7 +240,9 @@ class Ingress:
             prompt_hash=prompt_hash,
             prompt=prompt,
             owner=owner,
+            score_chance=self.router_client.scoring_rate(owner),
         )
+        return self.judge.announce(asked)
 
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
         """The objective of a request, and whether the client named the model itself."""

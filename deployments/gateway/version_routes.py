@@ -1,4 +1,4 @@
-"""Policy versions over HTTP, for operators: list, show, evaluate, promote, roll back, diff."""
+"""Policy versions over HTTP, for operators: list, show, evaluate, promote, roll back, diff; stages of the first day."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,8 +40,16 @@ class PromoteRequest(StrictModel):
     )
 
 
+class AdvanceRequest(StrictModel):
+    """The next stage of the first day begins if the gate agrees; see policies/rollout/first_day.py."""
+
+    override_gate: str = Field(
+        "", max_length=1000, description="Begin without proof, for this reason."
+    )
+
+
 class RollbackRequest(StrictModel):
-    """The champion is rolled back to its predecessor; a challenger or shadow is taken off."""
+    """The champion is rolled back to its predecessor, or on the first day to the rule; other roles are taken away."""
 
     role: Literal["champion", "challenger", "shadow"] = "champion"
     reason: str = Field("", max_length=1000)
@@ -78,7 +86,7 @@ def add_version_routes(
 
     async def reply(call: Awaitable[Reply]) -> dict[str, object]:
         """The reply of a method of the tracker."""
-        found = await _result(call)
+        found = await result_of(call)
         if found is None:
             raise ApiError(409, NO_MLFLOW)
         return found
@@ -132,10 +140,27 @@ def add_version_routes(
             change = router().roll_back.remote(reason)
         else:
             change = router().remove_role.remote(request.role, reason)
-        return (await _result(change)).plain()
+        return (await result_of(change)).plain()
+
+    @app.get("/v1/router/rollout")
+    async def rollout() -> dict[str, object]:
+        """The roles, and on the first day its stage, what the policy would have done, and what comes next."""
+        return (await result_of(router().summary.remote())).rollout.plain()
+
+    @app.post("/v1/router/rollout/advance")
+    async def advance(
+        http: HttpRequest, request: AdvanceRequest | None = None
+    ) -> dict[str, object]:
+        """Begin the next stage of the first day; 409 where the gate refuses, with what it waits for."""
+        given = request or AdvanceRequest()
+        reason = f"by {identity_of(http).name or 'an operator'}"
+        if given.override_gate:
+            reason += f", overriding the gate: {given.override_gate}"
+        change = router().advance.remote(reason, bool(given.override_gate))
+        return (await result_of(change)).plain()
 
 
-async def _result(call: Awaitable[Result]) -> Result:
+async def result_of(call: Awaitable[Result]) -> Result:
     """The result of an actor's method; its refusal becomes a 409 with the reason, any other failure a 503."""
     try:
         return await asyncio.wait_for(call, CALL_TIMEOUT_S)

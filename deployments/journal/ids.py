@@ -29,8 +29,14 @@ class IdFactory:
 
     def new_id(self, time_s: float) -> str:
         """Create an id that carries this time (seconds since the epoch, kept to the millisecond)."""
-        time_part = f"{int(time_s * 1000):0{_TIME_DIGITS}x}"
-        body = time_part + secrets.token_hex(_RANDOM_DIGITS // 2)
+        return self._id(time_s, secrets.token_hex(_RANDOM_DIGITS // 2))
+
+    def derived_id(self, time_s: float, text: str) -> str:
+        """The id that belongs to a time and a text: the same both times, and not to be guessed without the salt."""
+        return self._id(time_s, self.hash(text)[:_RANDOM_DIGITS])
+
+    def _id(self, time_s: float, digits: str) -> str:
+        body = f"{int(time_s * 1000):0{_TIME_DIGITS}x}{digits}"
         return f"{_PREFIX}{body}{self._checksum(body)}"
 
     def created_at(self, decision_id: str) -> float | None:
@@ -63,7 +69,9 @@ class IdFactory:
 def sampled(decision_id: str, share: float) -> bool:
     """Whether a decision belongs to the sample of this share.
 
-    The answer for an id never changes. The sample of a larger share contains the sample of a smaller one.
+    The answer for an id never changes, whether the router or an ingress makes the decision. The sample of a larger
+    share contains the sample of a smaller one.
     """
-    digest = hashlib.blake2b(decision_id.encode(), digest_size=4).digest()
+    own_id = decision_id.removesuffix(LOCAL_SUFFIX)
+    digest = hashlib.blake2b(own_id.encode(), digest_size=4).digest()
     return int.from_bytes(digest) < share * 2**32

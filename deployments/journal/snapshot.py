@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from deployments.journal.codec import decode_array
+from policies.evaluation.kind_figures import Totals
 from policies.profiling.forecast import Forecaster
 from policies.types import Arm, Vector
 
@@ -34,6 +35,9 @@ class Snapshot:
     rollout: roles of the policy versions (router/rollout.py).
     lineage: revisions of the models behind the arms (router/model_revisions.py).
     trust: reputation of the API keys that give feedback (policies/feedback/reputation.py).
+    scored: number of decisions that have had a score; the forgetting clock of quality.
+    scoring: by API key, the number of its answers and of those that it scored (policies/feedback/scoring_rates.py).
+    totals: numbers of decisions, answers and scores up to the row; None in snapshots of earlier releases.
     """
 
     policy: str
@@ -49,6 +53,9 @@ class Snapshot:
     rollout: Plain = field(default_factory=dict)
     lineage: Plain = field(default_factory=dict)
     trust: Plain = field(default_factory=dict)
+    scored: int = 0
+    scoring: dict[str, tuple[float, float]] = field(default_factory=dict)
+    totals: Totals | None = None
 
 
 SNAPSHOT = msgspec.msgpack.Decoder(Snapshot, dec_hook=decode_array)

@@ -5,11 +5,21 @@ deploy/prometheus has the alerts on these metrics, deploy/grafana the dashboard.
 
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from policies.events import Decision, Outcome
+from policies.evaluation.kind_figures import FigureTable
+from policies.events import (
+    ACCEPTED,
+    CALIBRATION,
+    PENDING,
+    Decision,
+    Feedback,
+    Outcome,
+    Record,
+    is_derived,
+)
 from policies.types import ModelState
 
 # upper bounds of the histograms' buckets
@@ -36,7 +46,15 @@ SECONDS = [
 
 
 # sources of feedback with a label of their own
-SOURCES = ("user", "program", "judge")
+SOURCES = ("user", "program", "judge", "calibration")
+NUMBERS = ("answers", "votes")  # gauges by kind that are 0 without decisions
+# further tags of gauges by kind
+QUANTILES = {
+    "latency_p50_s": {"quantile": "0.5"},
+    "latency_p95_s": {"quantile": "0.95"},
+}
+CORRECTED = "corrected"  # status of a score that replaces the earlier one of its source
+UNKNOWN = float("nan")  # of a gauge that had a value before
 
 
 class Telemetry:
@@ -66,8 +84,14 @@ class Telemetry:
         self._cost = Counter("router_cost_usd", "What the answers cost.", ("arm",))
         self._feedback = Counter(
             "router_feedback",
-            "Scores by source and what became of them.",
+            "Scores by source and what became of them; counted when they take effect or are refused.",
             ("source", "status"),
+        )
+        self._pending = Gauge(
+            "router_feedback_pending", "Scores that wait for their decision."
+        )
+        self._scored = Counter(
+            "router_scored_decisions", "Decisions that got their first score.", ("arm",)
         )
         self._share = Gauge(
             "router_share", "Share of the latest routed requests.", ("arm",)
@@ -79,9 +103,10 @@ class Telemetry:
             "router_in_flight", "Requests being answered now.", ("arm",)
         )
         self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
-        self._accuracy = Gauge(
-            "router_accuracy", "Moving mean of the scores of its answers.", ("arm",)
+        self._score = Gauge(
+            "router_score", "Mean score of its latest unflawed answers.", ("arm",)
         )
+        self._kinds = KindGauges()
         self._last_check = Gauge(
             "router_watch_timestamp_seconds",
             "When the router last looked after itself.",
@@ -118,7 +143,8 @@ class Telemetry:
             tokens[arm, "prompt"] += outcome.prompt_tokens
             tokens[arm, "output"] += outcome.output_tokens
             costs[arm] += outcome.cost_usd
-            if outcome.status == "ok":
+            # calibrations wait for idle capacity, so clients never see their latency
+            if outcome.status == "ok" and decision.fallback != CALIBRATION:
                 self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
                 if outcome.ttft_s > 0:
                     self._ttft.observe(outcome.ttft_s, {"arm": arm})
@@ -134,39 +160,119 @@ class Telemetry:
                 self._cost.inc(cost, {"arm": arm})
 
     def scored(self, source: str, status: str) -> None:
-        """Record one item of feedback; `status` is what became of it."""
-        label = source if source in SOURCES else "other"
-        self._feedback.inc(1, {"source": label, "status": status})
+        """Record one item of feedback that had no effect.
+
+        Scores that take effect are counted by `score_counted`, because one that waits for its decision does so later.
+        """
+        if status not in (ACCEPTED, PENDING):
+            self._feedback.inc(1, {"source": _label(source), "status": status})
+
+    def score_counted(self, event: Feedback, record: Record) -> None:
+        """Record a score that has just changed this decision record."""
+        if is_derived(event.source, event.owner):
+            return
+        first = record.is_first_of_source(event)
+        status = ACCEPTED if first else CORRECTED
+        self._feedback.inc(1, {"source": _label(event.source), "status": status})
+        if first and len(record.given_scores()) == 1:
+            self._scored.inc(1, {"arm": record.decision.arm})
 
     def live(
         self,
         states: Mapping[str, ModelState],
-        shares: Mapping[str, float],
-        quality: Mapping[str, float],
+        shares: Mapping[str, float | None],
+        quality: Mapping[str, float | None],
+        figures: FigureTable,
     ) -> None:
-        """Record the current state of all arms."""
+        """Record the current state of all arms. A gauge without a value is not set."""
         for arm, state in states.items():
             tags = {"arm": arm}
             self._in_flight.set(state.in_flight, tags)
             self._replicas.set(state.replicas, tags)
-            self._share.set(shares.get(arm, 0.0), tags)
-            self._quality.set(quality.get(arm, 0.0), tags)
-            self._accuracy.set(state.accuracy, tags)
+            self._share.set(shares.get(arm), tags)
+            self._quality.set(quality.get(arm), tags)
+            known = figures.arms.get(arm)
+            self._score.set(known.score if known else None, tags)
+        self._kinds.set(figures, states)
 
     def record_check(
-        self, now_s: float, waiting_rows: int, policy: str, version: int
+        self,
+        now_s: float,
+        waiting_rows: int,
+        policy: str,
+        version: int,
+        pending_scores: int = 0,
     ) -> None:
         """Record a periodic self-check of the router.
 
         Args:
             now_s: seconds since the epoch.
             waiting_rows: rows of the journal that are not on disk yet.
+            pending_scores: scores that wait for their decision.
             policy: name of the champion's policy.
             version: its published version; 0 if it has none.
         """
         self._last_check.set(now_s)
         self._waiting.set(waiting_rows)
         self._version.set(version, {"policy": policy})
+        self._pending.set(pending_scores)
+
+
+class KindGauges:
+    """The figures of each arm by kind of work. The labels are bounded: the kinds are a fixed list."""
+
+    def __init__(self) -> None:
+        cell = ("arm", "kind")
+        latency = Gauge(
+            "router_kind_latency_seconds",
+            "Quantiles of whole answers.",
+            (*cell, "quantile"),
+        )
+        self._gauges = {
+            "answers": Gauge(
+                "router_kind_answers", "Answers among the latest decisions.", cell
+            ),
+            "availability": Gauge(
+                "router_kind_availability", "Share without a visible flaw.", cell
+            ),
+            "votes": Gauge(
+                "router_kind_votes", "Scored answers without a visible flaw.", cell
+            ),
+            "score": Gauge("router_kind_score", "Their mean score.", cell),
+            "score_low": Gauge(
+                "router_kind_score_low", "Lower end of its 95 % interval.", cell
+            ),
+            "score_high": Gauge(
+                "router_kind_score_high", "Upper end of its 95 % interval.", cell
+            ),
+            "latency_p50_s": latency,
+            "latency_p95_s": latency,
+            "tokens_per_s": Gauge(
+                "router_kind_tokens_per_second", "Output tokens of one answer.", cell
+            ),
+        }
+        self._set: set[tuple[str, str, str]] = set()  # gauges that have had a value
+
+    def set(self, figures: FigureTable, arms: Collection[str]) -> None:
+        """Set the gauges of these arms; one that had a value which is unknown now becomes NaN."""
+        values: dict[tuple[str, str, str], float] = {}
+        for arm in arms:
+            for kind, known in figures.kinds.get(arm, {}).items():
+                for name in self._gauges:
+                    value = getattr(known, name)
+                    if value is not None:
+                        values[name, arm, kind] = float(value)
+        self._set |= values.keys()
+        for cell in self._set:
+            name, arm, kind = cell
+            value = values.get(cell, 0.0 if name in NUMBERS else UNKNOWN)
+            tags = {"arm": arm, "kind": kind} | QUANTILES.get(name, {})
+            self._gauges[name].set(value, tags)
+
+
+def _label(source: str) -> str:
+    """Label of a source; clients choose the names of sources, so only a few have one of their own."""
+    return source if source in SOURCES else "other"
 
 
 class TrackerTelemetry:

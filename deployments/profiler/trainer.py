@@ -11,7 +11,7 @@ from msgspec import structs
 
 from deployments.journal.snapshot import PREFIX, Arrays, unpack
 from policies.events import Decision, Event
-from policies.feedback.decision_records import DecisionRecords
+from policies.feedback.decision_records import DecisionRecords, History
 from policies.profiling.forecast import Forecaster
 from policies.types import Arm, Vector
 
@@ -58,7 +58,8 @@ class ForecastTrainer:
         self._last_fitted_row = 0  # the journal's last row at the latest fit
         self._cooldown_until_s = 0.0
         self._ids: deque[str] = deque(maxlen=WINDOW)
-        self._records = DecisionRecords(WINDOW)
+        # a score may stand in the journal before its decision
+        self._records = DecisionRecords(WINDOW, history=History(keeps_unknown=True))
 
     def configure(self, arms: Sequence[Arm]) -> None:
         """Change the arms. What was learned about arms that stay is kept."""

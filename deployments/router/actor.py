@@ -7,13 +7,22 @@ without a lock. An event is in the journal before the router acknowledges it.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
 from deployments import runtime
+from deployments.calibration.records import (
+    RunOrder,
+    RunStatus,
+    RunView,
+    TaskResult,
+    UngradedAnswer,
+    Work,
+)
+from deployments.calibration.service import CalibrationService
 from deployments.journal.journal import Journal
 from deployments.journal.retention import DAY_S
 from deployments.journal.snapshot import Snapshot
@@ -21,17 +30,24 @@ from deployments.observability import logs
 from deployments.observability.metrics import Telemetry
 from deployments.profiler.trainer import ForecastTrainer
 from deployments.router.arm_stats import ArmStats
-from deployments.router.interface import ArmSummary, RolloutSummary, RouterSummary
+from deployments.router.interface import (
+    ArmSummary,
+    IngressView,
+    RolloutSummary,
+    RouterSummary,
+)
 from deployments.router.learner import Learner
 from deployments.router.projections import RouterProjections
 from deployments.router.role_assignment import assign_role
-from deployments.router.rollout import Rollout, champion_of
+from deployments.router.role_table import champion_of
+from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings, latest
-from policies.events import Decision, Feedback, Outcome, Record
+from policies.evaluation.kind_figures import Figures
+from policies.events import ACCEPTED, Decision, Feedback, Outcome, Record
 from policies.objectives import paced, with_text_sensitivity
 from policies.profiling.forecast import Forecaster
 from policies.rollout.roles import CHAMPION, Roles
-from policies.types import ModelState, Request
+from policies.types import Request
 
 SNAPSHOT_EVERY = 500  # rows of the journal
 MAINTENANCE_EVERY_S = 2.0
@@ -70,7 +86,7 @@ class Router:
         )
         self._rollout = Rollout(settings, snapshot)
         self._projections = RouterProjections(
-            self._rollout, self._arm_stats, self._trainer
+            self._rollout, self._arm_stats, self._trainer, self._telemetry
         )
         self._apply_settings(settings)
         self._learner = Learner(
@@ -78,6 +94,12 @@ class Router:
             self._rollout.make,
             self._projections,
             settings.feedback_window_days * DAY_S,
+        )
+        self._calibrations = CalibrationService(
+            self._journal,
+            self._learner.ids,
+            self._learner.find_records,
+            self._observe_calibration,
         )
         self._restored = self._sequence > 0
 
@@ -118,14 +140,17 @@ class Router:
             self._arm_stats.states(),
             self._arm_stats.shares(),
             self._arm_stats.qualities(),
+            self._arm_stats.figures(),
         )
         self._telemetry.record_check(
             time.time(),
             self._journal.waiting_rows,
             self._policy.name,
             self._rollout.version,
+            self._learner.records.pending_scores,
         )
         trained = await self._trainer.run_once(self._learner.suspended)
+        self._rollout.advance_if_due()
         new_rows = self._journal.last_row - self._snapshot_row
         if trained or self._rollout.changed or new_rows >= SNAPSHOT_EVERY:
             self._snapshot_row = self._journal.last_row
@@ -149,11 +174,12 @@ class Router:
         if known and self._learner.consistent:
             return
         before = self._learner.snapshot()
-        if settings.policy.name != self._settings.policy.name:
-            self._arm_stats.reset()  # the replay of the journal counts again
         self._apply_settings(settings)
         self._trainer.configure(settings.arms())
         self._rollout.configure(settings)
+        before = self._rollout.carried(before)
+        if before.policy != self._rollout.champion_policy:
+            self._arm_stats.reset()
         self._learner.window_s = settings.feedback_window_days * DAY_S
         await self._learner.replace_policy(self._rollout.make, before)
         encoded = settings.model_dump_json().encode()
@@ -221,9 +247,9 @@ class Router:
         self._arm_stats.report_in_flight(ingress, in_flight)
         decisions = {decision.id: decision for decision, _ in finished}
         unseen = self._learner.unseen(decisions.values())
-        if unseen:
-            self._telemetry.decided(unseen)
         new = await self._learner.observe(finished, time.time(), unseen)
+        observed = {outcome.decision_id for outcome in new}
+        self._telemetry.decided([d for d in unseen if d.id in observed])
         self._telemetry.observed(
             [(decisions[outcome.decision_id], outcome) for outcome in new]
         )
@@ -257,18 +283,19 @@ class Router:
         """The record of a decision; None if it is unknown."""
         return self._learner.records.get(decision_id)
 
+    async def kind_figures(self, kind: str) -> Mapping[str, Figures]:
+        """What the latest decisions show of each arm for this kind of work."""
+        return self._arm_stats.figures().of_kind(kind)
+
     async def snapshot(
         self, ingress: str = "", in_flight: dict[str, int] | None = None
-    ) -> tuple[Snapshot, dict[str, ModelState], str]:
+    ) -> IngressView:
         """Everything that an ingress needs to decide without this actor.
 
         Args:
             ingress: the ingress that asks. Its own requests in flight are left out of the states, because it knows
                 them better. While there is only a champion, its snapshot contains the state of the budget pacer.
             in_flight: as of `decide`, which an ingress that decides by itself does not call.
-
-        Returns:
-            The champion's snapshot, the state of each arm, and the `policy_version` of the champion's decisions.
         """
         if in_flight is not None:
             self._arm_stats.report_in_flight(ingress, in_flight)
@@ -281,7 +308,14 @@ class Router:
         if ingress and only_champion:
             snapshot = replace(snapshot, pacer=self._projections.pacer.state())
         states = self._arm_stats.states(ingress)
-        return snapshot, states, self._rollout.label(CHAMPION)
+        return IngressView(
+            snapshot,
+            states,
+            self._rollout.label(CHAMPION),
+            self._projections.scoring_rates.rates(),
+            self._arm_stats.ingresses,
+            self._calibrations.active,
+        )
 
     async def forecaster(self, version: int) -> Forecaster | None:
         """The current forecasts; None if the caller has this version already."""
@@ -293,6 +327,7 @@ class Router:
         states = self._arm_stats.states()
         shares = self._arm_stats.shares()
         qualities = self._arm_stats.qualities()
+        figures = self._arm_stats.figures()
         arms = {arm.name: arm for arm in self._policy.arms}
         quarantined = self._learner.quarantined
         models = {
@@ -303,6 +338,8 @@ class Router:
                 prompt_price_usd=arms[name].prompt_price_usd,
                 output_price_usd=arms[name].output_price_usd,
                 tasks=arms[name].tasks,
+                figures=figures.arms.get(name, Figures()),
+                kinds=figures.kinds.get(name, {}),
             )
             for name, state in states.items()
         }
@@ -310,7 +347,9 @@ class Router:
             policy=self._policy.name,
             policy_version=self._rollout.label(CHAMPION),
             decisions=self._sequence,
-            counts=dict(self._arm_stats.counts),
+            totals=self._arm_stats.totals.copy(),
+            recent=self._arm_stats.recent,
+            window=figures.total,
             quarantined=dict(quarantined),
             in_doubt=sorted(self._learner.suspended - quarantined.keys()),
             rollout=self._rollout.summary(),
@@ -320,15 +359,84 @@ class Router:
             models=models,
         )
 
+    # --- calibration --------------------------------------------------------------------------------------------
+
+    async def start_calibration(self, order: RunOrder) -> RunStatus:
+        """Start a calibration; see CalibrationService.start."""
+        return await self._calibrations.start(
+            order,
+            {arm.name: arm for arm in self._settings.arms()},
+            dict(self._learner.revisions.digests),
+            self._settings.feedback_window_days,
+        )
+
+    async def calibrate(
+        self,
+        ingress: str,
+        idle: list[str],
+        held: list[str],
+        results: list[TaskResult],
+    ) -> Work:
+        """Take in an ingress's results, and give it new tasks; see CalibrationService.exchange."""
+        return await self._calibrations.exchange(ingress, idle, held, results)
+
+    async def _observe_calibration(
+        self,
+        finished: Sequence[tuple[Decision, Outcome]],
+        scores: Sequence[Feedback],
+    ) -> dict[str, Record]:
+        """Learn from answers and scores of a calibration; returns their records when all of it is durable."""
+        decisions = {decision.id: decision for decision, _ in finished}
+        unseen = self._learner.unseen(decisions.values())
+        self._telemetry.decided(unseen)
+        new = await self._learner.observe(finished, time.time(), unseen, scores)
+        self._telemetry.observed(
+            [(decisions[outcome.decision_id], outcome) for outcome in new]
+        )
+        for score in scores:
+            self._telemetry.scored(score.source, ACCEPTED)
+        wanted = {*decisions, *(score.decision_id for score in scores)}
+        records = {name: self._learner.records.get(name) for name in wanted}
+        return {name: record for name, record in records.items() if record is not None}
+
+    async def calibration_status(self) -> RunStatus:
+        """Where the calibration stands."""
+        return self._calibrations.status()
+
+    async def calibration_view(self) -> RunView:
+        """The calibration with its answers."""
+        arms = [arm.name for arm in self._settings.arms() if "chat" in arm.tasks]
+        return await self._calibrations.view(
+            arms, dict(self._learner.revisions.digests)
+        )
+
+    async def cancel_calibration(self, reason: str) -> RunStatus:
+        """End the calibration that runs; what was answered is kept."""
+        status = self._calibrations.cancel(reason)
+        await self._journal.flush()
+        return status
+
+    async def ungraded_answers(self) -> tuple[UngradedAnswer, ...]:
+        """The answers that wait for the command's program."""
+        return self._calibrations.ungraded()
+
+    async def grade_answers(self, scores: dict[str, float]) -> int:
+        """Take the scores of the command's program; returns how many of them were waited for."""
+        return await self._calibrations.grade(scores)
+
+    async def calibration_logged(self, run_id: str, mlflow_run: str) -> None:
+        """The tracker has logged the report of a calibration."""
+        await self._calibrations.logged(run_id, mlflow_run)
+
     # --- policy versions ----------------------------------------------------------------------------------------
 
     async def adopt(self, snapshot: Snapshot) -> bool:
-        """Start from a published version, unless this router has learned something already.
+        """Start from a published version, unless this router has learned something already or only observes.
 
         Returns:
             Whether the version was adopted.
         """
-        if self._restored or self._sequence > 0:
+        if self._restored or self._sequence > 0 or self._rollout.first_day is not None:
             return False
         adopted = self._learner.restore(snapshot)
         if not (adopted and self._rollout.is_champions(snapshot)):
@@ -346,9 +454,12 @@ class Router:
         return True
 
     async def checkpoint(self) -> Snapshot:
-        """The champion at present, to be published; returns when all events that it learned from are durable."""
+        """The champion at present, to be published; returns when all events that it learned from are durable.
+
+        While a rule is the champion, it is the policy that is tried beside the rule (Rollout.to_publish).
+        """
         reputation = self._learner.reputation.state(compact=True)
-        snapshot = champion_of(self._learner.snapshot())
+        snapshot = self._rollout.to_publish(self._learner.snapshot())
         snapshot = replace(snapshot, trust=reputation)
         await self._journal.flush()
         return snapshot
@@ -392,12 +503,25 @@ class Router:
         return await self._save_roles()
 
     async def roll_back(self, reason: str) -> RolloutSummary:
-        """Make the predecessor the champion again.
+        """Make the predecessor the champion again; on the first day, the rule.
 
         Raises:
             ValueError: no promotion is being watched.
         """
         self._rollout.roll_back(reason)
+        return await self._save_roles()
+
+    async def advance(self, reason: str, override: bool = False) -> RolloutSummary:
+        """Begin the next stage of the first day (policies/rollout/first_day.py).
+
+        Args:
+            reason: stored in the history.
+            override: whether to begin it although the gate refuses.
+
+        Raises:
+            ValueError: there is no next stage, or the gate refuses.
+        """
+        self._rollout.advance(reason, override)
         return await self._save_roles()
 
     async def record_published(self, version: int, of: int) -> RolloutSummary:

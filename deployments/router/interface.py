@@ -8,29 +8,45 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import msgspec
+from msgspec import structs
 
+from deployments.calibration.records import (
+    RunOrder,
+    RunStatus,
+    RunView,
+    TaskResult,
+    UngradedAnswer,
+    Work,
+)
+from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
 from deployments.remote import Method
 from deployments.settings import GatewaySettings
+from policies.evaluation.kind_figures import Figures, Totals
 from policies.events import Decision, Feedback, Outcome, Record
 from policies.profiling.forecast import Forecaster
+from policies.rollout.first_day import FirstDaySummary
 from policies.types import ModelState, Request
 
 
-class RoleChange(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A change of a role. Snapshots store it, so the names and the order of the fields are part of their format.
+@dataclass(frozen=True, eq=False)
+class IngressView:
+    """Everything that an ingress needs to decide without the router actor.
 
-    what: configured, seated, retired, promoted or rolled back.
-    role: the role; version: the policy version that has the role after the change, or had it before `retired`.
-    reason: why, and by whom.
-    loser: the version that a rollback removed.
+    snapshot: of the champion. Its budget pacer is empty if the ingress must leave the decisions to the router.
+    states: by arm, without the ingress's own requests in flight.
+    policy_version: of the champion's decisions.
+    scoring_rates: by API key, the probability that it scores its next answer.
+    ingresses: number of ingresses that have reported lately.
+    calibrating: whether a calibration runs, so that the ingress should ask for work.
     """
 
-    what: str
-    role: str
-    version: int
-    reason: str
-    loser: int | None = None
+    snapshot: Snapshot
+    states: Mapping[str, ModelState]
+    policy_version: str
+    scoring_rates: Mapping[str, float]
+    ingresses: int
+    calibrating: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,22 +75,27 @@ class RolloutSummary:
     watch: report of the regression test (RegressionTest.report); None if no promotion is watched.
     shadow: what the shadow chose.
     history: the last changes, oldest first.
+    first_day: the stages by which the policy takes over from the team's rule; None if it did so at once.
     """
 
     roles: Mapping[str, RoleSummary]
     watch: Mapping[str, object] | None
     shadow: ShadowSummary
     history: tuple[RoleChange, ...]
+    first_day: FirstDaySummary | None = None
 
     def plain(self) -> dict[str, object]:
-        """Plain data."""
+        """Plain data; `first_day` is left out where there is none."""
         history = [msgspec.to_builtins(change) for change in self.history]
-        return {
+        plain: dict[str, object] = {
             "roles": {role: asdict(held) for role, held in self.roles.items()},
             "watch": self.watch,
             "shadow": asdict(self.shadow),
             "history": history,
         }
+        if self.first_day is not None:
+            plain["first_day"] = self.first_day.plain()
+        return plain
 
 
 @dataclass(frozen=True)
@@ -82,18 +103,21 @@ class ArmSummary:
     """An arm.
 
     state: its live measurements.
-    share: its share of the latest routed decisions.
-    expected_quality: mean score that the latest routed decisions expected of it, in [0, 1].
+    share: its share of the latest `recent` routed decisions; None without any.
+    expected_quality: mean score that these decisions expected of it, in [0, 1]; None if none of them could choose it.
     prompt_price_usd, output_price_usd: per token.
     tasks: what it can do.
+    figures: what its latest decisions show; kinds: the same by kind of work (kind_figures.py).
     """
 
     state: ModelState
-    share: float
-    expected_quality: float
+    share: float | None
+    expected_quality: float | None
     prompt_price_usd: float
     output_price_usd: float
     tasks: tuple[str, ...]
+    figures: Figures
+    kinds: Mapping[str, Figures]
 
     def plain(self) -> dict[str, object]:
         """Plain data: the fields of the state stand beside the others."""
@@ -108,7 +132,9 @@ class RouterSummary:
 
     policy, policy_version: of the champion.
     decisions: number of decisions made so far.
-    counts: decisions and scores since the start, by kind (ArmStats.counts).
+    totals: numbers of decisions, answers and scores since the journal began.
+    recent: number of the latest routed decisions from which the shares are computed.
+    window: the figures of the latest decisions of all arms (kind_figures.py).
     quarantined: evidence against each quarantined API key (policies/feedback/reputation.py).
     in_doubt: names of the keys whose scores do not count, although they are not quarantined.
     rollout: roles of the policy versions.
@@ -121,13 +147,15 @@ class RouterSummary:
     policy: str
     policy_version: str
     decisions: int
-    counts: Mapping[str, int]
+    totals: Totals
+    recent: int
+    window: Figures
     quarantined: Mapping[str, Mapping[str, object]]
     in_doubt: list[str]
     rollout: RolloutSummary
     served_by: Mapping[str, str]
     budget: Mapping[str, float | None]
-    profiler: Mapping[str, float]
+    profiler: Mapping[str, float | None]
     models: Mapping[str, ArmSummary]
 
     def plain(self) -> dict[str, object]:
@@ -136,7 +164,9 @@ class RouterSummary:
             "policy": self.policy,
             "policy_version": self.policy_version,
             "decisions": self.decisions,
-            "counts": dict(self.counts),
+            "counts": self._counts(),
+            "recent": self.recent,
+            "window": asdict(self.window),
             "quarantined": dict(self.quarantined),
             "in_doubt": self.in_doubt,
             "rollout": self.rollout.plain(),
@@ -145,6 +175,13 @@ class RouterSummary:
             "profiler": dict(self.profiler),
             "models": {name: arm.plain() for name, arm in self.models.items()},
         }
+
+    def _counts(self) -> dict[str, object]:
+        counts: dict[str, object] = structs.asdict(self.totals.of_all())
+        counts["routed"] = self.totals.routed.decisions
+        counts["forced"] = self.totals.forced.decisions
+        counts["calibration"] = self.totals.calibrated.decisions
+        return counts
 
 
 class RouterHandle(Protocol):
@@ -160,7 +197,8 @@ class RouterHandle(Protocol):
     salt: Method[[], bytes]
     rows: Method[[int, int], list[tuple[int, float, str, bytes]]]
     record: Method[[str], Record | None]
-    snapshot: Method[[str, dict[str, int]], tuple[Snapshot, dict[str, ModelState], str]]
+    kind_figures: Method[[str], Mapping[str, Figures]]
+    snapshot: Method[[str, dict[str, int]], IngressView]
     forecaster: Method[[int], Forecaster | None]
     summary: Method[[], RouterSummary]
     adopt: Method[[Snapshot], bool]
@@ -169,4 +207,13 @@ class RouterHandle(Protocol):
     remove_role: Method[[str, str], RolloutSummary]
     promote: Method[[str], RolloutSummary]
     roll_back: Method[[str], RolloutSummary]
+    advance: Method[[str, bool], RolloutSummary]
     record_published: Method[[int, int], RolloutSummary]
+    start_calibration: Method[[RunOrder], RunStatus]
+    calibrate: Method[[str, list[str], list[str], list[TaskResult]], Work]
+    calibration_status: Method[[], RunStatus]
+    calibration_view: Method[[], RunView]
+    cancel_calibration: Method[[str], RunStatus]
+    ungraded_answers: Method[[], tuple[UngradedAnswer, ...]]
+    grade_answers: Method[[dict[str, float]], int]
+    calibration_logged: Method[[str, str], None]

@@ -17,9 +17,9 @@ from msgspec import structs
 from deployments import runtime
 from deployments.journal.ids import IdFactory
 from deployments.journal.journal import Journal
+from deployments.journal.record_history import JournalHistory
 from deployments.journal.snapshot import Snapshot
 from deployments.router.model_revisions import ModelRevisions, RevisionChange
-from deployments.router.record_history import JournalHistory
 from policies.base import Policy, restore_for_arms
 from policies.events import (
     ACCEPTED,
@@ -34,18 +34,32 @@ from policies.events import (
     Outcome,
     Record,
 )
-from policies.feedback.decision_records import DecisionRecords
-from policies.feedback.implicit import implicit_feedback
+from policies.feedback.decision_records import DecisionRecords, History
 from policies.feedback.reputation import KeyReputation
 
 log = logging.getLogger(__name__)
 
 
 class Projection:
-    """State that is derived from the same events as the policy, and that snapshots contain. This one has no state."""
+    """State that is derived from the same events as the policy, and that snapshots contain. This one has no state.
+
+    Attributes:
+        replaying: whether the events of `record` come from the journal, and were counted before.
+        rebuild_rows: number of rows up to the snapshot that `rebuild` wants again, for windows of the latest events
+            that snapshots do not contain.
+    """
+
+    replaying = False
+    rebuild_rows = 0
 
     def record(self, event: Event, record: Record) -> None:
         """Take in an event that has changed this decision record; the policy learns from it afterwards."""
+
+    def reset(self) -> None:
+        """Forget the events that were counted, because the whole journal is about to be replayed."""
+
+    def rebuild(self, event: Event, record: Record) -> None:
+        """Take in an event that the restored snapshot contains already."""
 
     def add_to(self, snapshot: Snapshot) -> Snapshot:
         """Add the own state to a snapshot."""
@@ -53,6 +67,19 @@ class Projection:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restore the own state from a snapshot; its `pacer` is empty if the whole journal will be replayed."""
+
+
+class _Rebuild:
+    """Gives events that a snapshot contains to the projection; the policy does not learn from them."""
+
+    def __init__(self, projection: Projection, reputation: KeyReputation):
+        self._projection = projection
+        self._reputation = reputation
+
+    def record(self, event: Event, record: Record) -> None:
+        """See EventProjection."""
+        record.silenced = self._reputation.silenced
+        self._projection.rebuild(event, record)
 
 
 class Learner:
@@ -89,6 +116,7 @@ class Learner:
         self.window_s = window_s
         self.policy = make()
         self.sequence = 0
+        self.records = DecisionRecords()
         self.version = 0
         self.consistent = True
         self._make = make
@@ -141,7 +169,12 @@ class Learner:
 
     def _fold(self, event: Event, fresh: bool) -> str:
         """Steps 1 to 3 of `apply`."""
+        if isinstance(event, Decision):
+            event = self._dated(event)
+        scored = self.records.scored
         status = self.records.apply(event, self.policy, fresh)
+        if self.records.scored != scored:
+            self.policy.advance(self.sequence, self.records.scored)
         if isinstance(event, Decision) and status == ACCEPTED:
             self.sequence = max(self.sequence, event.sequence + 1)
         return status
@@ -159,9 +192,17 @@ class Learner:
             )
             row = 0
             snapshot = None
+        if snapshot is None:
+            self._projection.reset()
         self._start_records(row, snapshot)
-        with runtime.gc_paused():
-            self._replay_rows(row)
+        self.policy.advance(self.sequence, self.records.scored)
+        self._projection.replaying = True
+        try:
+            with runtime.gc_paused():
+                self._rebuild_windows(row)
+                self._replay_rows(row)
+        finally:
+            self._projection.replaying = False
         self._history.last_row = inf
 
     def _start_records(self, row: int, snapshot: Snapshot | None) -> None:
@@ -176,10 +217,26 @@ class Learner:
             projection=self._projection,
             reputation=self.reputation,
         )
+        self.records.scored = snapshot.scored if snapshot else 0
         held = snapshot.held if snapshot else ()
         for events in self.journal.find_all(held, up_to=row).values():
             for event in events:
                 self.records.apply(event, None)
+
+    def _rebuild_windows(self, row: int) -> None:
+        """Give the projection the last rows up to this one again."""
+        after = max(0, row - self._projection.rebuild_rows)
+        if after == row:
+            return
+        records = DecisionRecords(
+            history=History(keeps_unknown=True),
+            projection=_Rebuild(self._projection, self.reputation),
+        )
+        for page in self.journal.pages(after=after):
+            for number, event in page:
+                if number > row:
+                    return
+                records.apply(event, None, fresh=True)
 
     def _replay_rows(self, row: int) -> None:
         """Replay the rows after this one; each change of a model revision is applied at its row."""
@@ -187,15 +244,26 @@ class Learner:
         for page in self.journal.pages(after=row):
             self._history.last_row = page[0][0] - 1
             self._preload_records([event for _, event in page])
+            self._advance_to([event for _, event in page])
             for number, event in page:
                 while changes and changes[0].row < number:
                     self._discount(changes.pop(0))
                 # a record that is looked up now must not contain this event yet
                 self._history.last_row = number - 1
                 self._fold(event, fresh=True)
-            self.policy.advance(self.sequence)
+            self.policy.advance(self.sequence, self.records.scored)
         for change in changes:
             self._discount(change)
+
+    def _advance_to(self, events: Sequence[Event]) -> None:
+        """Advance the policy's clocks to the first of these decisions; rows before it may have been deleted."""
+        for event in events:
+            if isinstance(event, Decision):
+                self.policy.advance(
+                    max(self.sequence, event.sequence),
+                    max(self.records.scored, event.scored),
+                )
+                return
 
     def _preload_records(self, events: Sequence[Event]) -> None:
         """Look up the records that these events need, with one query."""
@@ -222,7 +290,10 @@ class Learner:
         except ValueError as error:
             log.warning("%s", error)
             self.policy = self._make()
+            self.policy.advance(0, self.records.scored)
             fits = False
+        if fits:
+            self.records.scored = max(self.records.scored, snapshot.scored)
         self._projection.restore(snapshot if fits else replace(snapshot, pacer={}))
         return fits
 
@@ -239,6 +310,7 @@ class Learner:
         self._make = make
         self.policy = make()
         if self.consistent and self.restore(before):
+            self.policy.advance(self.sequence, self.records.scored)
             return
         # stays False if the replay fails: the next call must not restore the incomplete state
         self.consistent = False
@@ -256,6 +328,7 @@ class Learner:
             policy=self.policy.name,
             arms=tuple(arm.name for arm in self.policy.arms),
             sequence=self.sequence,
+            scored=self.records.scored,
             version=self.version,
             state=self.policy.state(),
             held=self.records.pending,
@@ -317,7 +390,13 @@ class Learner:
     def record_decisions(self, decisions: Sequence[Decision]) -> None:
         """Apply decisions that were made just now; they become durable with the next write."""
         for decision in decisions:
-            self.apply(decision, fresh=True)
+            self.apply(self._dated(decision), fresh=True)
+
+    def _dated(self, decision: Decision) -> Decision:
+        """The decision with the clock of scores, which a policy that does not learn leaves out."""
+        if decision.scored >= 0:
+            return decision
+        return structs.replace(decision, scored=self.records.scored)
 
     def unseen(self, decisions: Iterable[Decision]) -> list[Decision]:
         """The decisions that neither the records nor the journal have; asks the journal once."""
@@ -332,6 +411,7 @@ class Learner:
         finished: Sequence[tuple[Decision, Outcome]],
         time_s: float,
         unseen: Sequence[Decision] = (),
+        scores: Sequence[Feedback] = (),
     ) -> list[Outcome]:
         """Learn from outcomes. Each comes with its decision, which the router may never have seen or lost in a crash.
 
@@ -339,6 +419,7 @@ class Learner:
             finished: decisions with their outcomes.
             time_s: the present time, in seconds since the epoch.
             unseen: the decisions that are known to be new.
+            scores: of these answers; they become durable together with them.
 
         Returns:
             The outcomes that were new, when all of them are durable.
@@ -347,23 +428,29 @@ class Learner:
         new = []
         unseen_ids = {decision.id for decision in unseen}
         # decisions of the ingresses count for the clock of forgetting, too
-        self.policy.advance(self.sequence)
+        self.policy.advance(self.sequence, self.records.scored)
         for decision, outcome in finished:
             if self._expired(decision.id):
                 continue
             fresh = decision.id in unseen_ids
             if fresh:
                 # an ingress does not know how many decisions the others have made
-                decision = structs.replace(decision, sequence=self.sequence)
+                decision = self._dated(
+                    structs.replace(decision, sequence=self.sequence)
+                )
             self.apply(decision, fresh)
             if self.apply(outcome) != ACCEPTED:
                 continue
             new.append(outcome)
-            implicit = implicit_feedback(decision, outcome, time_s)
-            if implicit is not None:
-                self.apply(implicit)
+        for score in scores:
+            if not self._expired(score.decision_id):
+                self.apply(score)
         await self.journal.flush()
         return new
+
+    def find_records(self, decision_ids: Sequence[str]) -> dict[str, Record]:
+        """The records of these decisions in the journal; blocking. Rows that are not on disk yet are left out."""
+        return self._history.find_all(decision_ids)
 
     async def feedback(
         self,

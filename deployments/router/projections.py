@@ -5,13 +5,16 @@ from dataclasses import replace
 from math import inf
 
 from deployments.journal.snapshot import Snapshot
+from deployments.observability.metrics import Telemetry
 from deployments.profiler.trainer import ForecastTrainer
 from deployments.router.arm_stats import ArmStats
 from deployments.router.learner import Projection
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings
 from policies.budget import BudgetPacer
-from policies.events import Decision, Event, Outcome, Record
+from policies.evaluation.kind_figures import ROWS, Totals
+from policies.events import Decision, Event, Feedback, Outcome, Record
+from policies.feedback.scoring_rates import ScoringRates
 
 
 class RouterProjections(Projection):
@@ -19,18 +22,30 @@ class RouterProjections(Projection):
 
     Attributes:
         pacer: charges the cost of each decision to the budget.
+        scoring_rates: how often each API key scores its answers.
 
     Args:
         rollout: assigns the roles.
         arm_stats: measures the arms.
         trainer: trains the forecasts; it reads the journal by itself, so `record` does not concern it.
+        telemetry: counts the scores when they take effect.
     """
 
-    def __init__(self, rollout: Rollout, arm_stats: ArmStats, trainer: ForecastTrainer):
+    rebuild_rows = ROWS
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        arm_stats: ArmStats,
+        trainer: ForecastTrainer,
+        telemetry: Telemetry,
+    ):
         self.rollout = rollout
         self.arm_stats = arm_stats
         self.trainer = trainer
+        self.telemetry = telemetry
         self.pacer = BudgetPacer(inf)
+        self.scoring_rates = ScoringRates()
         self._models: Mapping[str, object] = {}
 
     def apply_settings(self, settings: GatewaySettings) -> None:
@@ -40,23 +55,41 @@ class RouterProjections(Projection):
         self.pacer = BudgetPacer(settings.max_mean_cost_usd or inf)
 
     def record(self, event: Event, record: Record) -> None:
-        """Give an event to the rollout, the statistics and the budget, in this order."""
+        """Give an event to the rollout, the statistics, the scoring rates and the budget, in this order."""
         self.rollout.record(event, record)
         self.arm_stats.record(event, record)
+        self.scoring_rates.record(event, record)
+        if isinstance(event, Feedback) and not self.replaying:
+            self.telemetry.score_counted(event, record)
         if isinstance(event, Decision):
             self.pacer.decided(event)
         elif isinstance(event, Outcome) and record.decision.arm in self._models:
             self.pacer.finished(record.decision, event)
 
+    def reset(self) -> None:
+        """Clear the statistics."""
+        self.arm_stats.reset()
+
+    def rebuild(self, event: Event, record: Record) -> None:
+        """Give the statistics an event from which they rebuild their windows."""
+        self.arm_stats.rebuild(event, record)
+
     def add_to(self, snapshot: Snapshot) -> Snapshot:
-        """Add the forecasts, the budget and the rollout to a snapshot."""
-        state = snapshot.state | self.trainer.state()
-        snapshot = replace(snapshot, state=state, pacer=self.pacer.state())
+        """Add the forecasts, the budget, the scoring rates, the totals and the rollout to a snapshot."""
+        snapshot = replace(
+            snapshot,
+            state=snapshot.state | self.trainer.state(),
+            pacer=self.pacer.state(),
+            scoring=self.scoring_rates.state(),
+            totals=self.arm_stats.totals.copy(),
+        )
         return self.rollout.add_to(snapshot)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Restore the budget, the forecasts and the rollout from a snapshot."""
+        """Restore the budget, the scoring rates, the totals, the forecasts and the rollout from a snapshot."""
         if snapshot.pacer:
             self.pacer.restore(snapshot.pacer)
+            self.arm_stats.totals = (snapshot.totals or Totals()).copy()
+        self.scoring_rates.restore(snapshot.scoring if snapshot.pacer else {})
         self.trainer.restore(snapshot.state, snapshot.arms)
         self.rollout.restore(snapshot)

@@ -158,16 +158,21 @@ def catch_up(
     start = replace(snapshot, held=held, trust=reputation)
     if snapshot.journal != journal.id:
         # the version learned elsewhere, where decisions had other sequence numbers
-        first = _first_sequence(journal)
-        state = shift_sequence(start.state, start.sequence - first)
-        start = replace(start, trust={}, state=state, sequence=first)
+        sequence, scored = _first_clocks(journal)
+        state = shift_sequence(
+            start.state, start.sequence - sequence, start.scored - scored
+        )
+        start = replace(start, trust={}, state=state, sequence=sequence, scored=scored)
     return replay(JournalView(journal, row, start, up_to), make)
 
 
-def _first_sequence(journal: Journal) -> int:
-    """Sequence number of the first decision in a journal; not 0 if its router started from a published version."""
+def _first_clocks(journal: Journal) -> tuple[int, int]:
+    """Sequence number and clock of scores of the first decision in a journal.
+
+    They are not 0 if its router started from a published version.
+    """
     for page in journal.pages():
         for _, event in page:
             if isinstance(event, Decision):
-                return event.sequence
-    return 0
+                return event.sequence, max(0, event.scored)
+    return 0, 0

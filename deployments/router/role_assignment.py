@@ -54,5 +54,5 @@ async def assign_role(
     if rollout.roles is not roles:
         raise ValueError("the settings changed meanwhile; try again")
     buffer.play(caught_up.policy)
-    caught_up.policy.advance(learner.sequence)
+    caught_up.policy.advance(learner.sequence, learner.records.scored)
     rollout.assign_role(role, caught_up.policy, snapshot, share, reason)

@@ -1,12 +1,15 @@
-"""Rollout: which policy version has which role in the router, and how that changes.
+"""Rollout: how the roles of policy versions in the router change.
 
 A promotion swaps champion and challenger. Both are in memory and learn from every event, so a promotion loads nothing
 and loses nothing. The former champion stays as the challenger with a small share of the traffic. A regression test
 (policies/rollout/regression_watch.py) compares the rewards of both and rolls the promotion back if the new champion
 earns less. Roles and history survive a restart, because the journal's snapshots contain them.
+
+With `rollout: {start: observe}` the team's rule is the champion at first, and the policy of the settings is the shadow
+from the first request on. It takes over in the stages of policies/rollout/first_day.py. It needs no published version,
+and a rollback makes the rule the champion again at any stage, while the policy keeps what it has learned.
 """
 
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -16,189 +19,94 @@ from math import isnan
 import msgspec
 from msgspec import structs
 
-from deployments.journal.snapshot import Plain, Snapshot
+from deployments.journal.ids import sampled
+from deployments.journal.rollout_state import (
+    RoleAssignment,
+    RolloutState,
+    WatchState,
+)
+from deployments.journal.snapshot import Snapshot
 from deployments.router.interface import (
-    RoleChange,
     RoleSummary,
     RolloutSummary,
     ShadowSummary,
 )
 from deployments.router.learner import Projection
+from deployments.router.role_table import (
+    RoleTable,
+    gate_settings,
+    rule_of,
+    tried_role,
+)
 from deployments.settings import GatewaySettings
-from policies.base import Policy, restore_for_arms
+from policies.base import Policy
 from policies.evaluation.replay import utility
 from policies.events import Decision, Event, Record
-from policies.registry import make_policy
+from policies.rollout.first_day import (
+    RANDOMISED,
+    UTILITY_BOUNDS,
+    FirstDay,
+    FirstDaySummary,
+    Stage,
+)
 from policies.rollout.regression_watch import RegressionTest
-from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES, SHADOW, Roles, state_of
+from policies.rollout.reward_sampling import RewardSampler
+from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES, SHADOW
 
-# values of Decision.fallback for decisions randomised between champion and challenger
-RANDOMISED = ("", "profiler")
-UTILITY_BOUNDS = (-1.0, 1.0)  # of policies.evaluation.replay.utility
-MAX_HISTORY = 20  # changes of roles
 MAX_SEEN_REWARDS = 1000  # decisions
-log = logging.getLogger(__name__)
 
 
-class RoleAssignment(msgspec.Struct, frozen=True):
-    """The policy version that has a role.
-
-    version: number in the registry; 0 if the policy was never published.
-    policy, options: as make_policy takes them.
-    """
-
-    version: int
-    policy: str
-    options: Plain
-
-
-class WatchState(msgspec.Struct):
-    """The regression test of a promotion, as a snapshot stores it."""
-
-    margin: float
-    alpha: float
-    state: Plain
-
-
-class RolloutState(msgspec.Struct, kw_only=True):
-    """A rollout as a snapshot stores it; see the attributes of Rollout for the meaning.
-
-    The names and the order of the fields are part of the stored format.
-    """
-
-    configured: Plain
-    seats: dict[str, RoleAssignment]
-    share: float
-    since: float
-    borne: list[str] = []
-    watch: WatchState | None
-    history: list[RoleChange]
-    rewarded: list[str]
-    shadowed: dict[str, int]
-    agreed: int
-
-
-def champion_of(snapshot: Snapshot) -> Snapshot:
-    """The part of a snapshot that concerns the champion: enough to decide like it, and to publish it."""
-    if not snapshot.rollout:
-        return snapshot
-    state = state_of(snapshot.state, CHAMPION)
-    return replace(snapshot, state=state, rollout={}, pacer={}, trust={})
-
-
-class Rollout(Projection):
-    """The roles of one router.
+class Rollout(RoleTable, Projection):
+    """The roles of one router, and the rules by which they change.
 
     Attributes:
-        roles: the policies with their roles, from the last call of `make`.
         watch: the regression test of the last promotion; None if no promotion is watched.
-        changed: whether a role has changed since the last snapshot; the caller resets it.
 
     Args:
-        settings: of the gateway; its policy is the champion until a version is promoted.
+        settings: see RoleTable.
         snapshot: the last snapshot of the journal.
     """
 
     def __init__(self, settings: GatewaySettings, snapshot: Snapshot | None = None):
-        self.changed = False
-        self._settings = settings
-        self._reset()
+        super().__init__(settings)
         if snapshot is not None and snapshot.rollout:
             self._restore_state(snapshot.rollout)
         elif snapshot is not None:
             self.version = snapshot.version
 
     def _reset(self) -> None:
-        policy = self._settings.policy
-        # the policy of the settings, which was the champion before any promotion
-        self._configured = policy.model_dump()
-        self._assignments = {CHAMPION: RoleAssignment(0, policy.name, policy.options)}
-        self._share = 0.0  # of the challenger
+        super()._reset()
         self._promoted_s = 0.0  # time of the last promotion
         # labels of the champion since its promotion; each publication adds one
         self._promoted_labels: list[str] = []
         self.watch: RegressionTest | None = None
-        self._history: deque[RoleChange] = deque(maxlen=MAX_HISTORY)
         # decisions whose reward the regression test has seen
         self._seen_rewards: deque[str] = deque(maxlen=MAX_SEEN_REWARDS)
+        self._rewards = RewardSampler()
+        self._clear_shadow()
+
+    def _clear_shadow(self) -> None:
         self._shadow_choices: Counter[str] = Counter()  # by arm
         self._shadow_agreed = 0  # shadow choices that equal the actual choice
 
-    # --- roles --------------------------------------------------------------------------------------------------
-
-    @property
-    def version(self) -> int:
-        """The last published version of the champion; 0 if none was published."""
-        return self._assignments[CHAMPION].version
-
-    @version.setter
-    def version(self, version: int) -> None:
-        champion = self._assignments[CHAMPION]
-        self._assignments[CHAMPION] = structs.replace(champion, version=version)
-
-    def label(self, role: str) -> str:
-        """The `policy_version` of decisions that a role makes."""
-        assignment = self._assignments[role]
-        return f"{assignment.policy}-v{assignment.version}"
-
-    def label_of(self, decision: Decision) -> str:
-        """The `policy_version` of a decision that `roles` has just made."""
-        challenged = decision.policy_version == CHALLENGER
-        return self.label(CHALLENGER if challenged else CHAMPION)
-
-    def make(self) -> Roles:
-        """Make the policies with their roles; they have learned nothing yet."""
-        members = {
-            role: make_policy(given.policy, self._settings.arms(), given.options)
-            for role, given in self._assignments.items()
-        }
-        self.roles = Roles(members, self._share)
-        return self.roles
-
-    def knows(self, settings: GatewaySettings) -> bool:
-        """Whether these settings name the policy that was the champion before any promotion."""
-        return settings.policy.model_dump() == self._configured
-
-    def is_champions(self, snapshot: Snapshot) -> bool:
-        """Whether a version has the policy and the options of the champion."""
-        champion = self._assignments[CHAMPION]
-        same_policy = snapshot.policy == champion.policy
-        return same_policy and snapshot.options == champion.options
-
-    def configure(self, settings: GatewaySettings) -> None:
-        """Take over changed settings; another policy in them ends every trial and promotion."""
-        self._settings = settings
-        if not self.knows(settings):
-            self._reset()
-            reason = "serve_config.yaml names another policy"
-            self._add_to_history("configured", CHAMPION, reason)
+    # --- settings and versions ----------------------------------------------------------------------------------
 
     def record_published(self, version: int, of: int) -> None:
-        """Give the champion a new version number after it was published.
+        """Give the champion, or the policy that is tried on the first day, a new number after it was published.
 
         Args:
             version: the new number.
-            of: the champion's number before; nothing changes if another version has become champion meanwhile.
+            of: its number before; nothing changes if another version has its role now.
         """
-        if self.version != of:
+        role = tried_role(self._stage)
+        given = self._assignments[role]
+        if given.version != of:
             return
-        self.version = version
+        self._assignments[role] = structs.replace(given, version=version)
         if self.watch is not None:
             self._promoted_labels.append(self.label(CHAMPION))
 
     # --- changes of roles ---------------------------------------------------------------------------------------
-
-    def build_policy(self, snapshot: Snapshot) -> Policy:
-        """The policy of a version, over the current arms.
-
-        Raises:
-            ValueError: the version's policy does not exist or does not fit, or the version is the champion.
-        """
-        if snapshot.version == self.version:
-            raise ValueError(f"version {snapshot.version} is the champion")
-        policy = make_policy(snapshot.policy, self._settings.arms(), snapshot.options)
-        restore_for_arms(policy, state_of(snapshot.state, CHAMPION), snapshot.arms)
-        return policy
 
     def assign_role(
         self, role: str, policy: Policy, snapshot: Snapshot, share: float, reason: str
@@ -213,12 +121,17 @@ class Rollout(Projection):
             reason: stored in the history.
 
         Raises:
-            ValueError: a promotion is being watched, so the predecessor is the challenger.
+            ValueError: a promotion is being watched, so the predecessor is the challenger; or the first day is not
+                over.
         """
+        self._require_no_first_day()
         if role == CHALLENGER and self.watch is not None:
             raise ValueError(
                 "the predecessor is the challenger while the promotion is watched; roll back or retire it"
             )
+        self.first_day = (
+            None  # its last stage is over, and now other versions have roles
+        )
         share = share if role == CHALLENGER else 0.0
         self.roles.assign_role(role, policy, share)
         self._assignments[role] = RoleAssignment(
@@ -227,35 +140,53 @@ class Rollout(Projection):
         if role == CHALLENGER:
             self._share = share
         else:
-            self._shadow_choices = Counter()
-            self._shadow_agreed = 0
+            self._clear_shadow()
         self._add_to_history("seated", role, reason)
 
     def remove_role(self, role: str, reason: str) -> None:
         """Remove the challenger or the shadow.
 
         Raises:
-            ValueError: no version has this role, or it is the champion's.
+            ValueError: no version has this role, it is the champion's, or the policy that is observed has it.
         """
         if role == CHAMPION or role not in self._assignments:
             raise ValueError(f"there is no {role} to take off")
+        if self._stage is Stage.OBSERVE:
+            raise ValueError(
+                "the policy only observes; to end that, take `start: observe` out of serve_config.yaml"
+            )
+        if self._stage in (Stage.ONE, Stage.TEN):
+            self._return_to_rule(reason)
+            return
+        self._end_role(role, reason)
+
+    def _end_role(self, role: str, reason: str) -> None:
         self.roles.remove_role(role)
         self._add_to_history("retired", role, reason)
         del self._assignments[role]
         if role == CHALLENGER:
             self._share = 0.0
             self.watch = None
+        if self._stage is Stage.ALL and self.first_day is not None:
+            self.first_day.enter(Stage.DONE, time.time())
+            self.roles.compared = None
 
     def promote(self, reason: str) -> None:
         """Swap champion and challenger, and start the regression test.
 
         Raises:
-            ValueError: there is no challenger.
+            ValueError: there is no challenger, or the first day is not over.
         """
+        self._require_no_first_day()
         if CHALLENGER not in self._assignments:
             raise ValueError("there is no challenger to promote")
+        self._swap(self._settings.rollout.watch_share)
+        self._start_watch()
+        self._add_to_history("promoted", CHAMPION, reason)
+
+    def _start_watch(self) -> None:
         rollout = self._settings.rollout
-        self._swap(rollout.watch_share)
+        self._seen_rewards.clear()
         self._promoted_s = time.time()
         self._promoted_labels = [self.label(CHAMPION)]
         self.watch = RegressionTest(
@@ -263,46 +194,109 @@ class Rollout(Projection):
             alpha=rollout.watch_alpha,
             bounds=UTILITY_BOUNDS,
         )
-        self._add_to_history("promoted", CHAMPION, reason)
 
     def roll_back(self, reason: str) -> None:
         """Make the predecessor the champion again, and remove the promoted version.
 
+        On the first day, and after its last stage, the rule decides again and the policy observes.
+
         Raises:
-            ValueError: no promotion is being watched.
+            ValueError: no promotion is being watched, or the rule decides already.
         """
+        if self.first_day is not None:
+            self._return_to_rule(reason)
+            return
         if self.watch is None:
             raise ValueError(
                 "no promotion is being watched, so no predecessor is alive; promote the version you want"
             )
         loser = self.version
         self._swap(0.0)
-        self._add_to_history("rolled back", CHAMPION, reason, loser=loser)
-        self.remove_role(CHALLENGER, reason)
-
-    def _swap(self, share: float) -> None:
-        given = self._assignments
-        given[CHAMPION], given[CHALLENGER] = given[CHALLENGER], given[CHAMPION]
-        self.roles.swap(share)
-        self._share = share
         self._seen_rewards.clear()
+        self._add_to_history("rolled back", CHAMPION, reason, loser=loser)
+        self._end_role(CHALLENGER, reason)
 
-    def _add_to_history(
-        self, what: str, role: str, reason: str, loser: int | None = None
-    ) -> None:
-        version = self._assignments[role].version
-        self._history.append(RoleChange(what, role, version, reason, loser))
-        self.changed = True
-        log.info("%s as %s: policy version %d (%s)", what, role, version, reason)
+    # --- the first day ------------------------------------------------------------------------------------------
+
+    def advance(self, reason: str, override: bool = False) -> None:
+        """Begin the next stage of the first day.
+
+        Args:
+            reason: stored in the history.
+            override: whether to begin it although the gate refuses.
+
+        Raises:
+            ValueError: there is no next stage, or the gate refuses; the message says what it waits for.
+        """
+        day = self.first_day
+        if day is None or day.stage is Stage.DONE:
+            raise ValueError(
+                "no stage is left: the policy has all traffic; a first day begins with `rollout: {start: observe}`"
+            )
+        verdict = day.verdict()
+        after = day.stage.next
+        if day.stage is Stage.ALL:
+            raise ValueError(
+                "the policy has all traffic but the rule's share for the regression watch, which ends by itself"
+            )
+        if not (verdict.passed or override):
+            raise ValueError(
+                f"refused: the stage of {after} waits for {verdict.reason}. To begin it all the same, say why: "
+                "override_gate"
+            )
+        self._enter(after, f"{reason}; {verdict.reason}")
+
+    def advance_if_due(self) -> None:
+        """Begin the next stage of the first day, if the settings say so, the gate agrees and nothing holds it."""
+        day = self.first_day
+        if day is None or self._settings.rollout.advance != "auto" or day.held:
+            return
+        verdict = day.verdict()
+        if verdict.passed:
+            self._enter(day.stage.next, f"by the gate: {verdict.reason}")
+
+    def _enter(self, stage: Stage, reason: str) -> None:
+        assert self.first_day is not None
+        self._seat(stage)
+        self._clear_shadow()
+        self.first_day.enter(stage, time.time())
+        if stage is Stage.ALL:
+            self._start_watch()
+        role = tried_role(stage)
+        self._add_to_history("advanced", role, f"to {stage}: {reason}")
+
+    def _return_to_rule(self, reason: str) -> None:
+        day = self.first_day
+        if day is None or day.stage is Stage.OBSERVE:
+            raise ValueError("the rule decides already, and the policy only observes")
+        stage = day.stage
+        loser = self._assignments[tried_role(stage)].version
+        self._seat(Stage.OBSERVE)
+        self._clear_shadow()
+        self.watch = None
+        day.enter(Stage.OBSERVE, time.time(), f"rolled back from {stage}: {reason}")
+        self._add_to_history("rolled back", CHAMPION, reason, loser=loser)
 
     # --- what the roles do --------------------------------------------------------------------------------------
 
     def record(self, event: Event, record: Record) -> None:
-        """Count the shadow's choices, and give the rewards of a watched promotion to the regression test."""
+        """Count the shadow's choices and the coverage of feedback, and test the rewards of a watched promotion."""
+        made = isinstance(event, Decision)
         if isinstance(event, Decision):
             self._count_shadow(event)
-        elif self.watch is not None:
-            self._test_reward(self.watch, record)
+        request = self._rewards.record(event, record)
+        if request is not None and self.watch is not None and not made:
+            self._test_reward(self.watch, request)
+        if request is not None and self.first_day is not None:
+            self._record_first_day(self.first_day, event, request)
+
+    def _record_first_day(self, day: FirstDay, event: Event, record: Record) -> None:
+        flaw_sampled = not record.flaw or sampled(
+            record.decision.id, self._rewards.probability(record)
+        )
+        reason = day.record(event, record, flaw_sampled)
+        if reason:
+            self._return_to_rule(reason)
 
     def _count_shadow(self, decision: Decision) -> None:
         randomised = decision.fallback in RANDOMISED
@@ -322,11 +316,14 @@ class Rollout(Projection):
         if isnan(reward) or decision.id in self._seen_rewards:
             return
         self._seen_rewards.append(decision.id)
+        # the judge's sample is a hash of the id itself, so this one needs another hash
+        if not sampled(f"{decision.id} reward", self._rewards.probability(record)):
+            return
         if watch.observe(reward, predecessor=predecessor):
             self.roll_back(str(watch.report()["reason"]))
         elif watch.observations >= self._settings.rollout.watch_rewards:
             reason = f"the watch is over: {watch.report()['reason']}"
-            self.remove_role(CHALLENGER, reason)
+            self._end_role(CHALLENGER, reason)
 
     def summary(self) -> RolloutSummary:
         """Each role's version and share, the regression test, and the last changes."""
@@ -340,7 +337,15 @@ class Rollout(Projection):
             watch=self.watch.report() if self.watch is not None else None,
             shadow=ShadowSummary(dict(self._shadow_choices), self._shadow_agreed),
             history=tuple(self._history),
+            first_day=self._summarise_first_day(),
         )
+
+    def _summarise_first_day(self) -> FirstDaySummary | None:
+        if self.first_day is None:
+            return None
+        rule = rule_of(self._configured)["policy"]
+        policy = self._assignments[tried_role(self._stage)].policy
+        return self.first_day.summary(rule, policy)
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
@@ -375,9 +380,10 @@ class Rollout(Projection):
             rewarded=list(self._seen_rewards),
             shadowed=dict(self._shadow_choices),
             agreed=self._shadow_agreed,
+            rewards=self._rewards.state(),
+            first_day=self.first_day.state() if self.first_day else None,
         )
-        plain: dict[str, object] = msgspec.to_builtins(state)
-        return plain
+        return state.plain()
 
     def _restore_state(self, stored: Mapping[str, object]) -> None:
         state = msgspec.convert(dict(stored), RolloutState)
@@ -399,3 +405,8 @@ class Rollout(Projection):
         self._seen_rewards.extend(state.rewarded)
         self._shadow_choices.update(state.shadowed)
         self._shadow_agreed = state.agreed
+        self._rewards.restore(state.rewards)
+        self.first_day = None
+        if state.first_day is not None:
+            self.first_day = FirstDay(gate_settings(self._settings), 0.0)
+            self.first_day.restore(state.first_day)

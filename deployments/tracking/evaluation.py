@@ -21,6 +21,7 @@ from policies.evaluation.replay import (
     arms_of,
     evaluable,
     policy_distance,
+    select,
     target_probabilities,
     to_log,
 )
@@ -34,6 +35,8 @@ EVALUATED_ROWS = 30_000
 COMPARED_DECISIONS = 500
 # journal rows of one decision: the decision, its outcome, a score
 ROWS_PER_DECISION = 3
+# reason to leave a decision out
+UNKNOWN = "made before both versions existed, or with an arm that is gone"
 # fields of a Snapshot that a comparison shows
 COMPARED_FIELDS = ("policy", "options", "arms", "sequence", "row")
 
@@ -110,7 +113,8 @@ class Evaluator:
         """Compare two versions on the decisions made since both exist. Both learn from every event as it passes.
 
         Returns:
-            The report of promotion_gate.may_promote, and the first and last of the journal's `rows` it covers.
+            The report of promotion_gate.may_promote, the first and last of the journal's `rows` it covers, `logged`
+            (number of decisions in them) and `left_out` (of these, the decisions that were not used, by the reason).
 
         Raises:
             ValueError: the journal no longer has the rows from which the versions must learn.
@@ -140,11 +144,11 @@ class Evaluator:
                 collector,
                 learners[CHAMPION].reputation.state(),
             )
-        evaluated = [
-            record
-            for record in evaluable(list(collector.records.values()))
-            if walk.knows(record)
-        ]
+        selection = select(list(collector.records.values()))
+        evaluated = [record for record in selection.records if walk.knows(record)]
+        left_out = dict(selection.left_out)
+        if len(evaluated) < len(selection.records):
+            left_out[UNKNOWN] = len(selection.records) - len(evaluated)
         gate = self._settings.rollout
         report = may_promote(
             to_log(evaluated, arms),
@@ -154,7 +158,12 @@ class Evaluator:
             gate.level,
             gate.repeated,
         )
-        return {**report, "rows": [start + 1, last]}
+        return {
+            **report,
+            "rows": [start + 1, last],
+            "logged": len(collector.records),
+            "left_out": left_out,
+        }
 
     def diff(self, one: Snapshot, other: Snapshot) -> dict[str, object]:
         """How two versions differ, and how each would have decided the newest requests.

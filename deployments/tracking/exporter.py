@@ -13,15 +13,16 @@ from typing import Protocol
 from deployments.journal.codec import decode
 from deployments.journal.ids import sampled
 from deployments.router.interface import RouterHandle
-from policies.evaluation.recent_metrics import Window
+from policies.evaluation.kind_figures import ROWS, RecentFigures, is_routed
+from policies.evaluation.recent_metrics import Window, kind_metrics
 from policies.events import (
-    IMPLICIT,
     PENDING,
     Decision,
     Event,
     Feedback,
     Outcome,
     Record,
+    is_derived,
 )
 from policies.feedback.decision_records import DecisionRecords, History
 
@@ -30,13 +31,15 @@ PAGE = 300
 # pages exported in one run; the limit gives the tracker's other work its turn if the journal grows faster than MLflow
 PAGES = 50
 # rows read again after a restart to restore the newest decisions
-WARM_ROWS = 3000
+WARM_ROWS = ROWS
 # decisions kept in memory; a score of an older decision reaches its trace only
 CAPACITY = 5000
 # policy versions whose metrics are kept: the champion, the challenger and the previous champion
 VERSIONS = 3
 # the name of all versions together
 ALL = ""
+# seconds between two points of the figures by kind, which are many
+KINDS_EVERY_S = 60.0
 Totals = dict[str, float]
 
 
@@ -81,6 +84,9 @@ class Sink(Protocol):
 class MetricsAggregator:
     """Aggregates rows of the journal into points, one for every interval of `every_s` seconds that has events.
 
+    The points of a version are of the decisions that it routed. Those of ALL also have the forced decisions, under
+    names of their own, and once a minute the figures of each arm and kind.
+
     Args:
         every_s: length of an interval.
         trace_share: share of the decisions that are traced.
@@ -91,6 +97,9 @@ class MetricsAggregator:
         self._share = trace_share
         self._windows: dict[str, Window] = {ALL: Window()}
         self._totals: dict[str, Totals] = {}
+        self._kinds = RecentFigures()
+        self._kinds_minute = -1.0  # the latest one that has the figures by kind
+        self._kind_counts: set[str] = set()  # metrics by kind that are numbers
         self._records = DecisionRecords(
             CAPACITY, history=History(keeps_unknown=True), projection=self
         )
@@ -130,6 +139,7 @@ class MetricsAggregator:
         if not self._changed or now_s < self._ends_s + self._every_s:
             return None
         self._batch = Batch(0)
+        self._kinds_minute = -1.0  # the latest figures before a pause are complete
         self._close_interval()
         return self._finished_batch()
 
@@ -140,7 +150,7 @@ class MetricsAggregator:
         self._exported_row = row
         self._totals = totals
         for version, window in self._windows.items():
-            window.totals |= totals.get(version, {})
+            window.restore(totals.get(version, {}))
 
     def _finished_batch(self) -> Batch:
         self._batch.row = self._exported_row
@@ -150,8 +160,11 @@ class MetricsAggregator:
     def _close_interval(self) -> None:
         for version in sorted(self._changed):
             window = self._windows[version]
+            figures = window.figures()
+            if version == ALL:
+                figures |= self._kind_figures()
             self._batch.points.append(
-                Point(version, self._ends_s, window.sequence + 1, window.figures())
+                Point(version, self._ends_s, window.sequence + 1, figures)
             )
         self._changed.clear()
         self._exported_row = self._row
@@ -161,18 +174,34 @@ class MetricsAggregator:
             for version, totals in self._totals.items()
             if version not in self._windows
         ]
-        current = {
-            version: dict(window.totals) for version, window in self._windows.items()
-        }
+        current = {version: window.totals for version, window in self._windows.items()}
         self._totals = dict(others[-VERSIONS:]) | current
+
+    def _kind_figures(self) -> dict[str, float]:
+        """The figures by kind in the first interval with events of each minute; nothing in the others."""
+        minute = self._ends_s // KINDS_EVERY_S
+        if minute == self._kinds_minute:
+            return {}
+        self._kinds_minute = minute
+        metrics = kind_metrics(self._kinds.table())
+        # an arm and kind that has left the window has 0 answers; its last figures are not the present ones
+        gone = dict.fromkeys(self._kind_counts - metrics.keys(), 0.0)
+        self._kind_counts |= {
+            name for name in metrics if name.endswith(("/answers", "/votes"))
+        }
+        return metrics | gone
 
     def record(self, event: Event, record: Record) -> None:
         """Count an event that changed this decision record; see DecisionRecords."""
         record.silenced = self.silenced
-        version = record.decision.policy_version
-        if isinstance(event, Decision) and version not in self._windows:
-            self._open_window(version)
-        for name in (ALL, version):
+        self._kinds.record(event, record)
+        names = [ALL]
+        if is_routed(record.decision):
+            version = record.decision.policy_version
+            names.append(version)
+            if isinstance(event, Decision) and version not in self._windows:
+                self._open_window(version)
+        for name in names:
             window = self._windows.get(name)
             if window is not None:
                 window.add(event, record)
@@ -198,7 +227,7 @@ class MetricsAggregator:
                 self._batch.scores.append(Feedback(event.decision_id, score, source))
         elif isinstance(event, Feedback):
             finished = record.outcome is not None
-            if finished and event.source != IMPLICIT:
+            if finished and not is_derived(event.source, event.owner):
                 self._batch.scores.append(event)
 
 

@@ -133,6 +133,7 @@ class PromotionService:
         async with self._lock:
             rollout = (await self._router.summary.remote()).rollout
             challenger = rollout.roles.get(CHALLENGER)
+            _require_no_first_day(rollout)
             report = None
             if to == CHAMPION:
                 report = await self._gate_report(version, bool(override))
@@ -194,6 +195,11 @@ class PromotionService:
         opponent = await asyncio.to_thread(
             self._registry.ancestor, champion, challenger.row
         )
+        if opponent == version:
+            raise RefusedError(
+                f"version {version} is an earlier state of the champion, version {champion}; "
+                "it cannot be better on its own log"
+            )
         predecessor = await asyncio.to_thread(self._registry.load, opponent)
         report = await asyncio.to_thread(
             self._evaluator.evaluate, challenger, predecessor
@@ -219,12 +225,23 @@ class PromotionService:
 
     async def _champion_version(self) -> int:
         rollout = (await self._router.summary.remote()).rollout
+        _require_no_first_day(rollout)
         version = rollout.roles[CHAMPION].version
         if not version:
             raise RefusedError(
                 "no version of the champion is registered yet; publish one first"
             )
         return version
+
+
+def _require_no_first_day(rollout: RolloutSummary) -> None:
+    """Refuse an operation on versions while the champion is the team's rule, or the rule is its control."""
+    day = rollout.first_day
+    if day is not None and day.next_stage:
+        raise RefusedError(
+            f"the first day is not over (stage: {day.stage}): begin its next stage or roll back first; `status` "
+            "compares the policy with the rule"
+        )
 
 
 def _now() -> str:

@@ -9,11 +9,13 @@ import logging
 import time
 from collections.abc import Mapping
 
+from deployments.calibration.records import RunState
 from deployments.journal.ids import IdFactory
 from deployments.observability import logs
 from deployments.observability.metrics import TrackerTelemetry
 from deployments.router.interface import RouterHandle, RouterSummary
 from deployments.settings import GatewaySettings
+from deployments.tracking.calibration_report import log_report
 from deployments.tracking.exporter import Exporter
 from deployments.tracking.mlflow_runs import MlflowRuns
 from deployments.tracking.model_registry import MODEL, PolicyRegistry
@@ -142,21 +144,40 @@ class Tracker:
             )
         finally:  # a failed export does not delay the versions
             await self._publish(registry, summary)
+        await self._log_calibration(registry)
+
+    async def _log_calibration(self, registry: PolicyRegistry) -> None:
+        """Log the report of a calibration that is over, once. One that was interrupted is expected to go on."""
+        status = await self._router.calibration_status.remote()
+        not_over = (RunState.NONE, RunState.RUNNING, RunState.INTERRUPTED)
+        over = status.state not in not_over
+        if not over or status.mlflow_run or not status.calls + status.reused:
+            return
+        view = await self._router.calibration_view.remote()
+        if not view.answers:
+            return
+        run = await asyncio.to_thread(log_report, registry, view)
+        await self._router.calibration_logged.remote(status.run_id, run)
 
     async def _publish(self, registry: PolicyRegistry, summary: RouterSummary) -> None:
         """Log the live measurements, register a version when one is due, and update the registry's aliases."""
-        metrics = {f"profiler/{key}": value for key, value in summary.profiler.items()}
+        measured: dict[str, float | None] = {
+            f"profiler/{key}": value for key, value in summary.profiler.items()
+        }
         for name, arm in summary.models.items():
-            metrics[f"in_flight/{name}"] = arm.state.in_flight
-            measured = {
-                "expected_quality": arm.expected_quality,
-                "accuracy": arm.state.accuracy,
-                "tpot_s": arm.state.tpot_s,
+            measured |= {
+                f"in_flight/{name}": arm.state.in_flight,
+                f"expected_quality/{name}": arm.expected_quality,
+                f"score/{name}": arm.figures.score,
+                f"votes/{name}": arm.figures.votes,
+                f"availability/{name}": arm.figures.availability,
+                f"answers/{name}": arm.figures.answers,
+                f"tokens_per_s/{name}": arm.figures.tokens_per_s,
             }
-            for key, value in measured.items():
-                if value:  # 0 means unknown, as after a restart
-                    metrics[f"{key}/{name}"] = value
-        await asyncio.to_thread(registry.log, self._run_id, metrics, summary.decisions)
+        if summary.rollout.first_day is not None:
+            measured |= summary.rollout.first_day.metrics()
+        known = {key: value for key, value in measured.items() if value is not None}
+        await asyncio.to_thread(registry.log, self._run_id, known, summary.decisions)
         if time.time() - self._published_at >= self._settings.publish_every_s:
             self._published_at = time.time()
             if summary.decisions != self._published_sequence:

@@ -13,6 +13,14 @@ NeurIPS 2021; Zhan, Hadad, Hirshberg and Athey, KDD 2021). The guess is the root
 Σ_a π(a|x)² / e(a|x); the papers also evaluate each logging policy on other contexts, for which a log holds no
 propensities. The studentised average is asymptotically normal if the contexts are independent of each other.
 
+A reward may be missing. With C_t = 1 where it is always seen, and 1{seen} / ρ where it is seen at the rate ρ, C_t R_t
+replaces R_t. For DR there are two steps, because some of an answer is always seen, such as a flaw. With V_t the
+reward that is expected of the answer as far as it is seen, R_t - q_t becomes V_t - q_t + C_t (R_t - V_t) (Robins,
+Rotnitzky and Zhao, JASA 1994). An estimated rate makes the estimate more exact than a known one, since it corrects
+for the share that happened to be scored (Hirano, Imbens and Ridder, Econometrica 2003). So the influence of each
+decision is taken less its projection on the score of the rate: in a cell of n decisions, with g_t the influence of
+the reward, less (C_t - 1) Σ g_t / n.
+
 The confidence sequence needs no asymptotics, allows any number of looks, and contexts may drift: it bounds the mean of
 the values so far (Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro, ACM/IMS Journal of Data Science 2024). It is
 wider.
@@ -35,6 +43,7 @@ from policies.evaluation.overlap import (
     at_chosen,
     check_target,
     require_overlap,
+    row_sums,
     terms_of,
 )
 from policies.types import Vector
@@ -45,8 +54,6 @@ HALF_LIFE = 100.0  # decisions over which the guess of the variance forgets by h
 CHUNK = 10_000  # decisions; more in one sum would overflow
 LEAST = 0.1  # smallest value of that guess, as a share of its average so far
 CLIP = 5.0  # largest amount that a prediction may subtract from one term of a confidence sequence
-FIRST_FIT = 32  # decisions before the first fit of the outcome model
-GROWTH = 1.15  # growth of the number of decisions from one fit to the next
 
 
 @dataclass(frozen=True)
@@ -130,11 +137,11 @@ def _require_both(data: LoggedDecisions, champion: Vector, challenger: Vector) -
             raise UnanswerableError(f"{name}: {error}") from None
     terms = signed_terms(data, (challenger, champion))
     apart = float(np.abs(terms.delta).sum(axis=1).mean())
-    feedback = int((~np.isnan(data.rewards)).sum())
-    ess = feedback * apart**2 / max(float(terms.load.mean()), 1e-12)
+    load = max(float(terms.sampled_load.mean()), 1e-12)
+    ess = len(data.chosen) * apart**2 / load
     if apart > 1e-6 and ess < MIN_ESS:
         raise UnanswerableError(
-            f"where champion and challenger differ, the {feedback} rewards are worth {ess:.0f}; {MIN_ESS:g} needed"
+            f"where champion and challenger differ, the {data.scores} rewards are worth {ess:.0f}; {MIN_ESS:g} needed"
         )
 
 
@@ -155,12 +162,19 @@ def _estimate(
     h = stabilisers(both.load) if weights == "stabilised" else np.ones(len(both.load))
     value = 0.0
     influence = np.zeros(len(h))
+    of_rewards = np.zeros(len(h))
     for sign, target in zip((1.0, -1.0), targets, strict=False):
         terms = both if len(targets) == 1 else signed_terms(data, (target,))
-        gamma, unit = _scores(data, terms, estimator)
+        gamma, unit = _scores(terms, data.chosen, estimator)
+        scale = sign * h / (h * unit).sum()
         mine = float((h * gamma).sum() / (h * unit).sum())
         value += sign * mine
-        influence += sign * h * (gamma - mine * unit) / (h * unit).sum()
+        influence += scale * (gamma - mine * unit)
+        rest = terms.reward - (terms.answers if estimator == "dr" else 0.0)
+        if estimator == "snips":
+            rest = terms.reward - mine
+        of_rewards += scale * terms.weight * rest
+    influence -= _explained_by_rates(both, of_rewards)
     variance = float((influence**2).sum())
     if estimator == "dr" and not np.isnan(both.full).any():
         variance = max(variance, _expected_variance(data, both, h))
@@ -180,28 +194,64 @@ def _estimate(
     )
 
 
+def _explained_by_rates(terms: EstimatorTerms, of_rewards: Vector) -> Vector:
+    """[N] the part of each decision's influence that the estimated feedback rate of its cell explains.
+
+    Args:
+        terms: of the log.
+        of_rewards: [N] the influence of the rewards, as far as they could be missing.
+    """
+    cell = terms.cell
+    estimated = cell >= 0
+    if not estimated.any():
+        return np.zeros(len(cell))
+    count = np.bincount(cell[estimated])
+    total = np.bincount(cell[estimated], of_rewards[estimated])
+    mean = total / np.maximum(count, 1)
+    return np.asarray(np.where(estimated, (terms.seen - 1.0) * mean[cell], 0.0))
+
+
 def _expected_variance(
     data: LoggedDecisions, terms: EstimatorTerms, h: Vector
 ) -> float:
     """Variance of the DR average with Σ_a Δ(a)² / e(a) in place of the observed W².
 
     If rare, large weights happen to be missing from the log, the observed variance is too small exactly when the
-    estimate is wrong. The propensities still include them. The squared residual of an arm is averaged with its weights.
+    estimate is wrong. The propensities still include them. The squared residuals of an arm are averaged with its
+    weights: of what is always seen, and of what a score adds to it. An estimated rate takes the mean out of the latter.
     """
-    residual = terms.reward - at_chosen(terms.predictions, data.chosen)
-    heavy = np.abs(terms.weight)
-    mine = np.eye(terms.delta.shape[1])[data.chosen] * heavy[:, None]  # [N, K]
-    mass = mine.sum(axis=0)
-    squares = np.where(
-        mass > 0,
-        (mine * residual[:, None] ** 2).sum(axis=0) / np.maximum(mass, 1e-12),
-        0.25,
-    )
-    direct = (terms.delta * terms.predictions).sum(axis=1)
-    spread = (terms.full * terms.delta * squares / terms.rate).sum(axis=1) + (
-        direct - np.average(direct, weights=h)
-    ) ** 2
+    arms = terms.delta.shape[1]
+    first = terms.answers - at_chosen(terms.predictions, data.chosen)
+    second = terms.reward - terms.answers
+    shift = np.zeros(arms)
+    if data.feedback_rate is None:
+        shift = _means(second, np.abs(terms.weight), data.chosen, arms, 0.0)
+    second = second - shift[data.chosen]
+    first = first + shift[data.chosen]
+    squares = [
+        _means(first**2, np.abs(terms.bare), data.chosen, arms, 0.0),
+        _means(second**2, np.abs(terms.weight), data.chosen, arms, 0.25),
+    ]
+    direct = row_sums(terms.delta, terms.predictions)
+    spread = (terms.full * terms.delta * (squares[0] + squares[1] / terms.rate)).sum(
+        axis=1
+    ) + (direct - np.average(direct, weights=h)) ** 2
     return float((h**2 * spread).sum() / h.sum() ** 2)
+
+
+def _means(
+    values: Vector,
+    weights: Vector,
+    chosen: NDArray[np.int64],
+    arms: int,
+    default: float,
+) -> Vector:
+    """[K] the weighted mean of the values of each arm's decisions; the default without any."""
+    mass = np.bincount(chosen, weights, minlength=arms)
+    total = np.bincount(chosen, weights * values, minlength=arms)
+    return np.asarray(
+        np.divide(total, mass, out=np.full(arms, default), where=mass > 0)
+    )
 
 
 def signed_terms(data: LoggedDecisions, targets: tuple[Vector, ...]) -> EstimatorTerms:
@@ -214,13 +264,14 @@ def signed_terms(data: LoggedDecisions, targets: tuple[Vector, ...]) -> Estimato
 
 
 def _scores(
-    data: LoggedDecisions, terms: EstimatorTerms, estimator: str
+    terms: EstimatorTerms, chosen: NDArray[np.int64], estimator: str
 ) -> tuple[Vector, Vector]:
     """[N] numerators Γ and [N] denominators of an estimator."""
     if estimator == "dr":
-        direct = (terms.delta * terms.predictions).sum(axis=1)
-        residual = terms.reward - at_chosen(terms.predictions, data.chosen)
-        return direct + terms.weight * residual, np.ones(len(direct))
+        direct = row_sums(terms.delta, terms.predictions)
+        first = terms.answers - at_chosen(terms.predictions, chosen)
+        residual = first + terms.seen * (terms.reward - terms.answers)
+        return direct + terms.bare * residual, np.ones(len(direct))
     gamma = terms.weight * terms.reward
     return gamma, terms.weight if estimator == "snips" else np.ones(len(gamma))
 
@@ -291,65 +342,37 @@ def _lower(
 ) -> Vector:
     """[N] lower confidence sequence for the mean of sign · Σ_a Δ(a) r(a), rewards r in [0, 1] and the sum in `ends`.
 
-    A term Σ_a Δ(a) q(a) + W (R - q(A)) has no lower bound if W and q are large. So q is clipped such that it subtracts
-    at most CLIP: to CLIP / W where W > 0, and to 1 - CLIP / |W| where W < 0 and R subtracts. The clipped q, too, is
-    known before the reward, so this causes no bias (Waudby-Smith et al. 2024 do it for W > 0).
+    A term Σ_a Δ(a) q(a) + W (V - q(A) + C (R - V)) has no lower bound if W C and the guesses q and V are large. So
+    these are clipped such that they subtract at most CLIP: to CLIP ρ / |W| where W > 0, and to at least 1 - CLIP
+    ρ / |W| where W < 0 and R subtracts. The clipped guesses, too, are known before the reward, so this causes no
+    bias (Waudby-Smith et al. 2024 do it for q and W > 0).
     """
     delta = sign * terms.delta
+    weight = sign * terms.bare
     clip = CLIP
     if np.isnan(terms.full).any():
         # Without the propensities of all arms the bound for clipping is unknown.
         q = (delta < 0).astype(np.float64)
+        answers = at_chosen(q, data.chosen)
         clip = 0.0
     else:
-        most = CLIP * terms.rate / np.maximum(np.abs(terms.full), 1e-12)
+        # A hedge may have answered at its own rate, so the smallest rate of the row counts.
+        least = terms.rate.min(axis=1, keepdims=True)
+        most = CLIP * least / np.maximum(np.abs(terms.full), 1e-12)
         q = np.where(
             delta >= 0,
             np.minimum(terms.predictions, most),
             np.maximum(terms.predictions, 1 - most),
         )
-    x = (delta * q).sum(axis=1) + sign * terms.weight * (
-        terms.reward - at_chosen(q, data.chosen)
-    )
+        own = at_chosen(most, data.chosen)
+        answers = np.where(
+            weight >= 0,
+            np.minimum(terms.answers, own),
+            np.maximum(terms.answers, 1 - own),
+        )
+    # what is always seen needs no guess
+    answers = np.where((terms.cell < 0) & (terms.seen == 1.0), terms.reward, answers)
+    first = answers - at_chosen(q, data.chosen)
+    residual = first + terms.seen * (terms.reward - answers)
+    x = row_sums(delta, q) + weight * residual
     return lower_sequence(x, ends[0] - clip, ends[1], alpha)
-
-
-def fit_predictions(
-    features: Vector,
-    chosen: NDArray[np.int64],
-    rewards: Vector,
-    arms: int,
-    ridge: float = 1.0,
-) -> Vector:
-    """[N, K] predictions of a ridge regression for each arm, each fitted on earlier decisions only.
-
-    Such predictions do not depend on the reward they are compared with, so DR is free of bias whatever the model, as
-    with cross-fitting (Chernozhukov et al., Econometrics Journal 2018). In the log of a policy that learned they must
-    use the past only (Bibaut et al. 2021).
-
-    Args:
-        features: [N, D] of the decisions in their order; the first is 1.
-        chosen: [N] column of the arm.
-        rewards: [N] NaN where no reward arrived.
-        arms: K.
-        ridge: prior precision of each weight except the first.
-    """
-    n, d = features.shape
-    out = np.zeros((n, arms))
-    moments = np.zeros((arms, d, d))
-    sums = np.zeros((arms, d))
-    penalty = np.diag(np.concatenate([[1e-3], np.full(d - 1, ridge)]))
-    start = 0
-    end = min(n, FIRST_FIT)
-    got = ~np.isnan(rewards)
-    while start < n:
-        # [K, D], zero before the first fit
-        weights = np.linalg.solve(moments + penalty, sums[:, :, None])[:, :, 0]
-        out[start:end] = features[start:end] @ weights.T
-        for k in range(arms):
-            mine = start + np.flatnonzero((chosen[start:end] == k) & got[start:end])
-            moments[k] += features[mine].T @ features[mine]
-            sums[k] += rewards[mine] @ features[mine]
-        start = end
-        end = min(n, int(end * GROWTH) + 1)
-    return out

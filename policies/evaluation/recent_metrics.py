@@ -1,16 +1,38 @@
-"""Metrics of a policy's latest decisions: reward, regret, shares, cost, latency, feedback."""
+"""Metrics of a policy's latest decisions for MLflow: reward, regret, shares, cost, latency, feedback.
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+kind_figures.py defines the words. All metrics are of routed decisions, except for those whose name begins with
+`forced/`: a policy is not responsible for a model that a client named.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from math import isnan, nan
 
 import numpy as np
+from msgspec import structs
 
 from policies.constraints import Exclusion
-from policies.evaluation.replay import score, utility
-from policies.events import FORCED, IMPLICIT, Decision, Event, Feedback, Outcome, Record
+from policies.coverage import FeedbackCoverage, is_unflawed
+from policies.evaluation.kind_figures import (
+    Figures,
+    FigureTable,
+    Totals,
+    figures_of,
+    is_answer,
+    is_routed,
+)
+from policies.events import Decision, Event, Outcome, Record
 
-SIZE = 500  # decisions in a window
-TOTALS = ("regret_total", "cost_usd_total", "feedback_total")
+SIZE = 500  # routed decisions in a window, and as many forced ones
+SCORED_SIZE = 200  # latest votes in the mean score
+LEAST_VOTES = 20  # no mean score of fewer votes
+FORCED_PREFIX = "forced/"
+# fields of Figures that become metrics of an arm and kind
+KIND_METRICS = (
+    *("answers", "availability", "votes", "score", "score_low", "score_high"),
+    *("latency_p50_s", "latency_p95_s", "tokens_per_s"),
+)
 
 
 def regret(decision: Decision) -> float:
@@ -25,80 +47,176 @@ def regret(decision: Decision) -> float:
     return max(0.0, max(eligible) - decision.estimate().utility)
 
 
+def kind_metrics(table: FigureTable) -> dict[str, float]:
+    """The known figures of every arm and kind, named `kind/KIND/ARM/FIGURE`."""
+    metrics = {}
+    for arm, kinds in table.kinds.items():
+        for kind, figures in kinds.items():
+            known = asdict(figures)
+            for name in KIND_METRICS:
+                if known[name] is not None:
+                    metrics[f"kind/{kind}/{arm}/{name}"] = float(known[name])
+    return metrics
+
+
 class Window:
     """The latest decisions of one policy version, or of all versions together.
 
     Args:
-        size: number of decisions that it holds.
-        totals: start values of the totals, by the names in TOTALS.
+        size: number of routed decisions that it holds.
+        totals: start values of the totals, by the names of `totals`.
     """
 
-    def __init__(self, size: int = SIZE, totals: dict[str, float] | None = None):
-        self._records: deque[Record] = deque(maxlen=size)
-        self.totals = {name: (totals or {}).get(name, 0.0) for name in TOTALS}
+    def __init__(self, size: int = SIZE, totals: Mapping[str, float] | None = None):
+        self._routed: deque[Record] = deque(maxlen=size)
+        self._forced: deque[Record] = deque(maxlen=size)
+        self._scored: OrderedDict[str, Record] = OrderedDict()
+        self._coverage = FeedbackCoverage()
+        self._totals = Totals()
+        self._regret = 0.0
         self.sequence = 0  # of the latest decision
+        self.restore(totals or {})
 
     def add(self, event: Event, record: Record) -> None:
-        """Add an event that changed a record, with that record (the `applied` callback of DecisionRecords)."""
+        """Add an event that changed a record, with that record."""
+        self._totals.add(event, record)
+        if record.is_calibration:
+            return
+        routed = is_routed(record.decision)
         if isinstance(event, Decision):
-            self._records.append(record)
+            (self._routed if routed else self._forced).append(record)
             self.sequence = max(self.sequence, event.sequence)
-            if event.fallback != FORCED:
-                self.totals["regret_total"] += regret(event)
-        elif isinstance(event, Outcome):
-            self.totals["cost_usd_total"] += event.cost_usd
-        elif isinstance(event, Feedback):
-            self.totals["feedback_total"] += event.source != IMPLICIT
+            if routed:
+                self._regret += regret(event)
+        elif routed and is_unflawed(record):
+            if isinstance(event, Outcome):
+                self._coverage.add_answer(record)
+                first = bool(record.given_scores())
+            else:
+                first = len(record.given_scores()) == 1
+                first = first and record.is_first_of_source(event)
+            if first:
+                self._add_score(record)
+
+    def _add_score(self, record: Record) -> None:
+        """Keep an unflawed answer whose first score has arrived."""
+        if record.vote is not None:
+            self._coverage.add_score(record)
+        self._scored[record.decision.id] = record
+        if len(self._scored) > SCORED_SIZE:
+            self._scored.popitem(last=False)
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """The numbers of events since the beginning: `regret_total`, and `NAME_total` for each field of Counts."""
+        totals = {"regret_total": self._regret}
+        for prefix, counts in (
+            ("", self._totals.routed),
+            (FORCED_PREFIX, self._totals.forced),
+        ):
+            for name, value in structs.asdict(counts).items():
+                if value or not prefix:
+                    totals[f"{prefix}{name}_total"] = float(value)
+        return totals
+
+    def restore(self, totals: Mapping[str, float]) -> None:
+        """Continue from the totals of an earlier window; a total that is not given keeps its value."""
+        self._regret = totals.get("regret_total", self._regret)
+        for prefix, counts in (
+            ("", self._totals.routed),
+            (FORCED_PREFIX, self._totals.forced),
+        ):
+            for name, value in structs.asdict(counts).items():
+                given = totals.get(f"{prefix}{name}_total", value)
+                setattr(counts, name, type(value)(given))
 
     def figures(self) -> dict[str, float]:
         """The metrics of the decisions in the window; metrics without data are left out.
 
         Returns:
-            `reward` (utility of the routed requests that have a score), `score`, `regret` (per routed request, as
-            estimated at the decision), `share/ARM` and `fallback_rate` of the routed requests, `cost_usd` per answer,
-            `ttft_p50_s/ARM` and `ttft_p95_s/ARM` of streams, `error_rate`, `feedback_coverage` (share of the answers
-            with an explicit score), and the totals.
+            `score`: availability · mean vote of the latest SCORED_SIZE votes, each of which counts for all answers
+            that are like it (FeedbackCoverage). `reward`: `score` less the mean price of the answers' latency and cost
+            under their own objectives. Both only from LEAST_VOTES `votes` on. `availability` of the `answers`, `regret`
+            (per decision, as estimated then), `share/ARM`, `fallback_rate`, `cost_usd` per outcome, `error_rate`,
+            `feedback_coverage` (share of the answers that arrived with a score that counts), `ttft_p50_s/ARM`
+            and `ttft_p95_s/ARM` of streams with their number `streams/ARM`, `forced/availability`, and the totals.
         """
-        records = list(self._records)
-        routed = [r for r in records if r.decision.fallback != FORCED]
-        finished = [r.outcome for r in records if r.outcome is not None]
-        answered = [
-            r for r in records if r.outcome is not None and r.outcome.status == "ok"
+        routed = list(self._routed)
+        whole = figures_of(routed)
+        price = _mean(_price(r) for r in routed if is_answer(r))
+        finished = [r.outcome for r in routed if r.outcome is not None]
+        arrived = [
+            r for r in routed if r.outcome is not None and r.outcome.status == "ok"
         ]
+        score, votes = self._score(whole)
         figures = {
-            "reward": _mean(utility(r) for r in routed),
-            "score": _mean(score(r) for r in routed),
+            "reward": score - price,
+            "score": score,
+            "votes": float(votes),
+            "availability": _known(whole.availability),
+            "answers": float(whole.answers),
             "regret": _mean(regret(r.decision) for r in routed),
             "fallback_rate": _mean(float(r.decision.fallback != "") for r in routed),
             "cost_usd": _mean(outcome.cost_usd for outcome in finished),
-            "error_rate": _mean(
-                float(outcome.status == "error") for outcome in finished
-            ),
+            "error_rate": _mean(float(o.status == "error") for o in finished),
             "feedback_coverage": _mean(
-                float(bool(r.explicit_scores())) for r in answered
+                float(bool(r.explicit_scores())) for r in arrived
+            ),
+            f"{FORCED_PREFIX}availability": _known(
+                figures_of(self._forced).availability
             ),
         }
-        shares = Counter(r.decision.arm for r in routed)
-        # An arm that could do the latest task has a share, even if it is 0.
-        for record in routed[-1:]:
-            for estimate in record.decision.estimates:
-                if Exclusion.of(estimate.removed_by) is not Exclusion.TASK:
-                    figures[f"share/{estimate.arm}"] = 0.0
-        for arm, count in shares.items():
-            figures[f"share/{arm}"] = count / len(routed)
-        first = defaultdict(list)
-        for record in answered:
-            if record.outcome is not None and record.outcome.ttft_s > 0:
-                first[record.decision.arm].append(record.outcome.ttft_s)
-        for arm, seconds in first.items():
-            figures[f"ttft_p50_s/{arm}"], figures[f"ttft_p95_s/{arm}"] = np.quantile(
-                seconds, (0.5, 0.95)
-            ).tolist()
-        return {
-            name: value for name, value in figures.items() if not np.isnan(value)
-        } | self.totals
+        figures |= _shares(routed)
+        figures |= _first_tokens(routed)
+        known = {name: value for name, value in figures.items() if not isnan(value)}
+        return known | self.totals
+
+    def _score(self, whole: Figures) -> tuple[float, int]:
+        """The overall score, NaN without enough votes, and the number of votes."""
+        voted = [r for r in self._scored.values() if r.vote is not None]
+        mean = figures_of(voted, self._coverage).score
+        if len(voted) < LEAST_VOTES or mean is None or whole.availability is None:
+            return nan, len(voted)
+        return whole.availability * mean, len(voted)
+
+
+def _price(record: Record) -> float:
+    """Score points that the latency and the cost of an answer are worth under its objective."""
+    outcome = record.outcome
+    if outcome is None:
+        return nan
+    objective = record.decision.objective
+    return -objective.utility(0.0, outcome.latency_s, outcome.cost_usd)
+
+
+def _shares(routed: Sequence[Record]) -> dict[str, float]:
+    """Each arm's share of the decisions; an arm that could do the latest task has one, even if it is 0."""
+    shares = {}
+    for record in routed[-1:]:
+        for estimate in record.decision.estimates:
+            if Exclusion.of(estimate.removed_by) is not Exclusion.TASK:
+                shares[f"share/{estimate.arm}"] = 0.0
+    for arm, count in Counter(r.decision.arm for r in routed).items():
+        shares[f"share/{arm}"] = count / len(routed)
+    return shares
+
+
+def _first_tokens(routed: Sequence[Record]) -> dict[str, float]:
+    """Median and 95th percentile of each arm's time to the first token."""
+    found = {}
+    for arm in {r.decision.arm for r in routed}:
+        figures = figures_of(r for r in routed if r.decision.arm == arm)
+        if figures.ttft_p50_s is not None and figures.ttft_p95_s is not None:
+            found[f"ttft_p50_s/{arm}"] = figures.ttft_p50_s
+            found[f"ttft_p95_s/{arm}"] = figures.ttft_p95_s
+            found[f"streams/{arm}"] = float(figures.streams)
+    return found
+
+
+def _known(value: float | None) -> float:
+    return nan if value is None else value
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+    known = [value for value in values if not isnan(value)]
+    return float(np.mean(known)) if known else nan

@@ -1,31 +1,44 @@
 """Turns decision records into the arrays of off-policy evaluation, and replays them to other policies."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import nan
 
 import numpy as np
+from msgspec import structs
 
 from policies.base import Policy
 from policies.constraints import Exclusion
+from policies.coverage import is_unflawed
 from policies.evaluation.overlap import LoggedDecisions
-from policies.events import FORCED, ArmEstimate, Decision, Record
+from policies.events import (
+    CALIBRATION,
+    FORCED,
+    NOT_ROUTED,
+    ArmEstimate,
+    Decision,
+    Record,
+)
 from policies.types import ModelState, Request, Vector
 
 # Values of Decision.fallback of decisions that were not drawn by a policy. A second attempt, because a model failed
 # ("model") or was silent for too long ("hedge"), excludes the first model. A decision of the ingress on a snapshot of
 # the policy ("router") is drawn as any other.
-NOT_DRAWN = (FORCED, "model", "hedge")
+HEDGE = "hedge"
+NOT_DRAWN = (*NOT_ROUTED, "model", HEDGE)
+OUTSIDE = "outside of the scored sample"  # reason to leave a decision out
+MIN_SAMPLE = 20  # answers of a judge's sample
+MIN_SCORED = 0.5  # smallest share of a judge's sample that is scored
 Reward = Callable[[Record], float]
 
 
 def score(record: Record) -> float:
-    """The mean of the explicit scores; without any, 0 for an arm that failed and NaN otherwise."""
-    explicit = record.explicit_scores()
-    if explicit:
-        return float(np.mean(list(explicit.values())))
-    failed = record.outcome is not None and record.outcome.status == "error"
-    return 0.0 if failed else nan
+    """0 for an answer with a visible flaw, otherwise the mean of its scores; NaN without any."""
+    if record.flaw:
+        return 0.0
+    points = record.mean_score
+    return nan if points is None else points
 
 
 def utility(record: Record) -> float:
@@ -39,26 +52,120 @@ def utility(record: Record) -> float:
     return min(1.0, max(-1.0, worth))
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The decisions of a log that can test a policy.
+
+    records: in the order of their decisions.
+    left_out: number of the other decisions, by the reason.
+    """
+
+    records: list[Record]
+    left_out: dict[str, int]
+
+
 def evaluable(records: Sequence[Record], after: int = -1) -> list[Record]:
-    """The records whose arm was drawn with the logged propensities, in the order of their decisions.
+    """The records of `select`."""
+    return select(records, after).records
+
+
+def select(records: Sequence[Record], after: int = -1) -> Selection:
+    """Select the decisions whose arm was drawn with the logged propensities.
+
+    If answers were sampled for a judge, only these decisions are selected: their rate is known and does not depend on
+    the answer, and outside of the sample the best estimate is served. A decision whose request was answered by a hedge
+    has the outcome and the scores of its request.
 
     Args:
         records: of any kind.
         after: sequence of the last decision that the evaluated policies have learned from. Records up to it are left
             out, because they cannot test these policies.
     """
+    left_out: Counter[str] = Counter()
     kept = []
-    for record in records:
-        decision = record.decision
-        total = sum(e.propensity for e in decision.estimates)
-        drawn = (
-            decision.arm
-            and decision.fallback not in NOT_DRAWN
-            and abs(total - 1) < 1e-3
-        )
-        if drawn and decision.sequence > after and decision.estimate().propensity > 0:
+    for record in _with_hedges(records):
+        reason = _unusable(record.decision, after)
+        if reason:
+            left_out[reason] += 1
+        else:
             kept.append(record)
-    return sorted(kept, key=lambda record: record.decision.sequence)
+    sample = scored_sample(kept)
+    if sample is not None:
+        left_out[OUTSIDE] += len(kept) - len(sample)
+        kept = sample
+    kept.sort(key=lambda record: record.decision.sequence)
+    return Selection(kept, {reason: n for reason, n in left_out.items() if n})
+
+
+def _unusable(decision: Decision, after: int) -> str:
+    """Why a decision cannot be evaluated; "" if it can be."""
+    if not decision.arm:
+        return "no arm was eligible"
+    if decision.fallback == FORCED:
+        return "the client chose the model"
+    if decision.fallback == CALIBRATION:
+        return "a calibration"
+    if decision.fallback in NOT_DRAWN:
+        return "a second attempt"
+    if decision.sequence <= after:
+        return "the policies have learned from it"
+    if decision.score_chance <= 0:  # without a score nothing was explored
+        return OUTSIDE
+    total = sum(e.propensity for e in decision.estimates)
+    if abs(total - 1) >= 1e-3 or not decision.estimate().propensity > 0:
+        return "no propensities"
+    others = [e for e in decision.estimates if e.arm != decision.arm]
+    if all(e.removed_by for e in others):
+        return "no other arm was eligible"
+    return ""
+
+
+def scored_sample(records: Sequence[Record]) -> list[Record] | None:
+    """The records whose answer was known to be scored before the arm was chosen; None if there is no such sample.
+
+    There is one if most unflawed answers with a `score_chance` of 1 were scored. Otherwise the chance is that of new
+    API keys, which are taken to score until they show that they do not (scoring_rates.py).
+    """
+    sample = [record for record in records if record.decision.score_chance >= 1.0]
+    answers = [record for record in sample if is_unflawed(record)]
+    scored = sum(record.vote is not None for record in answers)
+    if len(answers) < MIN_SAMPLE or scored < MIN_SCORED * len(answers):
+        return None
+    return sample
+
+
+def _with_hedges(records: Sequence[Record]) -> list[Record]:
+    """The records, in which a decision that lost to its hedge has what its request got."""
+    hedges = {
+        record.decision.retry_of: record
+        for record in records
+        if record.decision.fallback == HEDGE
+    }
+    return [
+        answered_by_hedge(record, hedges.get(record.decision.id)) for record in records
+    ]
+
+
+def answered_by_hedge(first: Record, hedge: Record | None) -> Record:
+    """The record of a request's first decision, with the answer of its hedge if the hedge answered."""
+    if hedge is None or hedge.outcome is None or first.outcome is None:
+        return first
+    if first.outcome.status != "disconnected":
+        return first
+    later_s = max(0.0, hedge.decision.time_s - first.decision.time_s)
+    answer = hedge.outcome
+    outcome = structs.replace(
+        answer,
+        decision_id=first.decision.id,
+        ttft_s=answer.ttft_s + later_s if answer.ttft_s > 0 else 0.0,
+        latency_s=answer.latency_s + later_s,
+    )
+    return replace(
+        hedge,
+        decision=first.decision,
+        outcome=outcome,
+        answered_by=hedge.decision.arm,
+    )
 
 
 def arms_of(records: Sequence[Record], *policies: Policy) -> tuple[str, ...]:
@@ -90,8 +197,8 @@ def to_log(
 ) -> LoggedDecisions:
     """The arrays of these records, which must be `evaluable`.
 
-    The predictions are those of the policy that decided: it made them before the reward was known. A failed answer
-    always has a reward; the feedback rate of the other answers is that of their arm.
+    The predictions are those of the policy that decided: it made them before the reward was known. An answer with a
+    visible flaw always has a reward; the feedback rate of the other answers is estimated by arm and kind.
 
     Args:
         records: N records.
@@ -100,37 +207,63 @@ def to_log(
     """
     decisions = [record.decision for record in records]
     column = {name: k for k, name in enumerate(arms)}
-    chosen = np.array([column[decision.arm] for decision in decisions], dtype=np.int64)
-    rewards = np.array([reward(record) for record in records], dtype=np.float64)
+    kinds: dict[str, int] = {}
+    for decision in decisions:
+        kinds.setdefault(decision.profile.kind, len(kinds))
     propensities = _table(decisions, arms, lambda e: e.propensity)
     propensities /= np.maximum(propensities.sum(axis=1, keepdims=True), 1e-12)
-    failed = np.array(
-        [r.outcome is not None and r.outcome.status == "error" for r in records],
-        dtype=bool,
-    )
-    rate = np.ones(len(records))
-    for k in range(len(arms)):
-        mine = (chosen == k) & ~failed
-        if (mine & ~np.isnan(rewards)).any():
-            rate[mine] = (~np.isnan(rewards[mine])).mean()
-    if reward is score:
-        predictions = _table(decisions, arms, lambda e: e.quality)
-        bounds = (0.0, 1.0)
-    else:
-        predictions = _table(decisions, arms, lambda e: e.utility)
-        bounds = (-1.0, 1.0)
+    predictions = _table(decisions, arms, _PREDICTIONS.get(reward, _utility_of))
+    answers = [_expected_answer(record, reward) for record in records]
     return LoggedDecisions(
-        chosen,
-        propensities,
-        rewards,
-        predictions if predictions.any() else None,
-        rate,
-        bounds,
+        chosen=np.array([column[d.arm] for d in decisions], dtype=np.int64),
+        propensities=propensities,
+        rewards=np.array([reward(record) for record in records], dtype=np.float64),
+        predictions=predictions if predictions.any() else None,
+        bounds=(0.0, 1.0) if reward is score else (-1.0, 1.0),
+        kinds=np.array([kinds[d.profile.kind] for d in decisions], dtype=np.int64),
+        always_seen=np.array([r.flaw != "" for r in records], dtype=np.bool_),
+        answers=np.array(answers) if predictions.any() else None,
+        answered_by=np.array(
+            [column.get(r.answered_by, column[r.decision.arm]) for r in records],
+            dtype=np.int64,
+        ),
     )
+
+
+def _utility_of(estimate: ArmEstimate) -> float:
+    return estimate.utility
+
+
+def _quality_of(estimate: ArmEstimate) -> float:
+    return estimate.quality
+
+
+_PREDICTIONS: dict[Reward, Callable[[ArmEstimate], float]] = {score: _quality_of}
+
+
+def _expected_answer(record: Record, reward: Reward) -> float:
+    """The reward that the policy expected of an unflawed answer, with the latency and the cost that it had.
+
+    A hedge's answer has the expectation of the hedge's arm at the first decision.
+    """
+    expected = record.decision.estimate(record.answered_by)
+    quality = min(1.0, max(0.0, expected.unflawed_quality))
+    if reward is score:
+        return quality
+    outcome = record.outcome
+    if outcome is None or outcome.status != "ok":
+        return expected.utility
+    worth = record.decision.objective.utility(
+        quality, outcome.latency_s, outcome.cost_usd
+    )
+    return min(1.0, max(-1.0, worth))
 
 
 def target_probabilities(
-    records: Sequence[Record], policy: Policy, arms: Sequence[str]
+    records: Sequence[Record],
+    policy: Policy,
+    arms: Sequence[str],
+    chance: float | None = None,
 ) -> Vector:
     """[N, K] probabilities with which a policy, as it is now, would have chosen each arm at each of these decisions.
 
@@ -141,15 +274,25 @@ def target_probabilities(
         records: N records.
         policy: over some or all of the arms.
         arms: K names, as from `arms_of`.
+        chance: the requests' chance to be scored; None uses what was logged.
     """
     alike: dict[tuple[tuple[str, ModelState], ...], list[int]] = defaultdict(list)
     for n, record in enumerate(records):
-        alike[tuple((e.arm, _state(e)) for e in record.decision.estimates)].append(n)
+        alike[_states(record.decision)].append(n)
     rng = np.random.default_rng(0)
     table = np.zeros((len(records), len(arms)))
     for states, rows in alike.items():
         decisions = [records[n].decision for n in rows]
-        requests = [Request(d.id, d.profile, d.objective) for d in decisions]
+        requests = [
+            Request(
+                d.id,
+                d.profile,
+                d.objective,
+                score_chance=d.score_chance if chance is None else chance,
+                explore=d.explore,
+            )
+            for d in decisions
+        ]
         # At sequence 0 nothing is forgotten, so the policy stays as it is.
         table[rows] = _table(
             policy.decide(requests, dict(states), rng, 0), arms, lambda e: e.propensity
@@ -165,8 +308,20 @@ def policy_distance(one: Vector, other: Vector) -> float:
     return float(0.5 * np.abs(one - other).sum(axis=1).mean())
 
 
+def _states(decision: Decision) -> tuple[tuple[str, ModelState], ...]:
+    """The live states at a decision, from the log.
+
+    A policy takes the load of all arms as the sum over the states. The logged loads are per replica, so one more state,
+    which is no arm's, holds the rest.
+    """
+    states = [(e.arm, _state(e)) for e in decision.estimates]
+    total = max((e.total_load for e in decision.estimates), default=0.0)
+    rest = total - sum(state.in_flight for _, state in states)
+    return (*states, ("", ModelState(in_flight=rest)))
+
+
 def _state(estimate: ArmEstimate) -> ModelState:
-    """An arm's live state at a decision, from the log. The load is per replica, so it is given to one replica.
+    """An arm's live state at a decision, from the log: one replica with the load per replica.
 
     The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error.
     """
@@ -174,7 +329,7 @@ def _state(estimate: ArmEstimate) -> ModelState:
         estimate.ttft_s + max(estimate.output_tokens - 1.0, 0.0) * estimate.tpot_s
     )
     return ModelState(
-        in_flight=round(estimate.load),
+        in_flight=estimate.load,
         healthy=Exclusion.of(estimate.removed_by) is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
     )

@@ -6,7 +6,7 @@ The simulation is seeded and has no global state: the same arguments give the sa
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from policies.base import Policy
 from policies.budget import BudgetPacer
-from policies.events import Decision
+from policies.events import Decision, Outcome
 from policies.objectives import paced
 from policies.types import Arm, Objective, Request, TaskProfile, Vector
 
@@ -60,16 +60,45 @@ class SimulationResult:
     scores: int
 
 
+@dataclass(frozen=True)
+class FeedbackPlan:
+    """Which answers of a simulation are scored, and when.
+
+    coverage: share in (0, 1] of the answers that are scored.
+    first: share in [0, 1] of these scores that go to the first requests, all of which are scored then.
+    sampled: whether the policy knows beforehand which answers will be scored, as with a judge's sample.
+    pairs: of each scored request a second arm answers in the background, and both answers are scored. Then half as
+        many requests are scored. The first answer is that of the best estimate.
+    explore: probability with which a sampled request's arm is drawn uniformly, if few requests are sampled.
+    delay: number of requests after which a score arrives.
+    most: number of scores that arrive; later scores are missing.
+    """
+
+    coverage: float = 1.0
+    first: float = 0.0
+    sampled: bool = False
+    pairs: bool = False
+    explore: float = 0.2
+    delay: int = 0
+    most: float = inf
+
+    def rates(self, requests: int) -> Vector:
+        """[N] probability of each request that its answer is scored."""
+        coverage = self.coverage / 2 if self.pairs else self.coverage
+        at_first = round(self.first * coverage * requests)
+        later = max(0.0, coverage * requests - at_first) / max(1, requests - at_first)
+        return np.where(np.arange(requests) < at_first, 1.0, later)
+
+
 def simulate(
     policy: Policy,
     stream: Stream,
     objective: Objective,
     rng: np.random.Generator,
-    delay: int = 0,
-    coverage: float = 1.0,
+    feedback: FeedbackPlan = FeedbackPlan(),
     interventions: Mapping[int, Callable[[Policy], Policy]] | None = None,
     pacer: BudgetPacer | None = None,
-    max_scores: float = inf,
+    failures: Sequence[float] = (),
 ) -> SimulationResult:
     """Simulate a policy on a stream; the policy learns on the way.
 
@@ -78,28 +107,49 @@ def simulate(
         stream: the recorded requests, scores and costs.
         objective: of every request.
         rng: for the policy's draws, and for the choice of the missing scores.
-        delay: number of requests after which a score arrives.
-        coverage: probability in (0, 1] that a score arrives at all.
+        feedback: which answers are scored.
         interventions: by request number, a change of the policy just before that request: new prices, a new arm.
         pacer: keeps the mean cost under its ceiling; the result's utility does not include its price.
-        max_scores: number of scores that arrive; later scores are missing.
+        failures: [K] probability that an arm fails. A failure scores 0, is always seen, and costs the same.
     """
     column = {name: k for k, name in enumerate(stream.arms)}
-    missing = (
-        np.random.default_rng(rng.integers(1 << 62)).random(len(stream.profiles))
-        >= coverage
-    )
+    luck = np.random.default_rng(rng.integers(1 << 62))
+    rates = feedback.rates(len(stream.profiles))
+    scored = luck.random(len(stream.profiles)) < rates
+    failed = luck.random(stream.scores.shape) < (failures or np.zeros(len(column)))
     due: dict[int, list[tuple[Decision, float]]] = defaultdict(list)
     chosen = np.zeros(len(stream.profiles), dtype=np.int64)
     propensity = np.zeros(len(stream.profiles))
     given = 0
+
+    def answer(decision: Decision, n: int) -> None:
+        """Teach the policy what an answer to request n shows."""
+        nonlocal given
+        arm = column[decision.arm]
+        status = "error" if failed[n, arm] else "ok"
+        policy.learn(decision, Outcome(decision.id, status))
+        if status == "error" or not scored[n] or given >= feedback.most:
+            return
+        score = float(stream.scores[n, arm])
+        if feedback.delay:
+            due[n + feedback.delay].append((decision, score))
+        else:
+            policy.score(decision, score)
+            given += 1
+
     for n, profile in enumerate(stream.profiles):
         if interventions and n in interventions:
             policy = interventions[n](policy)
         for decision, score in due.pop(n, ()):
             policy.score(decision, score)
             given += 1
-        request = Request(str(n), profile, objective)
+        policy.advance(n, given)
+        request = _asked(
+            Request(str(n), profile, objective),
+            feedback,
+            bool(scored[n]),
+            float(rates[n]),
+        )
         (decision,) = policy.decide(
             paced([request], pacer.cost_weight if pacer else 0.0), {}, rng, n
         )
@@ -107,16 +157,12 @@ def simulate(
             pacer.decided(decision)
         chosen[n] = column[decision.arm]
         propensity[n] = decision.estimate().propensity
-        if missing[n] or given >= max_scores:
-            continue
-        score = float(stream.scores[n, chosen[n]])
-        if delay:
-            due[n + delay].append((decision, score))
-        else:
-            policy.score(decision, score)
-            given += 1
+        if feedback.pairs and scored[n]:
+            other = _second(policy, request, decision.arm, rng, n)
+            answer(other, n)
+        answer(decision, n)
     rows = np.arange(len(chosen))
-    score_got = stream.scores[rows, chosen]
+    score_got = np.where(failed[rows, chosen], 0.0, stream.scores[rows, chosen])
     cost = stream.costs[rows, chosen]
     return SimulationResult(
         chosen,
@@ -126,3 +172,25 @@ def simulate(
         cost,
         given,
     )
+
+
+def _asked(
+    request: Request, feedback: FeedbackPlan, scored: bool, rate: float
+) -> Request:
+    """The request with what is known of its score before the decision."""
+    if feedback.pairs:
+        return replace(request, score_chance=0.0)  # the second answer explores
+    if not feedback.sampled:
+        return replace(request, score_chance=rate)
+    explore = feedback.explore * (1.0 - rate) if scored else 0.0
+    return replace(request, score_chance=float(scored), explore=explore)
+
+
+def _second(
+    policy: Policy, request: Request, first: str, rng: np.random.Generator, n: int
+) -> Decision:
+    """The decision about the second answer, by an arm other than the first."""
+    others = tuple(arm.name for arm in policy.arms if arm.name != first)
+    objective = replace(request.objective, models=others)
+    request = replace(request, objective=objective, score_chance=1.0, explore=0.0)
+    return policy.decide([request], {}, rng, n)[0]

@@ -13,7 +13,6 @@ from policies.events import (
     ACCEPTED,
     ANY_OWNER,
     DUPLICATE,
-    IMPLICIT,
     MAX_SOURCES,
     PENDING,
     REPEATED,
@@ -28,9 +27,6 @@ from policies.events import (
 from policies.feedback.reputation import KeyReputation
 from policies.profiling.features import D
 
-WEIGHTS = {
-    IMPLICIT: 0.25
-}  # of the votes by source; the votes of other sources have weight 1
 PENDING_CAPACITY = 10_000  # unknown decisions for which events are kept
 
 
@@ -66,6 +62,10 @@ class EventProjection(Protocol):
 class DecisionRecords:
     """The records of the most recent decisions, in memory.
 
+    Attributes:
+        scored: number of decisions that have had a score; the forgetting clock of quality. The scores of a calibration
+            do not tick it, because no traffic passes meanwhile.
+
     Args:
         capacity: number of records in memory.
         history: has the records of older decisions.
@@ -87,6 +87,12 @@ class DecisionRecords:
         self._history = history or History()
         self._projection = projection
         self.reputation = reputation
+        self.scored = 0
+
+    @property
+    def pending_scores(self) -> int:
+        """Number of scores that are kept until their decision arrives."""
+        return sum(len(waiting.keys() - {""}) for waiting in self._pending.values())
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -141,6 +147,7 @@ class DecisionRecords:
                 return DUPLICATE
             record = Record(event)
             self.add(record)
+            self.scored = max(self.scored, event.scored)
             self._project(event, record)
             for early in self._pending.pop(event.id, {}).values():
                 self._apply_to(record, early, policy)
@@ -181,10 +188,13 @@ class DecisionRecords:
         if isinstance(event, Outcome):
             if record.outcome is not None:
                 return DUPLICATE
+            before = record.vote
             record.outcome = event
             self._project(event, record)
             if policy is not None:
                 policy.learn(record.decision, event)
+                # A score may have arrived before the outcome that shows the flaw.
+                _replace(policy, record.decision, before, record.vote)
             return ACCEPTED
         if event.owner not in (record.decision.owner, ANY_OWNER):
             return UNKNOWN
@@ -197,13 +207,16 @@ class DecisionRecords:
         record.times[event.source] = event.time_s
         if earlier == event.score:
             return REPEATED
-        before = dict(record.votes())
+        before = record.vote
+        self.scored += not record.scores and not record.is_calibration
         corrected = earlier if record.owners.get(event.source) == event.owner else None
         record.scores[event.source] = event.score
         record.owners[event.source] = event.owner
+        if earlier is not None:
+            record.corrected.add(event.source)
         self._project(event, record)
         if policy is not None:
-            _replace(policy, record.decision, before, record.votes())
+            _replace(policy, record.decision, before, record.vote)
             if self.reputation is not None and self.reputation.observe(
                 event, record.decision, corrected
             ):
@@ -219,28 +232,23 @@ class DecisionRecords:
             record = self.get(decision_id)
             if record and record.decision.profile.features.shape == (D,):
                 records.append(record)
-        before = [dict(record.votes()) for record in records]
+        before = [record.vote for record in records]
         reputation.update(event)
-        for record, votes in zip(records, before, strict=True):
-            _replace(policy, record.decision, votes, record.votes(), again=True)
+        for record, vote in zip(records, before, strict=True):
+            _replace(policy, record.decision, vote, record.vote, again=True)
 
 
 def _replace(
     policy: EventLearner,
     decision: Decision,
-    before: dict[str, float],
-    after: dict[str, float],
+    before: float | None,
+    after: float | None,
     again: bool = False,
 ) -> None:
-    """Withdraw the votes that no longer count from the policy, and add the new ones."""
-    for source, score in before.items():
-        if after.get(source) != score:
-            policy.score(decision, score, weight=-WEIGHTS.get(source, 1.0))
-    for source, score in after.items():
-        if before.get(source) != score:
-            policy.score(
-                decision,
-                score,
-                weight=WEIGHTS.get(source, 1.0),
-                again=again or source in before,
-            )
+    """Withdraw a decision's earlier vote from the policy, and add the new one."""
+    if before == after:
+        return
+    if before is not None:
+        policy.score(decision, before, weight=-1.0)
+    if after is not None:
+        policy.score(decision, after, again=again or before is not None)

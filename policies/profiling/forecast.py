@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import State, prior_quality
+from policies.coverage import FeedbackCoverage
 from policies.events import Record
 from policies.profiling.calibration import (
     BINS,
@@ -38,7 +39,8 @@ from policies.types import Arm, TaskProfile, Vector
 SUFFICIENT = 0.5  # mean score over the sources from which an answer is good enough
 ENOUGH = 50  # smallest number of answers for a fit; below it the usual length and the prior quality are used
 BLOCKS = 10
-FORGETTING = 0.9995  # weight of an answer a decision later
+FORGETTING = 0.9995  # weight of the length of an answer, one answer later
+LABEL_FORGETTING = 0.999  # weight of a label of sufficiency, one label later
 # Prior precisions of the log-odds.
 SHARED = 3.0  # of a weight that all arms share
 OWN = 10.0  # of an arm's difference from it
@@ -51,6 +53,12 @@ FIGURES = (
     *("scored", "brier", "ece", "brier_by_arm", "scores_weight"),
     *("answered", "tokens_error", "tokens_error_by_kind", "answers_weight"),
 )
+
+# Errors of the reliability, by the figure that is their number of answers.
+ERRORS = {
+    "scored": ("brier", "ece", "brier_by_arm"),
+    "answered": ("tokens_error", "tokens_error_by_kind"),
+}
 
 
 def usual_tokens(kind: str) -> float:
@@ -72,8 +80,10 @@ class Lengths:
     weight: Vector
 
 
-def _weights(sequence: Vector) -> Vector:
-    return np.asarray(FORGETTING ** (sequence.max(initial=0.0) - sequence))
+def _weights(counts: Vector, forgetting: float) -> Vector:
+    """[N] weights of answers that are in the order of their decisions and count for so many answers each."""
+    later = counts.sum() - np.cumsum(counts)
+    return np.asarray(forgetting**later)
 
 
 def length_data(records: Sequence[Record]) -> Lengths:
@@ -93,27 +103,33 @@ def length_data(records: Sequence[Record]) -> Lengths:
         np.array([d.profile.features for d, _ in rows]).reshape(-1, D),
         np.log1p([o.output_tokens for _, o in rows]) - np.log1p(usual),
         np.array([o.finish_reason == "length" for _, o in rows], dtype=bool),
-        _weights(np.array([float(d.sequence) for d, _ in rows])),
+        _weights(np.ones(len(rows)), FORGETTING),
     )
 
 
 def sufficiency_data(records: Sequence[Record], arms: Sequence[Arm]) -> Labelled:
-    """The records' labels of sufficiency, in the order of the records; a failed answer did not suffice."""
+    """The records' labels of sufficiency, in the order of the records.
+
+    An answer with a visible flaw did not suffice. Such answers are always seen, the others at the rate of the scores,
+    so a flaw counts only for that rate (FeedbackCoverage).
+    """
     index = {arm.name: k for k, arm in enumerate(arms)}
+    coverage = FeedbackCoverage.of(records)
     rows = []
-    for r in records:
-        failed = r.outcome is not None and r.outcome.status == "error"
-        scores = r.explicit_scores()
-        if not scores and not failed:
+    for record in records:
+        score = 0.0 if record.flaw else record.mean_score
+        decision = record.decision
+        if score is None or decision.arm not in index:
             continue
-        if r.decision.arm in index and r.decision.profile.features.shape == (D,):
-            score = sum(scores.values()) / len(scores) if scores else 0.0
-            rows.append((r.decision, float(score >= SUFFICIENT)))
+        if decision.profile.features.shape == (D,):
+            counts = coverage.rate(record) if record.flaw else 1.0
+            rows.append((decision, float(score >= SUFFICIENT), counts))
+    share = np.array([counts for _, _, counts in rows])
     return Labelled(
-        np.array([d.profile.features for d, _ in rows]).reshape(-1, D),
-        np.array([index[d.arm] for d, _ in rows], dtype=np.int64),
-        np.array([y for _, y in rows]),
-        _weights(np.array([float(d.sequence) for d, _ in rows])),
+        np.array([d.profile.features for d, _, _ in rows]).reshape(-1, D),
+        np.array([index[d.arm] for d, _, _ in rows], dtype=np.int64),
+        np.array([y for _, y, _ in rows]),
+        share * _weights(share, LABEL_FORGETTING),
     )
 
 
@@ -185,7 +201,7 @@ class Forecaster:
 
         A part stays as it is if the records hold too few answers for it: fewer than ENOUGH, or less than half of the
         weight that it was fitted on, for example when a new log starts with a version that was published elsewhere.
-        The weight of that earlier fit decays with the number of decisions in the log.
+        The weight of that earlier fit decays with the number of such answers in the log.
 
         Args:
             records: of all decisions in the log, in any order; records without outcome, score or known arm are ignored.
@@ -195,13 +211,14 @@ class Forecaster:
         figures = dict(zip(FIGURES, self.figures.tolist(), strict=True))
         answers = length_data(ordered)
         scored = sufficiency_data(ordered, self.arms)
-        half = FORGETTING ** len(ordered) / 2
+        half = FORGETTING ** len(answers.weight) / 2
         if answers.weight.sum() >= max(ENOUGH, figures["answers_weight"] * half):
             w, variance = fit_lengths(answers)
             found |= {"lengths": w, "variance": np.array([min(variance, 1.0)])}
             figures |= {"answers_weight": float(answers.weight.sum())} | _lengths_error(
                 answers
             )
+        half = LABEL_FORGETTING ** len(scored) / 2
         if scored.weight.sum() >= max(ENOUGH, figures["scores_weight"] * half):
             learned, measured = _sufficiency(scored, self.arms)
             found |= learned
@@ -265,12 +282,18 @@ class Forecaster:
             self, arms=tuple(arms), weights=np.stack(weights), platt=np.stack(platt)
         )
 
-    def reliability(self) -> dict[str, Any]:
-        """The reliability on answers newer than those of the fit, as plain data; see FIGURES."""
-        figures = {
+    def reliability(self) -> dict[str, float | None]:
+        """The reliability on answers newer than those of the fit, as plain data; see FIGURES.
+
+        The errors of a part that is not fitted yet are None.
+        """
+        figures: dict[str, float | None] = {
             name: round(float(value), 4)
             for name, value in zip(FIGURES, self.figures, strict=True)
         }
+        for count, errors in ERRORS.items():
+            if not figures[count]:
+                figures |= dict.fromkeys(errors, None)
         return {"version": self.version, **figures}
 
     def state(self) -> State:

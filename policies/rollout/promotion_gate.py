@@ -13,6 +13,7 @@ from policies.evaluation.overlap import LoggedDecisions, UnanswerableError, over
 from policies.types import Vector
 
 Report = dict[str, object]
+CERTAIN = 0.999  # a largest propensity from here on leaves nothing to chance
 
 
 def may_promote(
@@ -39,7 +40,8 @@ def may_promote(
     Returns:
         Plain data: `promote` (bool), `reason` (in words), `difference`, `champion`, `challenger` (estimates, with the
         overlap of each), `bound` (the kind of bound that decides), `lower`, `upper`, `margin`, `level`, `decisions`,
-        `feedback`. If the log does not suffice, the estimates are missing and the reason says why.
+        `randomised` (decisions in which more than one arm had a chance), `feedback` (rewards that could be missing).
+        If the log does not suffice, the estimates are missing and the reason says why.
     """
     report: Report = {
         "promote": False,
@@ -48,7 +50,8 @@ def may_promote(
         "margin": margin,
         "level": level,
         "decisions": len(data.chosen),
-        "feedback": int((~np.isnan(data.rewards)).sum()),
+        "randomised": _randomised(data),
+        "feedback": data.scores,
     }
     try:
         gain = difference(data, champion, challenger, level=level)
@@ -80,3 +83,10 @@ def may_promote(
     else:
         verdict = f"refused: {found}, which leaves open whether it is more than {margin:g}; more decisions would tell"
     return report | {"reason": verdict}
+
+
+def _randomised(data: LoggedDecisions) -> int:
+    """Number of decisions in which no arm was certain."""
+    propensities = data.propensities
+    largest = propensities.max(axis=1) if propensities.ndim == 2 else propensities
+    return int((largest < CERTAIN).sum())

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import structs
 
 from policies.base import LearningBuffer, Policy, State
-from policies.events import Decision, Outcome
+from policies.events import Decision, Expectation, Outcome
 from policies.types import Arm, ModelState, Request
 
 CHAMPION, CHALLENGER, SHADOW = ROLES = ("champion", "challenger", "shadow")
@@ -29,17 +29,19 @@ class Roles:
         members: the policies by their roles; there is always a champion.
         share: the challenger's share of the traffic, in [0, 1].
         buffers: record every event that the members learn from.
+        compared: the roles of a rule and of the policy that is tried beside it; each decision then records what both
+            chose. None if no policy is tried in this way.
 
     Raises:
         ValueError: a member has other arms than the champion, or the share is not in [0, 1].
     """
 
     def __init__(self, members: Mapping[str, Policy], share: float = 0.0):
-        self.members: dict[str, Policy] = {CHAMPION: members[CHAMPION]}
+        self.members: dict[str, Policy] = {}
         self.share = 0.0
         self.buffers = list[LearningBuffer]()
-        for role, policy in members.items():
-            self.assign_role(role, policy, share)
+        self.compared: tuple[str, str] | None = None
+        self.reassign(members, share)
 
     @property
     def name(self) -> str:
@@ -81,6 +83,13 @@ class Roles:
         members[CHAMPION], members[CHALLENGER] = members[CHALLENGER], members[CHAMPION]
         self.share = share
 
+    def reassign(self, members: Mapping[str, Policy], share: float = 0.0) -> None:
+        """Replace all roles at once. The policies must have the same arms; each keeps what it has learned."""
+        self.members = {CHAMPION: members[CHAMPION]}
+        self.share = 0.0
+        for role, policy in members.items():
+            self.assign_role(role, policy, share)
+
     def decide(
         self,
         requests: Sequence[Request],
@@ -94,6 +103,8 @@ class Roles:
             for role, policy in self.members.items()
         }
         decided = by[CHAMPION]
+        if len(by) == 1:
+            return decided
         if self.share and CHALLENGER in by:
             coins = rng.random(len(decided)) < self.share
             decided = [
@@ -105,7 +116,35 @@ class Roles:
                 structs.replace(d, shadow=other.arm)
                 for d, other in zip(decided, by[SHADOW])
             ]
-        return decided
+        if self.compared is not None:
+            rule, tried = (by[role] for role in self.compared)
+            decided = [
+                self._with_both(d, one, other)
+                for d, one, other in zip(decided, rule, tried)
+            ]
+        return [
+            structs.replace(
+                decision,
+                expectations=_expectations(
+                    decision.arm, {role: made[i] for role, made in by.items()}
+                ),
+            )
+            for i, decision in enumerate(decided)
+        ]
+
+    def _with_both(
+        self, decision: Decision, rule: Decision, tried: Decision
+    ) -> Decision:
+        """The decision with the choices of the rule and of the policy that is tried beside it."""
+        challenged = decision.policy_version == CHALLENGER
+        acted = CHALLENGER if challenged else CHAMPION
+        own = self.compared is not None and self.compared[1] == acted
+        return structs.replace(
+            decision,
+            rule=rule.arm,
+            shadow=tried.arm,
+            shadow_estimates=() if own else tried.estimates,
+        )
 
     def _mix(
         self, champion: Decision, challenger: Decision, challenged: bool
@@ -128,10 +167,10 @@ class Roles:
         version = CHALLENGER if challenged else acting.policy_version
         return structs.replace(acting, estimates=mixed, policy_version=version)
 
-    def advance(self, sequence: int) -> None:
+    def advance(self, sequence: int, scored: int = -1) -> None:
         """See base.Policy."""
         for policy in self.members.values():
-            policy.advance(sequence)
+            policy.advance(sequence, scored)
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
         """See base.Policy."""
@@ -139,11 +178,26 @@ class Roles:
             learner.learn(decision, outcome)
 
     def score(
-        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+        self,
+        decision: Decision,
+        score: float,
+        weight: float = 1.0,
+        again: bool = False,
+        expected: float | None = None,
     ) -> None:
         """See base.Policy."""
-        for learner in self._learners():
-            learner.score(decision, score, weight, again)
+        by_role = {e.role: e for e in decision.expectations}
+        for role, policy in self.members.items():
+            own = by_role.get(role)
+            if own is not None:
+                own_view = structs.replace(decision, known=own.known)
+                policy.score(own_view, score, weight, again, own.quality)
+            else:
+                # A policy that expected something else, or nothing, has no evidence of drift.
+                alone = role == CHAMPION and not by_role
+                policy.score(decision, score, weight, again or not alone)
+        for buffer in self.buffers:
+            buffer.score(decision, score, weight, again)
 
     def discount(self, arm: str, events: float) -> None:
         """See base.EventLearner."""
@@ -170,6 +224,15 @@ class Roles:
                 policy.restore(state_of(state, role))
             except ValueError as error:
                 raise ValueError(f"{role}: {error}") from error
+
+
+def _expectations(arm: str, by: Mapping[str, Decision]) -> tuple[Expectation, ...]:
+    """The expectations of the policies that would have chosen this arm and that learn."""
+    return tuple(
+        Expectation(role, made.estimate().unflawed_quality, made.known)
+        for role, made in by.items()
+        if made.arm == arm and made.known >= 0
+    )
 
 
 def state_of(state: State, role: str) -> State:

@@ -7,8 +7,9 @@ ratios: of a score y in [0, 1] whose expected value is p, against odds that are 
 
 If the scores have the expected mean, the exponential of a summand has a mean of at most 1. So the mean number of
 scores until a false alarm of one side is at least e^h (Lorden, Annals of Mathematical Statistics 1971, theorem 2). The
-expected value is the one that the decision logged, so a replay of the journal finds the same. A late score is ignored
-if, since its decision, the arm was found changed or its number of scores has doubled.
+expected value is the one that the decision logged, so a replay of the journal finds the same. A decision has one
+summand, and only an answer without a visible flaw has any, because a failure says nothing of the quality of the other
+answers. A late score is ignored if, since its decision, the arm was found changed or its number of scores has doubled.
 """
 
 from math import e, log

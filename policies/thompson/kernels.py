@@ -2,23 +2,21 @@
 
 Each function works on whole batches, and its docstring states its formula. How they make up the policy is explained in
 posterior.py, latency.py, propensity.py and policy.py. B requests, K arms, D features; all arrays are C-contiguous.
-
-Numba compiles the functions when this module is imported, for the types that are written here, so no request waits for
-the compiler. The machine code is kept in numba's cache on disk, or in memory if no folder is writable.
 """
 
-from collections.abc import Callable
 from math import exp, inf, log, log1p, sqrt
-from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from policies.thompson.best_arm import QUADRATURE, Mask, Quadrature, probability_best
+from policies.thompson.compiling import compiled
 from policies.types import Vector
 
 # Largest variance of a logarithm: beyond it a normal draw could be a negative latency.
 DOUBT = 0.25
+# Smallest deviation of a draw, so that the draws have a density.
+LEAST_SPREAD = 1e-6
 # Rows of the result of `expect`.
 LATENCY = 0
 VARIANCE = 1
@@ -28,30 +26,9 @@ COST = 2
 Posterior = tuple[Vector, Vector, Vector]
 # A [K, D, D], b [K, D], s [K], n [K], total scores [K].
 Sums = tuple[Vector, Vector, Vector, Vector, Vector]
-Pair = tuple[Vector, Vector]  # mean and variance [B, K]
-Mask = NDArray[np.bool_]
-# See `probability_best`.
-Quadrature = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], int]
+Pair = tuple[Vector, Vector]  # mean and variance, [B, K] or [K]
 POSTERIOR = "Tuple((f8[:, ::1], f8[:, :, ::1], f8[::1]))"
 SUMS = "Tuple((f8[:, :, ::1], f8[:, ::1], f8[::1], f8[::1], f8[::1]))"
-QUADRATURE = "Tuple((f4[::1], f4[::1], f4[::1], i8))"
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(signature: str, **options: Any) -> Callable[[F], F]:
-    """Compile a function for arguments of these types at once; numba's own types say nothing to mypy."""
-
-    def compile_(function: F) -> F:
-        try:
-            compiler = njit(signature, cache=True, error_model="numpy", **options)
-            made: F = compiler(function)
-        except (RuntimeError, OSError):
-            # No folder for the cache is writable, or the disk is full.
-            made = njit(signature, error_model="numpy", **options)(function)
-        return made
-
-    return compile_
 
 
 @compiled("Tuple((f8[:, :, ::1], f8[::1]))(f8[:, :, ::1])")
@@ -128,6 +105,16 @@ def predict(x: Vector, mean: Vector, covariance: Vector) -> Pair:
     return middle, variance
 
 
+@compiled("f8(f8[:, ::1], f8)")
+def _kept(discounts: Vector, sequence: float) -> float:
+    """The product of an arm's discount factors [C, 2] that were applied after this decision."""
+    kept = 1.0
+    for c in range(len(discounts)):
+        if discounts[c, 0] > sequence:
+            kept *= discounts[c, 1]
+    return kept
+
+
 @compiled(f"void(f8[:, ::1], f8[:, ::1], i8, {SUMS}, f8[:, :, ::1], {POSTERIOR})")
 def update_posterior(
     x: Vector,
@@ -160,11 +147,8 @@ def update_posterior(
         y = buffer[n, 1]
         weight = buffer[n, 3]
         for k in range(len(total_scores)):
-            total_scores[k] += weight
-        for c in range(discounts.shape[1]):
-            weight *= (
-                discounts[arm, c, 1] if discounts[arm, c, 0] > buffer[n, 2] else 1.0
-            )
+            total_scores[k] += weight * _kept(discounts[k], buffer[n, 2])
+        weight *= _kept(discounts[arm], buffer[n, 2])
         expected, variance = _one(x[n], mean[arm], covariance[arm], spread)
         # It is not positive if more is withdrawn than the sums hold.
         left = noise[arm] + weight * variance
@@ -212,8 +196,8 @@ def expect(
 
     Args:
         x: [B, D] their features.
-        asked: [B, 6] prompt tokens, usual output tokens, limit of output tokens, the arm that the client named or -1,
-            and the weights λ_latency and λ_cost.
+        asked: [B, 8] prompt tokens, usual output tokens, limit of output tokens, the arm that the client named or -1,
+            the weights λ_latency and λ_cost, the chance to be scored, and the probability of a uniform draw.
         load: [3, K] requests in flight, replicas, and the seconds in the queue of each arm.
         total: requests in flight over all arms.
         terms: [3, K] context tokens, price of a prompt token, of an output token.
@@ -273,99 +257,52 @@ def expect(
     return found
 
 
-@compiled(f"f8[:, ::1](f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})")
-def probability_best(
-    mean: Vector, deviation: Vector, eligible: Mask, quadrature: Quadrature
-) -> Vector:
-    """[B, K] P(k) = ∫ φ(z) Π_{j≠k} Φ((μ_k + σ_k z - μ_j) / σ_j) dz, see propensity.py.
-
-    Args:
-        mean: [B, K] μ.
-        deviation: [B, K] σ.
-        eligible: [B, K] whether the arm can be chosen; the others get 0.
-        quadrature: nodes z; their weights, divided by Φ(z) because the product includes j = k; a table of Φ with the
-            argument 0 in the middle; and the table's number of steps per unit.
-    """
-    nodes, weights, cdf, steps = quadrature
-    requests, arms = mean.shape
-    probability = np.zeros(mean.shape)
-    ahead = np.empty(arms, np.float32)
-    wide = np.empty(arms, np.float32)
-    fine = np.empty(arms, np.float32)
-    product = np.empty(len(nodes), np.float32)
-    place = np.empty(len(nodes), np.int64)
-    last = np.float32(len(cdf) - 1)
-    middle = np.float32(len(cdf) // 2 + 0.5)
-    for b in range(requests):
-        top = -inf
-        total = 0.0
-        for k in range(arms):
-            top = max(top, mean[b, k] if eligible[b, k] else -inf)
-        # In single precision, so relative to the best arm.
-        for k in range(arms):
-            ahead[k] = mean[b, k] - top
-            wide[k] = deviation[b, k]
-            fine[k] = steps / deviation[b, k]
-        for k in range(arms):
-            if not eligible[b, k]:
-                continue
-            product[:] = 1.0
-            for j in range(arms):
-                if eligible[b, j]:
-                    # A separate loop, which the compiler can vectorise.
-                    for n in range(len(nodes)):
-                        at = (ahead[k] + wide[k] * nodes[n] - ahead[j]) * fine[
-                            j
-                        ] + middle
-                        place[n] = int(min(max(at, np.float32(0.0)), last))
-                    for n in range(len(nodes)):
-                        product[n] *= cdf[place[n]]
-            for n in range(len(nodes)):
-                probability[b, k] += product[n] * weights[n]
-            total += probability[b, k]
-        if total > 0:
-            probability[b] /= total
-    return probability
-
-
 @compiled("f8[::1](f8, f8, f8[::1])")
 def exploration_factor(most: float, fade: float, total_scores: Vector) -> Vector:
-    """[K] α = most / √(1 + n / fade) after n = `total_scores` scores, but at least 1e-6; see policy.py."""
-    return np.maximum(most / np.sqrt(1.0 + np.maximum(total_scores, 0.0) / fade), 1e-6)
+    """[K] α = most / √(1 + n / fade) after n = `total_scores` scores; see policy.py."""
+    return most / np.sqrt(1.0 + np.maximum(total_scores, 0.0) / fade)
 
 
 @compiled(
-    "Tuple((f8[:, :, ::1], i8[::1]))(UniTuple(f8[:, ::1], 2), f8[:, :, ::1], f8[:, ::1], f8[::1], f8[:, ::1],"
-    f"b1[:, ::1], {QUADRATURE})"
+    "Tuple((f8[:, :, ::1], i8[::1]))(UniTuple(f8[:, ::1], 2), UniTuple(f8[::1], 2), f8[:, :, ::1], f8[:, ::1],"
+    f"f8[::1], f8, f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})"
 )
 def draw(
-    score: Pair,
+    quality: Pair,
+    availability: Pair,
     expected: Vector,
     asked: Vector,
     alpha: Vector,
+    least: float,
     z: Vector,
+    uniform: Vector,
     eligible: Mask,
     quadrature: Quadrature,
 ) -> tuple[Vector, NDArray[np.int64]]:
-    """Each arm's utility μ = quality - λ_latency latency - λ_cost cost, and a draw from N(μ, (α σ)²), see policy.py.
+    """Each arm's utility μ = availability · quality - λ_latency latency - λ_cost cost, and a draw from N(μ, s²).
 
-    The expected score is clipped to [0, 1], because scores are in [0, 1] and a linear model may leave that range.
+    s² is the variance of what the answer will show, see policy.py. The expected quality is clipped to [0, 1], because
+    scores are in [0, 1] and a linear model may leave that range.
 
     Args:
-        score: mean and variance of the score, from `predict`.
+        quality: mean and variance of the score of an unflawed answer, from `predict`.
+        availability: [K] mean and variance.
         expected: the result of `expect`.
         asked: see `expect`.
         alpha: [K] exploration factor.
+        least: smallest probability of an eligible arm, if the answer will be scored.
         z: [B, K] standard normal draws.
+        uniform: [B, 2] uniform draws: whether the arm is drawn uniformly, and which.
         eligible: [B, K]; the draws of the others are -inf.
         quadrature: see `probability_best`.
 
     Returns:
-        [11, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the arm with the largest draw. σ² is
-        `variance` plus λ_latency² times the variance of the latency.
+        [11, B, K] the numbers of ArmEstimate in the order of its fields, without the availability; and [B] the chosen
+        arm: the one with the largest draw, or one that was drawn uniformly.
     """
-    quality, variance = score
-    requests, arms = quality.shape
+    score, variance = quality
+    available, doubt = availability
+    requests, arms = score.shape
     table = np.empty((11, requests, arms))
     best = np.zeros(requests, np.int64)
     mean = np.empty((requests, arms))
@@ -376,11 +313,13 @@ def draw(
         for k in range(arms):
             latency = expected[b, LATENCY, k]
             cost = expected[b, COST, k]
-            expected_score = min(max(quality[b, k], 0.0), 1.0)
+            unflawed = min(max(score[b, k], 0.0), 1.0)
+            expected_score = available[k] * unflawed
             mean[b, k] = expected_score - by_latency * latency - by_cost * cost
-            spread[b, k] = alpha[k] * sqrt(
-                variance[b, k] + by_latency * by_latency * expected[b, VARIANCE, k]
-            )
+            shown = unflawed * unflawed * doubt[k]
+            shown += by_latency * by_latency * expected[b, VARIANCE, k]
+            sampled = sqrt(asked[b, 6]) * available[k] * available[k] * variance[b, k]
+            spread[b, k] = max(alpha[k] * sqrt(sampled + shown), LEAST_SPREAD)
             table[0, b, k] = expected_score
             table[1, b, k] = latency
             table[2, b, k] = cost
@@ -396,4 +335,18 @@ def draw(
             if table[4, b, k] > table[4, b, best[b]]:
                 best[b] = k
     table[8] = probability_best(mean, spread, eligible, quadrature)
+    for b in range(requests):
+        count = 0
+        for k in range(arms):
+            count += eligible[b, k]
+        share = min(1.0, asked[b, 7] + least * asked[b, 6] * count)
+        if count == 0 or share <= 0.0:
+            continue
+        place = int(uniform[b, 1] * count)
+        for k in range(arms):
+            if eligible[b, k]:
+                table[8, b, k] = (1.0 - share) * table[8, b, k] + share / count
+                if place == 0 and uniform[b, 0] < share:
+                    best[b] = k
+                place -= 1
     return table, best

@@ -7,7 +7,7 @@ first order. The variance of the number of tokens is left out, because every ans
 """
 
 from collections.abc import Mapping, Sequence
-from math import inf, log, log1p
+from math import erfc, exp, inf, log, log1p, pi, sqrt
 
 import numpy as np
 from msgspec import structs
@@ -21,6 +21,8 @@ from policies.types import Arm, ModelState, Objective, Request, Vector
 PRIOR_TTFT_S = 0.1
 PRIOR_TPOT_S = 0.01
 UNKNOWN_STATE = ModelState()
+MOST_LOG_S = 8.0  # largest logarithm of a duration, as in kernels.expect
+LARGE = 10.0
 
 
 class LatencyModel:
@@ -50,7 +52,7 @@ class LatencyModel:
     def asked(
         self, requests: Sequence[Request], objectives: Sequence[Objective]
     ) -> Vector:
-        """[B, 6] the requests' own numbers, as kernels.expect takes them."""
+        """[B, 8] the requests' own numbers, as kernels.expect and kernels.draw take them."""
         rows = [
             (
                 request.profile.prompt_tokens,
@@ -59,6 +61,8 @@ class LatencyModel:
                 self._index.get(objective.models[0], -1) if request.forced else -1,
                 objective.latency_weight,
                 objective.cost_weight,
+                request.score_chance,
+                request.explore,
             )
             for request, objective in zip(requests, objectives)
         ]
@@ -86,22 +90,20 @@ class LatencyModel:
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Learn from the duration and the length of an answer, as far as the outcome shows them.
 
-        If the client disconnected before the first token, the outcome shows only a lower bound of the latency. It is
-        used if it exceeds the expected latency of the whole answer, and then counts as that latency.
+        If the client left, or a hedge won, before the first token, the outcome shows only a lower bound: of the TTFT
+        if the answer is a stream, otherwise of the whole latency. It counts as the expected value above that bound.
         """
         estimate = decision.estimate()
         profile = decision.profile
         at = decision.sequence
+        certainty = 1.0
         if outcome.status == "disconnected" and outcome.ttft_s <= 0:
-            if outcome.latency_s - outcome.waited_s <= _whole_s(
-                estimate, estimate.output_tokens
-            ):
-                return
-            outcome = structs.replace(
-                outcome, output_tokens=max(1, round(estimate.output_tokens))
-            )
+            noise = float(self.ttft.noise[arm])
+            outcome, certainty = _above_bound(estimate, outcome, noise)
         (ttft_s, pace), (by_ttft, by_pace) = _split(estimate, outcome)
-        if ttft_s <= 0:
+        by_ttft *= certainty
+        by_pace *= certainty
+        if ttft_s <= 0 or certainty <= 0:
             return
         prompt = float(outcome.prompt_tokens or profile.prompt_tokens)
         x = kernels.pace_features(prompt, estimate.load, estimate.total_load)
@@ -121,6 +123,42 @@ class LatencyModel:
         ):
             beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
             self.tokens.add(arm, profile.features, beyond, at)
+
+
+def _above_bound(
+    estimate: ArmEstimate, outcome: Outcome, noise: float
+) -> tuple[Outcome, float]:
+    """The outcome with the expected duration, given that it exceeds a bound, and the number of events it counts for.
+
+    The logarithm T of the duration is normal with mean μ and variance σ². With z = (log bound - μ) / σ and the hazard
+    h = φ(z) / (1 - Φ(z)), E[T | T > log bound] = μ + σ h, and the bound has the share h (h - z) of the Fisher
+    information of an observed duration (expectation maximisation for censored data: Aitkin, Technometrics 1981).
+    So an early bound counts for little, and a late one for a whole event.
+    """
+    bound_s = outcome.latency_s - outcome.waited_s
+    expected_s = estimate.ttft_s
+    if not outcome.streamed:
+        expected_s = _whole_s(estimate, estimate.output_tokens)
+    if bound_s <= 0 or expected_s <= 0:
+        return outcome, 0.0
+    deviation = sqrt(noise)
+    middle = log(expected_s) - noise / 2
+    z = (log(bound_s) - middle) / deviation
+    hazard = _hazard(z)
+    seconds = outcome.waited_s + exp(min(middle + deviation * hazard, MOST_LOG_S))
+    if outcome.streamed:
+        outcome = structs.replace(outcome, ttft_s=seconds, latency_s=seconds)
+    else:
+        tokens = max(1, round(estimate.output_tokens))
+        outcome = structs.replace(outcome, output_tokens=tokens, latency_s=seconds)
+    return outcome, max(0.0, min(1.0, hazard * (hazard - z)))
+
+
+def _hazard(z: float) -> float:
+    """φ(z) / (1 - Φ(z)) of the standard normal distribution."""
+    if z > LARGE:  # Mills' ratio; erfc would underflow
+        return z + 1.0 / z
+    return exp(-0.5 * z * z) / (sqrt(pi / 2.0) * erfc(z / sqrt(2.0)))
 
 
 def _whole_s(estimate: ArmEstimate, tokens: float) -> float:

@@ -1,18 +1,23 @@
-"""Thompson sampling on quality, latency and cost, which are learned separately and traded off at the decision.
+"""Thompson sampling on quality, availability, latency and cost, which are learned separately.
 
-Quality is a Bayesian linear model of the score on the profile's features, in which the arms share what they have in
-common (hierarchical_posterior.py). Latency and cost are modelled in latency.py. With the request's own weights λ,
+Quality is the score of an answer without a visible flaw: a Bayesian linear model on the profile's features, in which
+the arms share what they have in common (hierarchical_posterior.py). Availability is the probability of no visible flaw
+(availability.py). Latency and cost are modelled in latency.py. With the request's own weights λ,
 
-    utility = quality - λ_latency (TTFT + tokens · TPOT) - λ_cost (prompt · price_in + tokens · price_out).
+    utility = availability · quality - λ_latency (TTFT + tokens · TPOT)
+              - λ_cost (prompt · price_in + tokens · price_out).
 
-Its mean is μ, and its variance σ² follows by propagation from the variances of the parts. Each arm that no limit
-excludes gets one draw u ~ N(μ, (α σ)²), and the largest draw wins (Thompson, Biometrika 1933; Agrawal and Goyal, ICML
-2013). The exploration factor α decays as scores arrive, and rises again when drift.py finds the arm changed. The
-draws are normal, so the propensities are exact integrals (propensity.py).
+Its mean is μ. Each arm that no limit excludes gets one draw u ~ N(μ, s²), and the largest draw wins (Thompson,
+Biometrika 1933; Agrawal and Goyal, ICML 2013). An exploring choice pays only if the answer will show something. So s²
+is α² times the variance of each part as far as the answer will show it: that of availability and latency always, that
+of the quality with the factor √c. Here c is the request's chance to be scored; the root was compared with c itself
+(benchmarks/LOG.md, 2026-11-29). α decays as scores arrive, and rises again when drift.py finds the arm changed. The
+draws are normal, so the propensities are exact integrals (propensity.py). A request of a small sample that will be
+scored may bear more: it says with which probability its arm is drawn uniformly.
 
-A changed price, weight or limit takes effect at once, and an answer without a score still teaches latency. For
-simplicity the model leaves out the joint covariance of the parts, and the load that the other undecided requests of
-the same batch will add.
+A changed price, weight or limit takes effect at once, and an answer without a score still teaches availability and
+latency. For simplicity the model leaves out the joint covariance of the parts, and the load that the other undecided
+requests of the same batch will add.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +30,10 @@ from numpy.typing import NDArray
 
 from policies import base, constraints
 from policies.constraints import Exclusion
-from policies.events import ArmEstimate, Decision, Outcome
+from policies.events import ArmEstimate, Decision, Outcome, visible_flaw
 from policies.profiling.features import D
 from policies.thompson import kernels
+from policies.thompson.availability import Availability
 from policies.thompson.drift import Drift
 from policies.thompson.hierarchical_posterior import HierarchicalPosterior
 from policies.thompson.latency import UNKNOWN_STATE, LatencyModel
@@ -35,8 +41,7 @@ from policies.thompson.posterior import LinearPosterior
 from policies.thompson.propensity import QUADRATURE
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
-# Row of the propensity in the table of estimates, whose rows are the fields of ArmEstimate after the arm's name.
-PROPENSITY = ArmEstimate._fields.index("propensity") - 1
+CLOCK = "clock.latest"  # name of the array that holds the clock of scores
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ class ThompsonSettings:
     exploration: factor on the standard deviation of the draws; 1 is Thompson's rule, 0 is greedy.
     fade: exploration decays as 1/√(1 + n/fade), n being the scores of all arms since this arm was added. With
         forgetting, n is bounded and exploration never stops.
-    forgetting: weight of an event one decision later; 0.9995 halves it after 1,386 decisions.
+    forgetting: weight of a score one score later, and of a latency one decision later; 0.9995 halves it after 1,386.
     noise: first guess of the variance of a score.
     keep: number of scores that an arm's past still counts for after the arm was found changed.
-    least_propensity: smallest probability of every arm that no limit excludes. Such an arm is sometimes chosen
-        whatever its estimate. That costs some reward, and lets any other policy be evaluated from the log
-        (offpolicy.py).
+    least_propensity: smallest probability of every arm that no limit excludes, if the answer will be scored. Such an
+        arm is sometimes chosen whatever its estimate. That costs some reward, keeps every arm's estimate fresh, and
+        lets any other policy be evaluated from the log (offpolicy.py).
     """
 
     exploration: float = 0.7
@@ -59,7 +64,7 @@ class ThompsonSettings:
     forgetting: float = 0.9995
     noise: float = 0.15
     keep: float = 10.0
-    least_propensity: float = 0.0
+    least_propensity: float = 0.0002
 
 
 class Thompson:
@@ -77,16 +82,18 @@ class Thompson:
         self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
         self.latency = LatencyModel(arms, forgetting)
         self.drift = Drift(len(arms))
-        self._posteriors: tuple[LinearPosterior, ...] = (
-            self.quality,
+        self.availability = Availability(len(arms))
+        self._scored = -1  # clock of the scores, see base.EventLearner.advance
+        self._latencies: tuple[LinearPosterior, ...] = (
             self.latency.tokens,
             self.latency.ttft,
             self.latency.tpot,
         )
         # The keys begin the names of the arrays in `state`.
-        self._parts: dict[str, LinearPosterior | Drift] = {
+        self._parts: dict[str, LinearPosterior | Drift | Availability] = {
             "quality": self.quality,
             "drift": self.drift,
+            "availability": self.availability,
             "tokens": self.latency.tokens,
             "ttft": self.latency.ttft,
             "tpot": self.latency.tpot,
@@ -100,28 +107,37 @@ class Thompson:
         sequence: int,
     ) -> list[Decision]:
         """See base.Policy."""
-        self.advance(sequence)
+        self.advance(sequence, self._scored)
         objectives = [request.objective for request in requests]
         features = np.array(
             [request.profile.features for request in requests], np.float64
         )  # [B, D]
         asked = self.latency.asked(requests, objectives)
-        score = self.quality.predict(features)
+        quality = self.quality.predict(features)
+        availability = self.availability.predict()
         expected = self.latency.expect(asked, features, states)
         removed, eligible = self._removed(requests, objectives, states, expected)
-        normal = rng.standard_normal(eligible.shape)
         table, best = kernels.draw(
-            score, expected, asked, self._exploration(), normal, eligible, QUADRATURE
+            quality,
+            availability,
+            expected,
+            asked,
+            self._exploration(),
+            self.settings.least_propensity,
+            rng.standard_normal(eligible.shape),
+            rng.random((len(requests), 2)),
+            eligible,
+            QUADRATURE,
         )
-        if self.settings.least_propensity > 0:
-            _ensure_propensity(
-                self.settings.least_propensity, best, table[PROPENSITY], eligible, rng
-            )
-
         names = self._names
         arms = len(names)
         numbers = table.reshape(len(table), -1).tolist()  # [11][B·K]
-        fields = zip(names * len(requests), *numbers, chain.from_iterable(removed))
+        fields = zip(
+            names * len(requests),
+            *numbers,
+            chain.from_iterable(removed),
+            availability[0].tolist() * len(requests),
+        )
         estimates = list(map(ArmEstimate._make, fields))
         known = self.drift.known
         decisions = []
@@ -136,12 +152,15 @@ class Thompson:
                 request.objective,
                 tuple(estimates[i * arms : (i + 1) * arms]),
                 known=known[k],
+                scored=self._scored,
+                score_chance=request.score_chance,
+                explore=request.explore,
             )
             decisions.append(decision)
         return decisions
 
     def _exploration(self) -> Vector:
-        """[K] factor on the standard deviation of the draws; it stays positive, so that the draws have a density."""
+        """[K] factor on the standard deviation of the draws."""
         return kernels.exploration_factor(
             self.settings.exploration, self.settings.fade, self.quality.total_scores
         )
@@ -170,36 +189,50 @@ class Thompson:
             rows.append(row)
         return rows, eligible
 
-    def advance(self, sequence: int) -> None:
+    def advance(self, sequence: int, scored: int = -1) -> None:
         """See base.Policy."""
-        for posterior in self._posteriors:
+        self._scored = scored
+        self.availability.advance(sequence)
+        for posterior in self._latencies:
             posterior.advance(sequence)
+        self.quality.advance(sequence if scored < 0 else scored)
 
     def learn(self, decision: Decision, outcome: Outcome) -> None:
-        """See base.Policy. A failed arm's answer scores 0; a disconnected client's answer gets no score."""
+        """See base.Policy. A disconnected client's answer teaches latency alone."""
         k = self._index.get(decision.arm)
         if k is None or outcome.status == "rejected":
             return
-        if outcome.status == "error":
-            self.score(decision, 0.0)
-        else:
+        if outcome.status != "disconnected":
+            flawed = visible_flaw(decision, outcome) != ""
+            self.availability.observe(k, decision.sequence, flawed)
+        if outcome.status != "error":
             self.latency.learn(k, decision, outcome)
 
     def score(
-        self, decision: Decision, score: float, weight: float = 1.0, again: bool = False
+        self,
+        decision: Decision,
+        score: float,
+        weight: float = 1.0,
+        again: bool = False,
+        expected: float | None = None,
     ) -> None:
         """See base.Policy."""
         k = self._index.get(decision.arm)
         if k is None:
             return
-        self.quality.add(k, decision.profile.features, score, decision.sequence, weight)
-        # The drift test needs the expected score that this policy logged; other policies log another one, or none.
-        mine = decision.policy_version.startswith(self.name)
-        if abs(weight) != 1.0 or not mine:
-            return
+        at = decision.scored
+        if at < 0:  # not recorded: the age is unknown
+            at = decision.sequence if self._scored < 0 else self._scored
+        self.quality.add(k, decision.profile.features, score, at, weight)
         if again or weight < 0.0:
             self.drift.recount(k, int(weight))
-        elif self.drift.observe(k, decision.estimate().quality, score, decision.known):
+            return
+        if expected is None:
+            # Only Thompson sampling logs an expectation of quality.
+            if not decision.policy_version.startswith(self.name):
+                return
+            expected = decision.estimate().unflawed_quality
+        if self.drift.observe(k, expected, score, decision.known):
             self.quality.discount(k, self.settings.keep)
 
     def discount(self, arm: str, events: float) -> None:
@@ -207,7 +240,8 @@ class Thompson:
         k = self._index.get(arm)
         if k is None:
             return
-        for posterior in self._posteriors:
+        self.availability.discount(k, events)
+        for posterior in (self.quality, *self._latencies):
             posterior.discount(k, events)
 
     def state(self) -> base.State:
@@ -216,10 +250,15 @@ class Thompson:
         for name, part in self._parts.items():
             for key, value in part.state().items():
                 arrays[f"{name}.{key}"] = value
+        arrays[CLOCK] = np.array([float(self._scored)])
         return arrays
 
     def restore(self, state: base.State) -> None:
         """See base.Policy."""
+        clock = state.get(CLOCK)
+        if clock is None:  # of an earlier release, whose quality forgot by decisions
+            state = base.restart_clock(state, "quality")
+        self._scored = int(clock[0]) if clock is not None else 0
         for name, part in self._parts.items():
             prefix = name + "."
             mine = {
@@ -231,25 +270,6 @@ class Thompson:
                 part.restore(mine)
             except ValueError as error:
                 raise ValueError(f"policy state, {name}: {error}") from error
-
-
-def _ensure_propensity(
-    least: float,
-    best: NDArray[np.int64],
-    propensity: Vector,
-    eligible: NDArray[np.bool_],
-    rng: np.random.Generator,
-) -> None:
-    """Give every eligible arm a propensity of at least `least`, in place.
-
-    A share of the requests goes to an eligible arm drawn uniformly; choices [B] and propensities [B, K] change with it.
-    """
-    count = eligible.sum(axis=1)
-    share = np.minimum(least * count, 1.0)  # of the requests
-    uniform = np.where(eligible, rng.random(eligible.shape), -1.0).argmax(axis=1)
-    best[:] = np.where(rng.random(len(best)) < share, uniform, best)
-    each = np.divide(share, count, out=np.zeros(len(best)), where=count > 0)
-    propensity[:] = (1.0 - share)[:, None] * propensity + each[:, None] * eligible
 
 
 def _over(objective: Objective, latency_s: float, cost_usd: float) -> str:

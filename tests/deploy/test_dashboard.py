@@ -16,12 +16,26 @@ import ray
 import yaml
 
 from deployments.observability.metrics import Telemetry, TrackerTelemetry
-from policies.events import Decision, Outcome
+from policies.evaluation.kind_figures import Figures, FigureTable
+from policies.events import Decision, Feedback, Outcome, Record
 from policies.types import ModelState, Objective
 from tests.support.balancer import debian, free_port, within
 from tests.support.exposition import Metric, record
 from tests.support.requests import make_profile
 
+FIGURES = Figures(
+    decisions=9,
+    answers=8,
+    availability=0.9,
+    votes=5,
+    score=0.8,
+    score_low=0.4,
+    score_high=0.95,
+    arrived=8,
+    latency_p50_s=0.2,
+    latency_p95_s=0.7,
+    tokens_per_s=30.0,
+)
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 BOARD = json.loads((DEPLOY / "grafana/dashboards/router.json").read_text())
 RULES = [
@@ -207,12 +221,17 @@ def record_traffic(telemetry: Telemetry, tracker: TrackerTelemetry) -> None:
             telemetry.observed(
                 [(decision, Outcome("d", status, 0.1, 0.8, 20, 40, 1e-4))]
             )
-            telemetry.scored("user", "accepted")
+            feedback = Feedback("d", 1.0)
+            telemetry.score_counted(feedback, Record(decision, scores={"user": 1.0}))
+            telemetry.scored("user", "duplicate")
     arms = ("small", "large")
     telemetry.live(
-        {arm: ModelState(in_flight=2, accuracy=0.8) for arm in arms},
-        {},
+        {arm: ModelState(in_flight=2) for arm in arms},
+        dict.fromkeys(arms, 0.5),
         dict.fromkeys(arms, 0.7),
+        FigureTable(
+            arms=dict.fromkeys(arms, FIGURES), kinds={"small": {"code": FIGURES}}
+        ),
     )
     telemetry.record_check(time.time(), 3, "thompson", 1)
     tracker.record_export(time.time(), True)

@@ -85,13 +85,13 @@ def test_a_broken_profiler_leaves_a_profile_of_the_text_alone(gateway: Gateway) 
 
 def test_a_second_attempt_has_the_same_objective(tmp_path: Path) -> None:
     """Urgency and the price of the ceiling count once in a second attempt, and its record has the prompt."""
-    gateway = Gateway(tmp_path, max_mean_cost_usd=1e-9, store_text=True)
+    gateway = Gateway(tmp_path, max_mean_cost_usd=1.0, store_text=True)
     with gateway.client:
         for arm in ("small", "large"):
             gateway.models[arm].script = failing(RuntimeError())
         gateway.router.thing._projections.pacer.integral = (
-            gateway.ingress.router_client._pacer.integral
-        ) = 3.0
+            gateway.ingress.router_client._pacer._pacer.integral
+        ) = 9.0
         gateway.tune(decide_here_s=1e6)
         assert (
             gateway.chat(

@@ -13,7 +13,15 @@ from mlflow import MlflowClient
 from deployments.journal.journal import Journal
 from notebooks import analysis, figures, report
 from notebooks.decision_log import BUNDLED, DecisionLog, load, log_of
-from policies.events import FORCED, ArmEstimate, Decision, Event, Feedback, Outcome
+from policies.events import (
+    FORCED,
+    ArmEstimate,
+    Decision,
+    Event,
+    Feedback,
+    Outcome,
+    Record,
+)
 from policies.types import Arm, Objective
 from tests.policies.feedback import test_reputation
 from tests.support.requests import make_profile
@@ -126,6 +134,70 @@ def test_a_journal_of_other_models_is_a_log_of_these(
     assert [arm.output_price_usd for arm in found.arms] == pytest.approx(
         [0.12e-6, 0.0, 0.4e-6]
     )
+
+
+def test_the_figures_by_kind_are_those_of_all_answers(log: DecisionLog) -> None:
+    """Counted from the records by hand, for every arm and kind; a cell without a score has no point in the figure."""
+    table = analysis.kinds(log)
+    assert table.decisions.sum() == len(log.records)
+    frame = analysis.decisions(log)
+    for row in table.itertuples():
+        part = frame[(frame.kind == row.kind) & (frame.arm == row.arm)]
+        assert row.decisions == len(part) and row.scored == part.scored.sum()
+        assert row.latency_p95_s == pytest.approx(part.latency_s.quantile(0.95))
+        assert row.score_low <= row.score <= row.score_high or row.votes == 0
+        votes = [log.records[n].vote for n in part.n if log.records[n].vote is not None]
+        assert row.votes == len(votes)
+        assert np.isnan(row.score) if not votes else row.score == np.mean(votes)
+    assert table.votes.max() > 40 and table.score.nunique() > 5
+
+
+def test_the_window_of_the_figures_by_kind_includes_forced_decisions() -> None:
+    """A forced answer shows as much of its model as any other; figures without a score or an answer are drawn, too."""
+    events = [
+        event
+        for n in range(30)
+        for event in answered(f"{n}", "small", n, 0.5, FORCED if n < 20 else "")
+    ]
+    events += answered("new", "large", 30, 0.0)[:1]
+    log = log_of(events, ARMS)
+    table = analysis.kinds(log).set_index("arm")
+    assert table.answers["small"] == 30 and table.routed["small"] == 10
+    assert table.answers["large"] == 0 and np.isnan(table.availability["large"])
+    small = analysis.kinds(log, size=11).set_index("arm").answers["small"]
+    assert small == 10
+    axes = figures.kinds(log).axes
+    assert [len(axis.collections) > 0 for axis in axes] == [True] * 3
+
+
+def test_the_first_day_is_shown_by_kind(log: DecisionLog) -> None:
+    """Rows for each kind and for all, with the number of requests; a log without a first day gives no row."""
+    estimates = (
+        ArmEstimate("small", 0.6, 0.2, 1e-6, 0.5),
+        ArmEstimate("large", 0.7, 0.5, 5e-6, 0.4),
+    )
+    records = []
+    for n, (kind, shadow) in enumerate(
+        [("chat", "small"), ("chat", "large"), ("code", "small"), ("code", "small")]
+    ):
+        made = Decision(
+            f"d{n}",
+            "large",
+            n,
+            "always-v0",
+            replace(make_profile(), kind=kind),
+            Objective(),
+            shadow=shadow,
+            rule="large",
+            shadow_estimates=estimates,
+        )
+        records.append(Record(made))
+    table = analysis.first_day(DecisionLog(ARMS, [], records))
+    assert table["requests"].to_dict() == {"chat": 2, "code": 2, "all": 4}
+    assert table["agreement"].to_dict() == {"chat": 0.5, "code": 0.0, "all": 0.25}
+    assert table.loc["code", "expected_score"] == pytest.approx(-0.1)
+    assert table.loc["chat", "expected_latency_s"] == pytest.approx(-0.15)
+    assert analysis.first_day(log).empty
 
 
 def test_off_policy_intervals_cover_what_was_measured(log: DecisionLog) -> None:

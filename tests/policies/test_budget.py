@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deployments.router.actor import Router
-from policies.budget import BudgetPacer
-from policies.events import FORCED, ArmEstimate, Decision, Outcome
+from policies.budget import BudgetPacer, IngressPacer
+from policies.events import CALIBRATION, FORCED, ArmEstimate, Decision, Outcome
 from policies.objectives import paced
 from policies.types import Objective
 from tests.support.gateway import Gateway, eventually
@@ -163,8 +163,9 @@ def test_it_comes_back_from_a_ceiling_that_could_not_be_kept() -> None:
     assert np.mean(spend(pacer, 2000, 2)) == pytest.approx(1.0, abs=0.02)
 
 
-def test_forced_requests_do_not_count() -> None:
-    """Forced requests do not change the account, and the price does not apply to them."""
+@pytest.mark.parametrize("fallback", [FORCED, CALIBRATION])
+def test_forced_requests_and_calibrations_do_not_count(fallback: str) -> None:
+    """They do not change the account, and the price does not apply to forced requests."""
     pacer = BudgetPacer(1.0)
     decision = Decision(
         "d",
@@ -174,7 +175,7 @@ def test_forced_requests_do_not_count() -> None:
         PROFILE,
         Objective(),
         (ArmEstimate("a", cost_usd=5.0),),
-        fallback=FORCED,
+        fallback=fallback,
     )
     pacer.decided(decision)
     pacer.finished(decision, Outcome("d", cost_usd=7.0))
@@ -269,3 +270,53 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
         unpaced._projections.pacer.cost_weight == 0
         and unpaced._projections.pacer.mean_cost_usd == pytest.approx(np.mean(costs))
     )
+
+
+def spend_at_an_ingress(
+    delay: int, seed: int, refresh: int = 20
+) -> tuple[float, float]:
+    """Mean cost in ceilings and mean score of 6,000 requests that an ingress decides on snapshots of the pacer.
+
+    The router learns of a decision `delay` requests later.
+    """
+    rng = np.random.default_rng(seed)
+    ceiling = 2e-3
+    router = BudgetPacer(ceiling)
+    here = IngressPacer(ceiling)
+    undelivered: deque[Decision] = deque()
+    costs = []
+    scores = []
+    for n in range(6000):
+        if n % refresh == 0:
+            here.restore(router.state())
+        gain = 0.3 * rng.random()
+        dear = gain > here.cost_weight * 1.8 * ceiling
+        cost = ceiling * (2.0 if dear else 0.2)
+        decision = Decision(
+            str(n),
+            "a",
+            n,
+            "",
+            PROFILE,
+            Objective(),
+            (ArmEstimate("a", cost_usd=cost),),
+        )
+        here.decided(decision)
+        undelivered.append(decision)
+        if len(undelivered) > delay:
+            router.decided(undelivered[0])
+            here.delivered(undelivered.popleft())
+        costs.append(cost / ceiling)
+        scores.append(0.5 + gain if dear else 0.5)
+    return float(np.mean(costs)), float(np.mean(scores))
+
+
+@pytest.mark.parametrize("delay", [10, 30, 100, 300])
+def test_the_budget_is_kept_although_the_router_learns_of_decisions_late(
+    delay: int,
+) -> None:
+    """The mean cost stays within 0.5 % of the ceiling, and no score is lost by the delay."""
+    _, at_once = spend_at_an_ingress(0, 1)
+    cost, score = spend_at_an_ingress(delay, 1)
+    assert 0.995 < cost < 1.005
+    assert score > 0.98 * at_once

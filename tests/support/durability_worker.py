@@ -72,6 +72,7 @@ def make_stream(identity: IdFactory, decisions: int, seed: int) -> list[Step]:
             )
             for i in range(first, min(decisions, first + 250))
         ]
+        policy.advance(first, first)
         for decision in policy.decide(requests, {}, rng, first):
             steps.append(Step(decision))
             tokens = int(rng.integers(2, 60))

@@ -57,8 +57,10 @@ class Counter(Metric):
 class Gauge(Metric):
     kind = "gauge"
 
-    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
-        self.values[self._key(tags)] = value
+    def set(self, value: float | None, tags: dict[str, str] | None = None) -> None:
+        key = self._key(tags)
+        if value is not None:  # as Ray does
+            self.values[key] = value
 
 
 class Histogram(Metric):

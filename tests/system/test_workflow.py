@@ -39,7 +39,7 @@ def learned(system: str) -> list[Answer]:
         lambda _: "auto",
         "learning",
         concurrency=2,
-        feedback=True,
+        feedback=range(LEARNED),
         router=wish,
     )
 
@@ -130,9 +130,11 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
     with busy_model(system, "large"):
         # the clients may come in waves, so only decisions with a busy `large` count
         deadline = time.monotonic() + PATIENCE_S
-        while len(hasty) < 5 and time.monotonic() < deadline:
+        while len(hasty) < 12 and time.monotonic() < deadline:
             found = ask(system, task, router=wish)
             hasty += [found] if large(found)["load"] >= 4 else []
+    # The first answers under load still teach how slow `large` is then; the system has not seen any such load before.
+    hasty = hasty[-5:]
     assert len(hasty) == 5 and sum(found["model"] != "large" for found in hasty) >= 4
     assert np.median([large(f)["latency_s"] for f in hasty]) > 1.2 * np.median(
         [large(f)["latency_s"] for f in calm]

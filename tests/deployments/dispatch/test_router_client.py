@@ -160,7 +160,7 @@ def test_local_decisions_explore_and_count_like_the_router(gateway: Gateway) -> 
         "the sequence must grow"
     )
     summary = inside(gateway, gateway.router.thing.summary)
-    assert summary.decisions == 12 and summary.counts["routed"] == 12
+    assert summary.decisions == 12 and summary.totals.routed.decisions == 12
 
 
 def test_router_numbers_the_decisions_of_all_ingresses(gateway: Gateway) -> None:
@@ -220,7 +220,7 @@ def test_snapshot_has_the_load_of_the_other_ingresses(gateway: Gateway) -> None:
     router = gateway.router.thing
     inside(gateway, router.observe, [], "one", {"small": 3})
     inside(gateway, router.observe, [], "other", {"small": 4})
-    states = inside(gateway, router.snapshot, "one")[1]
+    states = inside(gateway, router.snapshot, "one").states
     assert states["small"].in_flight == 4
 
 
@@ -259,7 +259,9 @@ def test_every_refresh_reports_the_load(gateway: Gateway) -> None:
     gateway.ingress.router_client.in_flight["large"] = 5
     inside(gateway, gateway.ingress.router_client._refresh)
     assert (
-        inside(gateway, gateway.router.thing.snapshot, "another")[1]["large"].in_flight
+        inside(gateway, gateway.router.thing.snapshot, "another")
+        .states["large"]
+        .in_flight
         == 5
     )
 

@@ -137,10 +137,10 @@ async def always_busy(*_: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_empty_answer_is_learned_with_score_zero(
+def test_an_empty_answer_is_recorded_with_its_flaw(
     gateway: Gateway, stream: bool
 ) -> None:
-    """The answer check gives the score; an ordinary answer without feedback gets none."""
+    """The outcome names the flaw, and no score is made up; an ordinary answer has no flaw."""
     import json
 
     async def silent(task: str, body: dict[str, Any]):  # type: ignore[no-untyped-def]
@@ -149,22 +149,18 @@ def test_an_empty_answer_is_learned_with_score_zero(
         yield (f"data: {text}\n\n" if stream else text).encode(), None
         yield b"", ModelReport(7, 1, "stop")
 
-    def feedback(decision_id: str) -> Any:
+    def flaw(decision_id: str) -> Any:
         where = f"/v1/router/decisions/{decision_id}"
         eventually(lambda: gateway.client.get(where).json().get("outcome"))
-        return gateway.client.get(where).json()["feedback"]
+        found = gateway.client.get(where).json()
+        assert found["feedback"] == []
+        return found["outcome"]["flaw"]
 
-    assert (
-        feedback(
-            gateway.chat(model="small", stream=stream).headers["x-router-decision-id"]
-        )
-        == []
-    )
+    ordinary = gateway.chat(model="small", stream=stream)
+    assert flaw(ordinary.headers["x-router-decision-id"]) == ""
     gateway.models["small"].script = silent
     answer = gateway.chat(model="small", stream=stream)
-    assert feedback(answer.headers["x-router-decision-id"]) == [
-        {"source": "check", "score": 0.0}
-    ]
+    assert flaw(answer.headers["x-router-decision-id"]) == "empty"
 
 
 def texts_in(folder: Path) -> bytes:

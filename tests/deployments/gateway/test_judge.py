@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
-from deployments.gateway.judge import grade
+from deployments.gateway.judge import Judge, grade
 from deployments.journal.ids import sampled
 from deployments.models.report import ModelReport
+from deployments.settings import JudgeSettings
+from policies.events import Decision, Feedback
+from policies.types import Objective, Request
 from tests.support.gateway import Gateway, eventually
+from tests.support.requests import make_profile
 
 SECRET = "the answer of fort knox"
 
@@ -257,3 +261,45 @@ def test_samples_of_decisions_nest() -> None:
     }
     assert len(tenth) / len(ids) == pytest.approx(0.1, abs=0.01)
     assert not any(sampled(i, 0.0) for i in ids) and all(sampled(i, 1.0) for i in ids)
+
+
+def test_a_second_attempt_is_sampled_with_its_request() -> None:
+    """The sample was known for the request's first decision, so a hedge's answer is judged as that would have been."""
+
+    async def submit(_: list[Feedback]) -> None:
+        pass
+
+    async def ask(_: str, __: dict[str, Any]) -> str:
+        return ""
+
+    scored = 0
+    judge = Judge(ask, "large", submit, lambda: scored)
+    judge.configure(JudgeSettings(share=0.3, first=20))
+    profile = make_profile()
+    for n in range(200):
+        asked = judge.announce(Request(f"dec-{n}", profile, Objective()))
+        first = Decision(f"dec-{n}", "small", n, "", profile, Objective())
+        hedge = Decision(
+            f"dec-{n} hedge", "large", n, "", profile, Objective(), retry_of=first.id
+        )
+        picked = asked.explore > 0 or scored < 20
+        assert judge.picks(first) == judge.picks(hedge) == picked
+        assert picked == sampled(first.id, 0.3 if scored >= 20 else 1.0)
+        scored += picked
+        # What was announced does not change when the share does.
+        assert judge.picks(first) == picked
+
+
+def test_the_first_answers_are_all_judged_and_then_a_share(
+    gateway: Gateway, judging: Judging
+) -> None:
+    """Until `first` decisions have a score every answer is graded; the router's snapshot counts them."""
+    gateway.tune(judge={"share": 1e-9, "first": 3})
+    answers = [gateway.chat() for _ in range(3)]
+    for answer in answers:
+        eventually(lambda answer=answer: scores(gateway, answer))
+    eventually(lambda: gateway.ingress.router_client.scored >= 3)
+    asked = len(judging.asked)
+    gateway.chat()
+    time.sleep(0.3)
+    assert len(judging.asked) == asked >= 3

@@ -22,8 +22,7 @@ from deployments.journal.ids import IdFactory
 from deployments.journal.journal import Journal
 from deployments.router.learner import Learner
 from policies.base import State
-from policies.events import Feedback, Outcome
-from policies.feedback.implicit import implicit_feedback
+from policies.events import Feedback, Outcome, visible_flaw
 from policies.thompson.policy import Thompson
 from policies.types import Objective, Request
 from tests.support.durability_worker import ARMS, UNMOVED, Step, key_of, make_stream
@@ -39,6 +38,7 @@ def settled(policy: Thompson, sequence: int) -> State:
 
     The clock moves in steps, so both states advance to a step that is far ahead.
     """
+    policy.advance(sequence + 1000, sequence + 1000)
     policy.decide(
         [Request("-", make_profile(), Objective())],
         {},
@@ -51,17 +51,16 @@ def settled(policy: Thompson, sequence: int) -> State:
 def reference(stream: list[Step]) -> Thompson:
     """A policy that learned each event once, without decision records and journal.
 
-    The last score of each source counts, and an implicit score only if there is no other.
+    A decision has one vote, the mean of its sources' last scores, unless its answer shows a flaw.
     """
     policy = Thompson(ARMS, UNMOVED)
     votes = dict[str, dict[str, Feedback]]()
-    outcomes: dict[str, Feedback | None] = {}
+    flawed = set[str]()
     for step in stream:
         if isinstance(step.event, Outcome):
             policy.learn(step.decision, step.event)
-            outcomes[step.decision.id] = implicit_feedback(
-                step.decision, step.event, 0.0
-            )
+            if visible_flaw(step.decision, step.event):
+                flawed.add(step.decision.id)
         elif isinstance(step.event, Feedback):
             mine = votes.setdefault(step.decision.id, {})
             if (
@@ -70,10 +69,9 @@ def reference(stream: list[Step]) -> Thompson:
             ):
                 mine[step.event.source] = step.event
     for decision in (step.decision for step in stream if step.event is None):
-        for vote in votes.get(decision.id, {}).values():
-            policy.score(decision, vote.score)
-        if decision.id not in votes and outcomes[decision.id] is not None:
-            policy.score(decision, 0.0, weight=0.25)
+        mine = [vote.score for vote in votes.get(decision.id, {}).values()]
+        if mine and decision.id not in flawed:
+            policy.score(decision, sum(mine) / len(mine))
     return policy
 
 

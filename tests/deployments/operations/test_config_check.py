@@ -13,7 +13,7 @@ from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
 from deployments.operations import haproxy, launcher
 from deployments.operations.config_check import check_config
 from deployments.operations.launcher import load
-from deployments.settings import GatewaySettings, Tuning
+from deployments.settings import GatewaySettings, Tuning, latest
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("serve_config.yaml", "serve_config.gpu.yaml")
@@ -267,3 +267,86 @@ def test_check_refuses_an_unknown_policy() -> None:
     assert any(
         "choose one of: thompson, static" in line for line in check_config(config)
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "rollout", "why"),
+    [
+        (
+            {},
+            {"start": "observ"},
+            "rollout.start: Input should be 'policy' or 'observe'",
+        ),
+        (
+            {},
+            {"rule": {"policy": "always"}},
+            "without `start: observe`, rule would change nothing",
+        ),
+        (
+            {},
+            {"advance": "auto"},
+            "without `start: observe`, advance would change nothing",
+        ),
+        (
+            {},
+            {"start": "observe", "rule": {"policy": "thompson"}},
+            "rollout.rule.policy: Input should be 'static', 'always' or 'uniform'",
+        ),
+        (
+            {},
+            {
+                "start": "observe",
+                "rule": {"policy": "always", "options": {"arm": "big"}},
+            },
+            "rollout.rule: unknown arm 'big'; choose one of: nano, small, large, minilm",
+        ),
+        (
+            {},
+            {"start": "observe", "rule": {"policy": "static", "options": {"at": 1}}},
+            "rollout.rule: policy 'static' does not take these options",
+        ),
+        (
+            {"name": "static"},
+            {"start": "observe"},
+            "the policy 'static' learns nothing from what it observes",
+        ),
+        ({}, {"start": "observe", "advanse": "auto"}, "did you mean 'advance'?"),
+        ({}, {"start": "observe", "first_margin": 0}, "rollout.first_margin: Input"),
+        ({}, {"start": "observe", "first_rewards": 1}, "rollout.first_rewards: Input"),
+    ],
+)
+def test_a_first_day_that_cannot_work_is_refused(
+    policy: dict[str, Any], rollout: dict[str, Any], why: str
+) -> None:
+    """The message names the key and the way out."""
+    config = read(FILES[0])
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    gateway["args"]["rollout"] = rollout
+    gateway["args"]["policy"] = policy or {"name": "thompson"}
+    wrong = "\n".join(check_config(config))
+    assert why in wrong
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        {"start": "observe"},
+        {"start": "observe", "advance": "auto", "rule": {"policy": "uniform"}},
+        {
+            "start": "observe",
+            "rule": {"policy": "always", "options": {"arm": "large"}},
+        },
+        {"start": "observe", "rule": {"options": {"threshold": 0.7}}},
+    ],
+)
+def test_a_first_day_is_accepted_and_stored(rollout: dict[str, Any]) -> None:
+    """The journal stores the settings as JSON with all fields, and reads them back as they were."""
+    config = read(FILES[0])
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    for given in (rollout, {}):
+        gateway["args"]["rollout"] = given
+        assert check_config(config) == []
+        settings = GatewaySettings.model_validate(gateway["args"])
+        stored = settings.model_dump_json().encode()
+        other = settings.model_copy(update={"store_text": True})
+        assert latest(stored, other) == settings

@@ -83,6 +83,7 @@ def test_two_instances_share_no_port_and_no_file(tmp_path: Path) -> None:
     here = haproxy.environment(tmp_path / "a", 0)
     there = haproxy.environment(tmp_path / "b", 100)
     # switches may be equal
+    # switches may be equal
     same = {
         key for key in here if here[key] == there[key] and not key.endswith("_ENABLED")
     }

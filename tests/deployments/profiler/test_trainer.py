@@ -93,6 +93,50 @@ def test_trainer_counts_a_corrected_score_once(journal: Journal) -> None:
     )  # nine of ten blocks of 500
 
 
+def test_trainer_counts_a_score_that_stands_before_its_decision(
+    journal: Journal,
+) -> None:
+    """A prompt client's score reaches the journal before the decision that an ingress made by itself."""
+    for n in range(250):
+        events = [
+            Feedback(f"d{n}", float(n % 2)),
+            Decision(f"d{n}", ARMS[n % 2].name, n, "", make_profile(), Objective()),
+            Outcome(f"d{n}", output_tokens=5),
+        ]
+        for event in events:
+            journal.put(event)
+    asyncio.run(journal.flush())
+    trained = ForecastTrainer(ARMS, journal)
+    assert asyncio.run(trained.run_once())
+    # nine of ten blocks of all 250
+    assert trained.forecaster.reliability()["scored"] == 225
+    assert (
+        sufficiency(trained)[ARMS[1].name]
+        > 0.9
+        > 0.1
+        > sufficiency(trained)[ARMS[0].name]
+    )
+
+
+def test_the_errors_of_forecasts_that_are_not_fitted_are_unknown(
+    journal: Journal,
+) -> None:
+    """Answers without a score fit the lengths alone; a calibration error of 0 would mean a perfect forecast."""
+    before = ForecastTrainer(ARMS, journal).forecaster.reliability()
+    assert before["ece"] is None and before["tokens_error"] is None
+    assert before["scored"] == 0 == before["answered"]
+    for n in range(300):
+        journal.put(
+            Decision(f"d{n}", ARMS[0].name, n, "", make_profile(f"{n}?"), Objective())
+        )
+        journal.put(Outcome(f"d{n}", output_tokens=5))
+    asyncio.run(journal.flush())
+    trained = ForecastTrainer(ARMS, journal)
+    assert asyncio.run(trained.run_once())
+    after = trained.forecaster.reliability()
+    assert after["brier"] is None and after["tokens_error"] is not None
+
+
 def test_trainer_ignores_scores_of_quarantined_keys(
     journal: Journal,
 ) -> None:

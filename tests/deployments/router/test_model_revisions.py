@@ -14,7 +14,7 @@ from deployments.router.model_revisions import ModelRevisions, RevisionChange, d
 from deployments.router.replay import JournalView, catch_up
 from deployments.router.replicas import ReplicaCounter
 from policies.rollout.roles import CHAMPION, SHADOW, Roles
-from policies.thompson.policy import Thompson
+from policies.thompson.policy import Thompson, ThompsonSettings
 from policies.types import Arm, Objective, Request
 from tests.deployments.router.test_learner import decide, same
 from tests.support.requests import make_profile
@@ -40,8 +40,12 @@ def posterior(policy: Any, arm: str) -> tuple[float, float]:
 
 
 def count(policy: Any, arm: str) -> float:
+    """Number of scores of an arm, with the weights that they have at the latest scored decision."""
     k = [each.name for each in policy.arms].index(arm)
-    return float(policy.state()["quality.count"][k])
+    state = policy.state()
+    latest = float(state["quality.latest"][0] - state["quality.reference"][0])
+    forgetting = ThompsonSettings().forgetting
+    return float(state["quality.count"][k]) * forgetting**latest
 
 
 @pytest.fixture
@@ -67,7 +71,9 @@ def test_a_new_revision_is_discounted(url: str) -> None:
     learner = make(url)
     asyncio.run(learner.update_revisions({"small": "s1", "large": "l1"}))
     decide(learner, 400)
-    learner.policy.advance(learner.sequence)  # a new event now has the weight one
+    learner.policy.advance(
+        learner.sequence, learner.records.scored
+    )  # a new event now has the weight one
     (mean, variance), before = (
         posterior(learner.policy, "large"),
         count(learner.policy, "large"),
@@ -119,7 +125,7 @@ def test_a_new_arm_starts_from_its_parent(url: str) -> None:
     """A new arm inherits from its parent, even if the parent is removed; without a parent it starts empty."""
     learner = make(url)
     decide(learner, 300)
-    learner.policy.advance(learner.sequence)
+    learner.policy.advance(learner.sequence, learner.records.scored)
     mean = posterior(learner.policy, "large")[0]
     child = Arm("large-2", parent="large", inherit=30.0)
     asyncio.run(
@@ -160,7 +166,7 @@ def test_a_new_revision_is_discounted_in_every_role(url: str) -> None:
     )
     asyncio.run(learner.update_revisions({"large": "l1"}))
     decide(learner, 200)
-    learner.policy.advance(learner.sequence)
+    learner.policy.advance(learner.sequence, learner.records.scored)
     asyncio.run(learner.update_revisions({"large": "l2"}))
     for policy in learner.policy.members.values():  # type: ignore[attr-defined]
         assert count(policy, "large") == pytest.approx(20, abs=0.1)

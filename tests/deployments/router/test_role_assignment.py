@@ -96,7 +96,9 @@ def test_a_version_of_another_journal_keeps_learning(
         await here.serve(300)
         champion, shadow = here.rollout.roles.members.values()
         for policy in (champion, shadow):
-            policy.advance(here.learner.sequence + 100)
+            policy.advance(
+                here.learner.sequence + 100, here.learner.records.scored + 100
+            )
         assert count(shadow, "large") == pytest.approx(
             count(champion, "large"), rel=0.2
         )

@@ -27,8 +27,9 @@ from deployments.tracking.exporter import (
 from deployments.tracking.mlflow_runs import MlflowRuns, trace_id
 from deployments.tracking.tracker import Tracker
 from policies.constraints import Exclusion
+from policies.evaluation.kind_figures import RecentFigures
 from policies.evaluation.recent_metrics import Window, regret
-from policies.events import Feedback, Outcome
+from policies.events import FORCED, Feedback, Outcome
 from policies.registry import make_policy
 from policies.types import Arm, Objective
 from tests.support.fakes import Remote
@@ -58,6 +59,7 @@ class Source:
         version: str = "thompson-v0",
         scored: float = 1.0,
         at: float = 0.1,
+        fallback: str = "",
     ) -> None:
         """Serve `count` requests, one every `at` seconds of the source's clock, and write all of them at once."""
         flush = self.journal.flush
@@ -69,7 +71,10 @@ class Source:
                 [request], {}, self.rng, self.memory.sequence
             )
             decision = structs.replace(
-                decision, policy_version=version, time_s=self.time_s
+                decision,
+                policy_version=version,
+                time_s=self.time_s,
+                fallback=fallback,
             )
             self.memory.record_decisions([decision])
             outcome = Outcome(
@@ -319,6 +324,70 @@ def test_feedback_reaches_the_trace_of_its_decision(
     ].start_time_ns == pytest.approx(2e8, 1e3)
 
 
+def test_a_version_is_billed_for_the_requests_that_it_routed(
+    source: Source, client: MlflowClient
+) -> None:
+    """Requests that name a model carry the champion's version; they have metrics of their own in the live run."""
+
+    async def story() -> None:
+        await source.serve(40, "thompson-v1")
+        await source.serve(90, "thompson-v1", fallback=FORCED)
+        await source.serve(10, "thompson-v2", fallback=FORCED)
+        await Exporter(Remote(source), open_runs(client, "bills"), 2.0, 0.0).run_once(
+            source.time_s + 60
+        )
+
+    asyncio.run(story())
+    whole, version = (run_of(client, "bills", v) for v in (ALL, "thompson-v1"))
+    assert version.data.metrics["cost_usd_total"] == pytest.approx(40 * 2e-5)
+    assert version.data.metrics["decisions_total"] == 40
+    assert not any(name.startswith("forced/") for name in version.data.metrics)
+    live = whole.data.metrics
+    assert live["cost_usd_total"] == pytest.approx(40 * 2e-5)
+    assert live["forced/cost_usd_total"] == pytest.approx(100 * 2e-5)
+    assert live["forced/decisions_total"] == 100
+    experiment = client.get_experiment_by_name("bills").experiment_id
+    # version 2 has routed nothing, so it has no run
+    assert len(client.search_runs([experiment])) == 2
+
+
+def test_the_figures_by_kind_are_logged_once_a_minute(source: Source) -> None:
+    """In the run of all versions, at the first interval of each minute and before a pause; so MLflow stays small."""
+    asyncio.run(source.serve(400, at=0.5))
+    aggregator = MetricsAggregator(5.0, 0.0)
+    points = aggregator.aggregate(source.journal.rows(0, 10_000)).points
+    last = aggregator.finish(source.time_s + 60)
+    assert last is not None and len(points) > 70
+    with_kinds = [
+        point
+        for point in points + last.points
+        if any(name.startswith("kind/") for name in point.figures)
+    ]
+    assert {point.version for point in with_kinds} == {ALL}
+    # 200 s have three whole minutes and parts of two, and the pause at the end has one more
+    assert len(with_kinds) in (4, 5) and with_kinds[-1] is last.points[0]
+    newest = with_kinds[-1].figures
+    kind = ASK.profile.kind
+    assert sum(newest[f"kind/{kind}/{arm.name}/answers"] for arm in ARMS) == 400
+    assert newest[f"kind/{kind}/large/score"] == 1.0
+    # an arm that is wrong every time has a line
+    assert newest[f"kind/{kind}/small/score"] == 0.0
+
+
+def test_an_arm_that_has_left_the_window_of_a_kind_has_no_answers(
+    source: Source,
+) -> None:
+    """Its last mean stays in MLflow at its own time, with a later point that says that nothing supports it now."""
+    asyncio.run(source.serve(300, at=1.0))
+    aggregator = MetricsAggregator(5.0, 0.0)
+    aggregator._kinds = RecentFigures(5)
+    points = aggregator.aggregate(source.journal.rows(0, 10_000)).points
+    name = f"kind/{ASK.profile.kind}/small/answers"
+    counts = [point.figures[name] for point in points if name in point.figures]
+    # `small` is wrong every time, so it is hardly asked in the end
+    assert counts[0] > 0 and counts[-1] == 0
+
+
 def test_a_window_keeps_a_bounded_number_of_decisions(source: Source) -> None:
     """A window of 50 has 50 records after 80 decisions; its totals count all."""
     asyncio.run(source.serve(80))
@@ -326,7 +395,7 @@ def test_a_window_keeps_a_bounded_number_of_decisions(source: Source) -> None:
     aggregator = MetricsAggregator(5.0, 0.0)
     aggregator._windows[ALL] = window
     aggregator.aggregate(source.journal.rows(0, 10_000))
-    assert len(window._records) == 50 and window.totals["feedback_total"] == 80
+    assert len(window._routed) == 50 and window.totals["feedback_total"] == 80
 
 
 def test_the_tracker_exports_the_requests_of_a_gateway(
@@ -355,7 +424,9 @@ def test_the_tracker_exports_the_requests_of_a_gateway(
     assert metrics["feedback_total"] == 1 and metrics[
         "feedback_coverage"
     ] == pytest.approx(0.2)
-    assert metrics["in_flight/small"] == 0 and 0 < metrics["reward"] <= 0.25
+    # one vote is too few for a reward
+    assert metrics["in_flight/small"] == 0 and metrics["votes"] == 1
+    assert "reward" not in metrics and metrics["decisions_total"] == 5
     (assessment,) = (
         TracingClient(client.tracking_uri).get_trace_info(trace_id(ids[0])).assessments
     )

@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 
 from deployments.cli import parse, run
 from deployments.errors import ApiError, UnknownVersionError
-from deployments.gateway.version_routes import _result
+from deployments.gateway.version_routes import result_of
 from deployments.tracking.model_registry import MODEL, PolicyRegistry
 from deployments.tracking.promotion import RefusedError
 from deployments.tracking.tracker import Tracker
@@ -166,6 +166,21 @@ def test_a_worse_challenger_is_refused_unless_the_gate_is_overridden(
     )
 
 
+def test_an_earlier_state_of_the_champion_is_not_compared_with_itself(
+    operated: Operated,
+) -> None:
+    """The refusal says so; the two sides of a report would be the same to the last digit."""
+    for _ in range(2):
+        operated.serve(50)
+        operated.command("register")
+    assert operated.registry.aliases() == {"champion": 2}
+    operated.serve(50)
+    for line in ("evaluate 1", "promote 1"):
+        why = operated.refused(line)
+        assert "version 1 is an earlier state of the champion, version 2" in why
+    assert "evaluation.promote" not in operated.registry.show(1)["tags"]
+
+
 def test_a_challenger_gets_its_share_and_a_shadow_none(operated: Operated) -> None:
     """Neither role needs the gate, because they provide the evidence for it."""
     operated.command("register")
@@ -229,6 +244,34 @@ def test_a_damaged_version_does_not_block_the_tracker(operated: Operated) -> Non
     assert operated.command("register") == "registered as version 2"
 
 
+def test_the_first_day_publishes_the_policy_and_promotes_no_version(
+    tmp_path: Path, mlflow_uri: str
+) -> None:
+    """The registry gets the policy that is tried, with the alias of its role; a version gets no role before the end."""
+    rule = {"policy": "always", "options": {"arm": "small"}}
+    made = Operated(
+        tmp_path,
+        mlflow_uri,
+        rollout={"start": "observe", "rule": rule, "first_scores": 50},
+    )
+    with made.client:
+        made.serve(100)
+        assert made.command("register") == "registered as version 1"
+        assert made.registry.load(1).policy == "thompson"
+        assert made.registry.aliases() == {"shadow": 1}
+        assert "the first day is not over" in made.refused("promote 1 --to challenger")
+        assert "the first day is not over" in made.refused("promote 1")
+        assert "`status` compares" in made.refused("evaluate 1")
+        assert "`status` compares" in made.refused("diff 1")
+        made.command("advance --override-gate --reason", "a drill")
+        assert made.command("register") == "registered as version 2"
+        assert made.registry.aliases() == {"challenger": 2}
+        made.command("rollback --reason", "over")
+        made.command("register")
+        assert made.registry.aliases() == {"shadow": 3}
+        assert "over" in made.registry.show(2)["tags"]["rolled_back"]
+
+
 def test_a_refused_operation_explains_itself(
     operated: Operated, tmp_path: Path
 ) -> None:
@@ -283,7 +326,7 @@ def test_an_error_raised_by_an_actor_keeps_its_status_and_message() -> None:
             ).as_instanceof_cause()
 
         with pytest.raises(ApiError) as answer:
-            asyncio.run(_result(call()))
+            asyncio.run(result_of(call()))
         assert answer.value.status == status and "Traceback" not in answer.value.message
         if status != 503:
             assert answer.value.message == str(raised)

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.statistics.offpolicy import (
+from benchmarks.statistics.offpolicy import WORLDS
+from benchmarks.statistics.worlds import (
     BETTER,
     CHAMPION,
     CLEAR,
-    WORLDS,
     World,
     collect,
     rule,
 )
-from policies.evaluation import confidence, offpolicy, overlap
+from policies.evaluation import confidence, offpolicy, outcome_model, overlap
 from policies.evaluation.overlap import LoggedDecisions, UnanswerableError
 from policies.types import Vector
 
@@ -79,7 +79,7 @@ def test_missing_feedback_is_not_zero() -> None:
     world = World(CLEAR, feedback=(0.3, 0.5, 0.7))
     found = []
     zeros = []
-    for data, kinds in collect(world, 60, 1000, seed=5):
+    for data, kinds in collect(world, 60, 2500, seed=5):
         found.append(offpolicy.estimate(data, BETTER[kinds]).value)
         zeros.append(
             offpolicy.estimate(
@@ -174,8 +174,8 @@ def test_weights_and_predictions_depend_on_the_past_only(seed: int, now: int) ->
         [np.ones(400), np.random.default_rng(seed).random((400, 2))]
     )
     changed = np.where(np.arange(400) >= now, 1 - data.rewards, data.rewards)
-    before = offpolicy.fit_predictions(features, data.chosen, data.rewards, 3)
-    after = offpolicy.fit_predictions(features, data.chosen, changed, 3)
+    before = outcome_model.fit_predictions(features, data.chosen, data.rewards, 3)
+    after = outcome_model.fit_predictions(features, data.chosen, changed, 3)
     np.testing.assert_array_equal(before[: now + 1], after[: now + 1])
     means = [
         overlap.running_means(replace(data, rewards=r), 3)[: now + 1]
@@ -196,7 +196,7 @@ def test_fitted_predictions_narrow_the_interval() -> None:
         chosen,
         np.full((2000, 3), 1 / 3),
         rewards,
-        offpolicy.fit_predictions(x, chosen, rewards, 3),
+        outcome_model.fit_predictions(x, chosen, rewards, 3),
     )
     target = np.tile([0.0, 0.0, 1.0], (2000, 1))
     dr, ips = (offpolicy.estimate(data, target, kind) for kind in ("dr", "ips"))
@@ -314,6 +314,17 @@ def test_the_boundary_is_where_the_mixture_reaches_its_threshold(
         <= confidence.log_evidence(u, np.array([variation]))[0] - np.log(1 / alpha)
         < 0.05
     )
+
+
+@pytest.mark.parametrize("most", [0.5, 40.0, 1e5])
+def test_the_boundary_of_a_long_log_is_hardly_above_the_exact_one(most: float) -> None:
+    """Between its knots it is never below, so the bounds stay valid."""
+    variation = np.linspace(0.0, most, 5001)
+    found = confidence.boundary(variation, 0.025)
+    exact = np.concatenate(
+        [confidence.boundary(part, 0.025) for part in np.array_split(variation, 50)]
+    )
+    assert (found >= exact - 1e-9).all() and (found / exact - 1).max() < 1e-3
 
 
 def test_bounds_for_heavy_tails_hold_at_all_times() -> None:

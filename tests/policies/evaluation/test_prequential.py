@@ -93,3 +93,28 @@ def test_a_replay_in_blocks_teaches_the_same_as_one_event_at_a_time() -> None:
         np.allclose(one.state()[key], value, rtol=1e-9)
         for key, value in other.state().items()
     )
+
+
+def test_a_policy_is_judged_by_what_it_serves_outside_of_a_judge_s_sample_too() -> None:
+    """One decision of ten is in the sample; there the probabilities are nine tenths those of the best estimate."""
+    arms = (Arm("small", prior_quality=0.45), Arm("large", prior_quality=0.55))
+    rng = np.random.default_rng(0)
+    decisions = [
+        structs.replace(
+            Thompson(arms).decide([make_request()], {}, rng, n)[0],
+            id=str(n),
+            score_chance=float(n % 10 == 9),
+        )
+        for n in range(10 * BLOCK)
+    ]
+    forward, records = walk([e for d in decisions for e in (d, d, d)], Thompson(arms))
+    found = forward.probabilities("0", records)
+    explored, served = (
+        target_probabilities(records, Thompson(arms), NAMES, chance)
+        for chance in (1.0, 0.0)
+    )
+    judged = np.arange(len(records)) % 10 == 9
+    assert np.allclose(found[~judged], served[~judged]) and served[0, 1] > 0.99
+    expected = 0.1 * explored[judged][-1] + 0.9 * served[judged][-1]
+    assert np.allclose(found[judged][-1], expected, atol=0.005)
+    assert explored[-1, 1] < 0.95

@@ -7,7 +7,7 @@ from msgspec import structs
 from policies.base import Policy
 from policies.constraints import Exclusion
 from policies.evaluation import replay
-from policies.events import FORCED, ArmEstimate, Decision, Outcome, Record
+from policies.events import CALIBRATION, FORCED, ArmEstimate, Decision, Outcome, Record
 from policies.registry import make_policy
 from policies.types import Arm, ModelState, Objective, Request
 from tests.support.requests import make_profile, make_request
@@ -32,8 +32,8 @@ def decide(policy: Policy, n: int, objective: Objective | None = None) -> list[R
 
 
 def test_only_randomised_decisions_are_evaluable(arms: tuple[Arm, ...]) -> None:
-    """Forced decisions, second attempts and decisions without an arm are left out; an ingress's local ones stay."""
-    records = decide(make_policy("uniform", arms), 7)
+    """Forced decisions, calibrations, second attempts and decisions without an arm are left out; local ones stay."""
+    records = decide(make_policy("uniform", arms), 8)
 
     def put(i: int, **change: str) -> None:
         records[i].decision = structs.replace(records[i].decision, **change)  # type: ignore[arg-type]
@@ -45,6 +45,7 @@ def test_only_randomised_decisions_are_evaluable(arms: tuple[Arm, ...]) -> None:
         put(4, arm=""),
     )
     put(6, fallback="hedge")
+    put(7, fallback=CALIBRATION)
     assert [record.decision.id for record in replay.evaluable(records[::-1])] == [
         "0",
         "3",
@@ -53,6 +54,39 @@ def test_only_randomised_decisions_are_evaluable(arms: tuple[Arm, ...]) -> None:
     assert [record.decision.id for record in replay.evaluable(records, after=3)] == [
         "5"
     ]
+
+
+def test_a_decision_without_a_choice_is_left_out(arms: tuple[Arm, ...]) -> None:
+    """The reason of each decision that is left out is counted."""
+    free = decide(make_policy("uniform", arms), 4)
+    bound = decide(make_policy("uniform", arms), 3, Objective(models=("small",)))
+    forced = decide(make_policy("uniform", arms), 1)
+    forced[0].decision = structs.replace(forced[0].decision, fallback=FORCED)
+    found = replay.select([*free, *bound, *forced])
+    assert len(found.records) == 4
+    assert found.left_out == {
+        "no other arm was eligible": 3,
+        "the client chose the model": 1,
+    }
+
+
+def test_a_judge_s_sample_is_selected_alone(arms: tuple[Arm, ...]) -> None:
+    """Outside of it the best estimate is served, and scores depend on the users. Without a sample all are selected."""
+    records = decide(make_policy("uniform", arms), 400)
+    for i, record in enumerate(records):
+        judged = i % 10 == 0
+        chance = 1.0 if judged else 0.02
+        record.decision = structs.replace(record.decision, score_chance=chance)
+        record.outcome = Outcome(record.decision.id)
+        if judged or i % 50 == 1:
+            record.scores["judge" if judged else "user"] = 1.0
+    found = replay.select(records)
+    assert [int(r.decision.id) % 10 for r in found.records] == [0] * 40
+    assert found.left_out == {replay.OUTSIDE: 360}
+    for record in records:
+        record.scores.pop("judge", None)
+    found = replay.select(records)
+    assert len(found.records) == 400 and not found.left_out
 
 
 def test_records_become_arrays(arms: tuple[Arm, ...]) -> None:
@@ -70,8 +104,9 @@ def test_records_become_arrays(arms: tuple[Arm, ...]) -> None:
     assert data.rewards[0] == pytest.approx(0.75 - 0.1 * 2.0) and data.rewards[
         1
     ] == pytest.approx(-0.2)
-    assert np.isnan(data.rewards[2]) and data.feedback_rate is not None
-    assert data.feedback_rate[1] == 1.0 and 0.1 < data.feedback_rate[0] < 0.6
+    rate = data.rates(len(names)).rate
+    assert np.isnan(data.rewards[2])
+    assert rate[1] == 1.0 and 0.1 < rate[0] < 0.6
     np.testing.assert_allclose(data.propensities.sum(axis=1), 1.0)
     assert [names[k] for k in data.chosen] == [
         record.decision.arm for record in records

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policies.evaluation.simulate import Stream, simulate
+from policies.evaluation.simulate import FeedbackPlan, Stream, simulate
 from policies.registry import make_policy
 from policies.types import Objective
 from tests.support.requests import make_profile
@@ -58,7 +58,11 @@ def test_late_and_missing_scores_still_teach(stream: Stream) -> None:
     """The policy learns from scores that come 50 requests later, and for every second answer only."""
     policy = make_policy("thompson", stream.arms_at(0))
     trace = simulate(
-        policy, stream, Objective(), np.random.default_rng(6), delay=50, coverage=0.5
+        policy,
+        stream,
+        Objective(),
+        np.random.default_rng(6),
+        FeedbackPlan(coverage=0.5, delay=50),
     )
     assert (trace.chosen[N // 2 :] == 1).mean() > 0.85
 

@@ -172,7 +172,7 @@ def test_votes_of_a_suspended_key_count_again_once_it_is_cleared() -> None:
         if "8 honest" in reputation.silenced:
             doubted.append(decision.id)
             record = decision_records.get(decision.id)
-            assert record is not None and bool(record.votes()) == (
+            assert record is not None and bool(record.explicit_scores()) == (
                 decision.owner not in reputation.silenced
             )
             copy = KeyReputation()
@@ -219,7 +219,7 @@ def test_an_operators_voucher_restores_a_keys_votes() -> None:
     decision_records, reputation, _ = fold(iter(given))
     hostile_votes = [(d, s) for d, s in given if d.owner == "8 hostile"]
     record = decision_records.get(hostile_votes[-1][0].id)
-    assert record is not None and record.scores and not record.votes()
+    assert record is not None and record.scores and not record.explicit_scores()
     vouched = [(d, replace(s, trusted=d is hostile_votes[-1][0])) for d, s in given]
     _, reputation, learned = fold(iter(vouched))
     assert not reputation.quarantined

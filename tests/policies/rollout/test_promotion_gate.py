@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.statistics.offpolicy import (
-    BETTER,
-    CHAMPION,
-    WORLDS,
-    WORSE,
-    collect,
-    watch_once,
-)
+from benchmarks.statistics.offpolicy import WORLDS
+from benchmarks.statistics.regression import watch_once
+from benchmarks.statistics.worlds import BETTER, CHAMPION, WORSE, collect
 from policies.evaluation.overlap import LoggedDecisions
 from policies.rollout.promotion_gate import may_promote
 from policies.rollout.regression_watch import RegressionTest

@@ -153,7 +153,25 @@ def test_all_learn_what_any_of_them_decided() -> None:
         assert all(
             np.allclose(one.state()[key], value, rtol=1e-9)
             for key, value in other.state().items()
+            # Only the scores of a policy's own decisions are evidence of drift.
+            if not key.startswith("drift.")
         )
+
+
+def test_what_the_challenger_expected_is_no_evidence_of_drift_for_the_champion() -> (
+    None
+):
+    """The challenger forgets so fast that its expectations are wrong; nothing changes, and the champion sees that."""
+    champion = Thompson(ARMS)
+    challenger = Thompson(ARMS, ThompsonSettings(forgetting=0.95))
+    roles = Roles({CHAMPION: champion, CHALLENGER: challenger}, 0.5)
+    rng = np.random.default_rng(2)
+    for n in range(3000):
+        (decision,) = roles.decide([make_request()], {}, rng, n)
+        roles.score(decision, float(rng.random() < 0.8))
+    assert champion.state()["quality.cuts"][:, :, 1].min() == 1.0
+    by_itself = champion.drift.known
+    assert sum(by_itself) == 3000
 
 
 def test_the_state_comes_back_role_by_role() -> None:

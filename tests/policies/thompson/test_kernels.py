@@ -13,7 +13,7 @@ import pytest
 from policies.events import Outcome
 from policies.profiling.features import D
 from policies.registry import make_policy
-from policies.thompson import kernels
+from policies.thompson import compiling, kernels
 from policies.thompson.latency import LatencyModel
 from policies.thompson.posterior import LinearPosterior
 from policies.types import Arm, ModelState, Objective
@@ -142,10 +142,10 @@ def test_without_a_cache_it_compiles_in_memory(
             raise error
         return njit(signature, **options)
 
-    njit = kernels.njit
-    monkeypatch.setattr(kernels, "njit", refusing)
+    njit = compiling.njit
+    monkeypatch.setattr(compiling, "njit", refusing)
 
-    @kernels.compiled("f8(f8)")
+    @compiling.compiled("f8(f8)")
     def double(x: float) -> float:
         return 2 * x
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from policies.base import prior_quality
 from policies.constraints import Exclusion
@@ -126,9 +127,8 @@ def test_an_expected_score_is_a_score() -> None:
         ]
     quality = np.array(expected)[:, 0]
     assert (quality >= 0.0).all() and (quality <= 1.0).all()
-    assert (
-        quality.min() == 0.0 and quality.max() == 1.0
-    )  # the linear model went beyond both
+    # The linear model went beyond both ends.
+    assert quality.min() == 0.0 and quality.max() == decision.estimates[0].availability
     assert [worth for _, worth in expected] == pytest.approx(quality.tolist())
 
 
@@ -214,7 +214,7 @@ def test_queue_wait_counts_but_is_not_learned_as_the_arms_latency(
 
 
 def test_an_abandoned_answer_teaches_a_lower_bound_of_the_latency() -> None:
-    """Otherwise an arm that hangs would be chosen for ever. A short wait teaches nothing."""
+    """Otherwise an arm that hangs would be chosen for ever. A short wait teaches next to nothing."""
     policy = Thompson(ARMS)
     rng = np.random.default_rng(0)
     expected = []
@@ -232,10 +232,8 @@ def test_an_abandoned_answer_teaches_a_lower_bound_of_the_latency() -> None:
             .estimate("large")
             .latency_s
         )
-    assert (
-        expected[0] == pytest.approx(0.4, rel=0.25)
-        and expected[0] == expected[1] == expected[2]
-    )
+    assert expected[0] == expected[1] == pytest.approx(0.4, rel=0.25)
+    assert expected[2] == pytest.approx(expected[1], rel=1e-2)
     assert expected[3] > 2.0
 
 
@@ -250,7 +248,7 @@ def test_a_missing_score_still_teaches_latency() -> None:
         )
         policy.learn(decision, Outcome(decision.id, "ok", 0.4, 2.4, 20, 101))
     after = policy.decide([make_request(HARD)], {}, rng, 40)[0].estimate("large")
-    assert after.quality == before.quality
+    assert after.unflawed_quality == pytest.approx(before.unflawed_quality)
     assert after.ttft_s == pytest.approx(0.4, rel=0.25)
     assert after.tpot_s == pytest.approx(0.02, rel=0.25)
     assert after.output_tokens == pytest.approx(101, rel=0.25)
@@ -416,7 +414,7 @@ def test_words_of_speed_and_accuracy_change_the_trade_off() -> None:
 
 
 def test_an_arm_that_fails_is_scored_as_worth_nothing() -> None:
-    """Errors teach quality; a client that leaves and a wrong request do not."""
+    """Errors teach availability, a factor of the expected score; a client that leaves and a wrong request do not."""
     policy = Thompson(ARMS)
     rng = np.random.default_rng(0)
     (decision,) = policy.decide(
@@ -424,12 +422,51 @@ def test_an_arm_that_fails_is_scored_as_worth_nothing() -> None:
     )
     for status in ("disconnected", "rejected"):
         policy.learn(decision, Outcome(decision.id, status))
+    before = policy.decide([make_request(EASY)], {}, rng, 1)[0].estimate("large")
+    assert before.quality == decision.estimate("large").quality
+    for n in range(20):
+        policy.learn(replaced(decision, n), Outcome(decision.id, "error"))
+    after = policy.decide([make_request(EASY)], {}, rng, 1)[0].estimate("large")
     assert policy.state()["quality.count"][1] == 0
-    policy.learn(decision, Outcome(decision.id, "error"))
-    assert (
-        policy.decide([make_request(EASY)], {}, rng, 1)[0].estimate("large").quality
-        < 0.5
-    )
+    assert after.quality < before.quality / 4
+    assert after.unflawed_quality == pytest.approx(before.unflawed_quality)
+    assert after.utility == pytest.approx(after.quality)
+
+
+def replaced(decision: Decision, sequence: int) -> Decision:
+    """The same decision, made later."""
+    return structs.replace(decision, sequence=sequence)
+
+
+def test_a_request_whose_answer_will_not_be_scored_gets_the_best_estimate() -> None:
+    """Exploration teaches nothing there; where a score will come, both arms are tried."""
+    policy = Thompson(ARMS)
+    play(policy, 40, 0)
+    rng = np.random.default_rng(1)
+    request = replace(make_request(EASY), objective=Objective())
+    shares = {}
+    for chance in (0.0, 1.0):
+        asked = [replace(request, score_chance=chance)] * 400
+        made = policy.decide(asked, {}, rng, 40)
+        chosen = np.array([decision.arm == "large" for decision in made])
+        expected = np.mean([d.estimate("large").propensity for d in made])
+        assert chosen.mean() == pytest.approx(expected, abs=0.08)
+        shares[chance] = chosen.mean()
+    best = max(made[0].estimates, key=lambda estimate: estimate.utility).arm
+    assert shares[0.0] == pytest.approx(float(best == "large"), abs=0.05)
+    assert 0.05 < shares[1.0] < 0.95
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    """One NaN would make every later decision fail."""
+    policy = Thompson(ARMS)
+    (decision,) = policy.decide([make_request(EASY)], {}, np.random.default_rng(0), 0)
+    with pytest.raises(ValueError, match="not finite"):
+        policy.score(decision, float("nan"))
+    features_with_nan = decision.profile.features.copy()
+    features_with_nan[3] = np.nan
+    with pytest.raises(ValueError, match="features that are not finite"):
+        replace(decision.profile, features=features_with_nan)
 
 
 def test_a_batch_decides_as_many_alone_would_on_average() -> None:

@@ -33,6 +33,61 @@ def test_two_arms_have_a_closed_form() -> None:
     )
 
 
+Z = np.linspace(-10, 10, 200_001)
+DENSITY = np.exp(-0.5 * Z**2) / math.sqrt(2 * math.pi)
+CDF = np.concatenate([[0.0], np.cumsum((DENSITY[1:] + DENSITY[:-1]) / 2)]) * 1e-4
+
+
+def exact(mean: Vector, deviation: Vector) -> Vector:
+    """[K] the probabilities by Gauss-Legendre integration over 300 panels for each arm."""
+    points, shares = np.polynomial.legendre.leggauss(4)
+    edges = np.unique(mean + np.outer(np.linspace(-9, 9, 301), deviation))
+    half = np.diff(edges)[:, None] / 2
+    x = (edges[:-1, None] + half * (1 + points)).ravel()
+    weights = (half * shares).ravel()
+    z = (x - mean[:, None]) / deviation[:, None]  # [K, nodes]
+    below = np.interp(z, Z, CDF, left=0.0, right=1.0)
+    densities = np.interp(z, Z, DENSITY, left=0.0, right=0.0) / deviation[:, None]
+    return np.array(
+        [
+            (densities[k] * np.delete(below, k, axis=0).prod(axis=0) * weights).sum()
+            for k in range(len(mean))
+        ]
+    )
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 10, 30, 100])
+@pytest.mark.parametrize("arms", [2, 3, 5, 9, 14])
+def test_propensities_of_rare_arms_are_exact(ratio: float, arms: int) -> None:
+    """Within 1 % for all probabilities from 0.001 on, however much the deviations of the arms differ."""
+    rng = np.random.default_rng((round(ratio), arms))
+    worst = 0.0
+    smallest = 1.0
+    for spread in np.repeat([0.3, 1.0, 2.0, 3.0], 10):
+        deviation = 0.02 * ratio ** rng.random(arms)
+        deviation[:2] = (0.02, 0.02 * ratio)
+        mean = spread * deviation * rng.standard_normal(arms)
+        expected = exact(mean, deviation)
+        assert expected.sum() == pytest.approx(1.0, abs=1e-6)
+        found = probability_best(mean[None], deviation[None], np.ones((1, arms), bool))
+        likely = expected >= 0.001
+        worst = max(worst, float(np.abs(found[0] / expected - 1)[likely].max()))
+        smallest = min(smallest, float(expected[likely].min()))
+    assert worst < 0.01 and smallest < 0.2
+
+
+@pytest.mark.parametrize("ratio", [10.0, 20.0, 40.0, 100.0])
+def test_a_wide_arm_that_is_rarely_best_has_its_closed_form(ratio: float) -> None:
+    """Two arms: P(wide) = Φ((μ1 - μ2) / √(σ1² + σ2²)), also where its plain nodes would miss the narrow arm's step."""
+    deviation = np.array([ratio, 1.0])
+    for z in np.linspace(-3.0, 0.0, 31):
+        mean = np.array([z * math.hypot(*deviation), 0.0])
+        found = probability_best(mean[None], deviation[None], np.ones((1, 2), bool))
+        assert found[0, 0] == pytest.approx(
+            0.5 * math.erfc(-z / math.sqrt(2)), rel=0.01
+        )
+
+
 def test_propensities_match_how_often_each_arm_is_drawn(
     rng: np.random.Generator,
 ) -> None:
