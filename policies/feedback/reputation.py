@@ -144,7 +144,8 @@ class KeyReputation:
             profile.kind,
             min(GRADES - 1, int(GRADES * profile.complexity)),
         )
-        self._learn(key, cell, event.score, decision.estimate().quality, corrected)
+        expected = decision.estimate().unflawed_quality
+        self._learn(key, cell, event.score, expected, corrected)
         return self._standing(event) != (
             SUSPENDED if name in self.silenced else TRUSTED
         )

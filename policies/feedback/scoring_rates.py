@@ -65,7 +65,7 @@ class ScoringRates:
 
 def _is_first(event: Feedback, record: Record) -> bool:
     """Whether this is the first score that a key, and not a judge, gave for this answer."""
-    if event.owner == ANY_OWNER or event.source in record.corrected:
+    if event.owner == ANY_OWNER or not record.is_first_of_source(event):
         return False
     by_keys = [owner for owner in record.owners.values() if owner != ANY_OWNER]
     return len(by_keys) == 1
