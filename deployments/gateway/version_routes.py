@@ -1,6 +1,7 @@
 """Policy versions over HTTP, for operators: list, show, evaluate, promote, roll back, diff; stages of the first day."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Literal, Protocol, TypeVar
 
@@ -13,6 +14,8 @@ from deployments.errors import ApiError, UnknownVersionError
 from deployments.remote import Method
 from deployments.router.interface import RouterHandle
 from deployments.settings import StrictModel
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 CALL_TIMEOUT_S = 300.0  # an evaluation reads thousands of rows
@@ -169,6 +172,7 @@ async def result_of(call: Awaitable[Result]) -> Result:
     except ValueError as error:
         raise ApiError(409, _words(error), code="refused") from None
     except Exception:
+        log.exception("a command of an operator failed")
         message = "the registry is not available at the moment; try again"
         raise ApiError.later(503, message, 2.0, "unavailable") from None
 

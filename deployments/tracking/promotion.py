@@ -47,6 +47,8 @@ class PromotionService:
         self._tagged: set[int] = set()
         # serialises promotions and evaluations
         self._lock = asyncio.Lock()
+        # serialises changes of the aliases: the tracker's cycle and the operators' commands make them
+        self._aliases_lock = asyncio.Lock()
 
     async def publish(
         self,
@@ -172,18 +174,19 @@ class PromotionService:
 
     async def sync_aliases(self) -> None:
         """Set the registry's aliases to the router's roles, and tag the versions that were rolled back."""
-        rollout = (await self._router.summary.remote()).rollout
-        aliases = {role: held.version for role, held in rollout.roles.items()}
-        await asyncio.to_thread(self._registry.set_aliases, aliases)
-        for change in rollout.history:
-            loser = change.loser
-            if not loser or loser in self._tagged:
-                continue
-            with suppress(UnknownVersionError):  # an operator has deleted it
-                await asyncio.to_thread(
-                    self._registry.tag, loser, {"rolled_back": change.reason}
-                )
-            self._tagged.add(loser)
+        async with self._aliases_lock:
+            rollout = (await self._router.summary.remote()).rollout
+            aliases = {role: held.version for role, held in rollout.roles.items()}
+            await asyncio.to_thread(self._registry.set_aliases, aliases)
+            for change in rollout.history:
+                loser = change.loser
+                if not loser or loser in self._tagged:
+                    continue
+                with suppress(UnknownVersionError):  # an operator has deleted it
+                    await asyncio.to_thread(
+                        self._registry.tag, loser, {"rolled_back": change.reason}
+                    )
+                self._tagged.add(loser)
 
     async def _evaluate(self, version: int) -> dict[str, object]:
         champion = await self._champion_version()

@@ -272,6 +272,29 @@ def test_the_first_day_publishes_the_policy_and_promotes_no_version(
         assert "over" in made.registry.show(2)["tags"]["rolled_back"]
 
 
+def test_two_changes_of_the_aliases_do_not_overlap(operated: Operated) -> None:
+    """The tracker's cycle and a command change them at once, and MLflow refuses the second insert of an alias."""
+    assert operated.command("register") == "registered as version 1"
+    promotions = operated.tracker.thing._promotions
+    registry = promotions._registry
+    set_aliases, running, overlaps = registry.set_aliases, [], []
+
+    def slow(aliases: Any) -> None:
+        overlaps.extend(running)
+        running.append(aliases)
+        time.sleep(0.05)
+        set_aliases(aliases)
+        running.remove(aliases)
+
+    async def both() -> None:
+        await asyncio.gather(promotions.sync_aliases(), promotions.sync_aliases())
+
+    registry.set_aliases = slow
+    assert operated.client.portal is not None
+    operated.client.portal.call(both)
+    assert not overlaps and operated.registry.aliases() == {"champion": 1}
+
+
 def test_a_refused_operation_explains_itself(
     operated: Operated, tmp_path: Path
 ) -> None:
