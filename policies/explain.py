@@ -8,6 +8,7 @@ from msgspec import structs
 
 from policies.evaluation.kind_figures import Figures
 from policies.events import CALIBRATION, FORCED, Decision, Record
+from policies.profiling.forecast import SUFFICIENT
 
 FALLBACKS = {  # Decision.fallback in words
     "profiler": "The profiler did not answer in time; the text was read without its embedding.",
@@ -141,6 +142,8 @@ def summary(decision: Decision) -> str:
             f"The profiler, version {profile.profiler_version}, expected {profile.expected_output_tokens:.0f} output "
             f"tokens; chance that an answer suffices: {chances}."
         )
+        if decision.fallback not in (FORCED, CALIBRATION):
+            sentences.append(_two_models_of_quality())
     if decision.fallback == FORCED:
         return " ".join(
             [
@@ -194,6 +197,14 @@ def summary(decision: Decision) -> str:
                 f"{other.latency_s:.3f} s at {other.load:g} in flight, {other.cost_usd:.2g} USD."
             )
     return " ".join(sentences)
+
+
+def _two_models_of_quality() -> str:
+    """How the profiler's forecast and the policy's expectation differ, as a sentence."""
+    return (
+        f"That chance is of a score of at least {SUFFICIENT:g}, fitted now and then on the journal; the expected score "
+        "is the policy's mean, which each score changes, and the decision used it alone."
+    )
 
 
 def _beside_rule(decision: Decision) -> str:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks.checkpoint import digest, play_all
 from benchmarks.decisions import apgr, plots, scenarios, tables
 from benchmarks.decisions.bounds import by_shuffle, kept_back, order_of
+from benchmarks.decisions.comparison import OURS, beside, distance_closed
 from benchmarks.decisions.peers import PEERS
 from benchmarks.decisions.streams import (
     ALL_PORTFOLIOS,
@@ -42,7 +43,6 @@ from policies.types import Objective, Vector
 
 # mean utility of the fixed arms, the ridge and the oracle, by portfolio and λ
 References = dict[tuple[str, float], dict[str, float]]
-OURS = "ours"
 OUR_POLICY = PolicySettings().name  # the default of serve_config.yaml
 POLICY_NAMES = {OURS: OUR_POLICY, "random": "uniform"}  # others are their own name
 CALIBRATION = "calibration"  # policy_version of its decisions
@@ -318,6 +318,25 @@ def print_summary(table: pd.DataFrame) -> None:
     )
 
 
+def print_comparison(frame: pd.DataFrame, known: References) -> None:
+    """Print our policy beside each other strategy, cell by cell (comparison.py)."""
+    top = {
+        cell: max(bounds["best single"], bounds["offline ridge"])
+        for cell, bounds in known.items()
+    }
+    compared = beside(frame, top)
+    if not compared:
+        return
+    shown = pd.DataFrame([one.row() for one in compared])
+    text = shown.to_markdown(index=False, disable_numparse=True)
+    print(f"\nours beside each strategy\n{text}")
+    closed = distance_closed(frame, top)
+    if closed is not None:
+        print(
+            f"\nof the summed distance from the best default peer of each cell to the top, ours closes {closed:.2f}"
+        )
+
+
 def print_strategies(
     frame: pd.DataFrame, by_cell: dict[tuple[str, float], Any], known: References
 ) -> None:
@@ -454,6 +473,7 @@ def main() -> None:
         table = summarise(frame, known)
         print(f"\n## {condition}\n")
         print_summary(table)
+        print_comparison(frame, known)
         print_strategies(frame, by_cell, known)
         folder = arguments.out
         if len(conditions(arguments)) > 1:

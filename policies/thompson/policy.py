@@ -60,7 +60,7 @@ class ThompsonSettings:
     """
 
     exploration: float = 0.7
-    fade: float = 500.0
+    fade: float = 200.0
     forgetting: float = 0.9995
     noise: float = 0.15
     keep: float = 10.0
