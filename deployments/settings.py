@@ -5,7 +5,7 @@ ingress's `user_config`: a change takes effect at the next request and restarts 
 """
 
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -357,12 +357,26 @@ def explain(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = get_close_matches(str(item["loc"][-1]), _all_keys(), n=1)
+            key = str(item["loc"][-1])
+            near = get_close_matches(key, _all_keys(), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
+            if near == [key]:
+                hint = "".join(f"; it belongs under '{name}'" for name in _under(key))
             lines.append(f"unknown key '{where}'{hint}")
         else:
             lines.append(f"{where}: {item['msg']}")
     return "; ".join(lines)
+
+
+def _under(key: str) -> list[str]:
+    """The section to which a key of user_config or args belongs."""
+    found = []
+    for model in (Tuning, GatewaySettings):
+        for name, field in model.model_fields.items():
+            kinds = get_args(field.annotation) or (field.annotation,)
+            if any(key in getattr(kind, "model_fields", ()) for kind in kinds):
+                found.append(name)
+    return found[:1]
 
 
 def _all_keys() -> list[str]:

@@ -91,10 +91,13 @@ def _pair_summary(decision: Decision, other: Record | None) -> str:
     """The other answer of a pair in one sentence."""
     if decision.fallback == PAIR:
         first = f" by {other.decision.arm}" if other else ""
-        return f"The client got the first answer{first}, of the decision {decision.pair}."
+        return (
+            f"The client got the first answer{first}, of the decision {decision.pair}."
+        )
     if other is None:
         return (
-            "It was served without exploration, because a second answer was planned; so far there is no second answer."
+            "It was served without exploration, because a second answer was planned; so far there is no second "
+            "answer."
         )
     return (
         f"It was served without exploration, because {other.decision.arm} gave a second answer in the background, "
