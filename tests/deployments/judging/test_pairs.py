@@ -20,6 +20,7 @@ from deployments.router.actor import Router
 from policies.constraints import Exclusion
 from policies.events import ANY_OWNER, PAIR, Decision, Feedback, Outcome
 from policies.types import Objective, Request
+from tests.support.exposition import record
 from tests.support.fakes import failing
 from tests.support.gateway import Gateway, eventually
 from tests.support.requests import make_profile
@@ -628,6 +629,23 @@ def test_the_sample_is_that_of_a_hash_and_not_that_of_the_judge(
     assert len(picked) / len(ids) == pytest.approx(0.02, abs=0.003)
     graded = {i for i in ids if sampled(i, 0.05)}
     assert len(picked & graded) / len(graded) == pytest.approx(0.02, abs=0.014)
+
+
+def test_the_metric_counts_what_became_of_the_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pair that was asked and graded, and one request that allows one size only."""
+    metrics = record(monkeypatch)
+    made = Paired(tmp_path)
+    with made.client:
+        made.tune(judge=PAIRED)
+        made.chat()
+        made.chat(router={"models": ["large"]})
+        expected = {
+            f'ray_router_pairs_total{{result="{result}"}} 1'
+            for result in ("asked", "graded", "no_other_size")
+        }
+        eventually(lambda: set(metrics["ray_router_pairs"].lines()) == expected)
 
 
 def test_the_labels_of_the_metric_are_bounded() -> None:
