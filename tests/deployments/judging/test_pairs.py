@@ -642,7 +642,7 @@ def test_the_metric_counts_what_became_of_the_requests(
         made.chat()
         made.chat(router={"models": ["large"]})
         expected = {
-            f'ray_router_pairs_total{{result="{result}"}} 1'
+            f'ray_router_pairs_total{{result="{result}"}} 1.0'
             for result in ("asked", "graded", "no_other_size")
         }
         eventually(lambda: set(metrics["ray_router_pairs"].lines()) == expected)
