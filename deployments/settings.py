@@ -5,7 +5,7 @@ ingress's `user_config`: a change takes effect at the next request and restarts 
 """
 
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -272,7 +272,7 @@ class BreakerSettings(StrictModel):
 
 
 class JudgeSettings(StrictModel):
-    """A model that grades answers in the background (deployments/gateway/judge.py), for each ingress replica.
+    """A model that grades answers in the background (deployments/judging/judge.py), for each ingress replica.
 
     A calibration uses it, too, for answers without a reference; its calls are bounded by the calibration's own budget.
 
@@ -281,6 +281,8 @@ class JudgeSettings(StrictModel):
         teach most.
     explore: probability with which the model of a graded answer is drawn uniformly, if few answers are graded: it is
         multiplied by the share that is not graded. It keeps every model's estimate fresh at little cost.
+    pair_rate: share of the requests to which a second model answers in the background while it is idle; both answers
+        are graded, and the client gets the first (deployments/judging/pairs.py). A pair takes two calls.
     calls_per_hour: maximum number of calls.
     waiting: maximum number of answers that wait to be graded, in memory.
     model: the judge; it must be able to follow instructions. Default: the largest model.
@@ -290,9 +292,10 @@ class JudgeSettings(StrictModel):
     max_tokens: of a reply.
     """
 
-    share: float = Field(0.05, gt=0, le=1)
+    share: float = Field(0.05, ge=0, le=1)
     first: int = Field(50, ge=0)
     explore: float = Field(0.2, ge=0, le=1)
+    pair_rate: float = Field(0.0, ge=0, le=1)
     calls_per_hour: int = Field(100, ge=1)
     waiting: int = Field(50, ge=1)
     model: str = ""
@@ -300,6 +303,19 @@ class JudgeSettings(StrictModel):
     key_env: str = ""
     timeout_s: float = Field(30.0, gt=0)
     max_tokens: int = Field(16, ge=1)
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> "JudgeSettings":
+        if not self.share and not self.pair_rate:
+            raise ValueError(
+                "share and pair_rate are both 0, so only the first answers would be graded; raise one of them, or take "
+                "`judge` out"
+            )
+        if self.pair_rate and min(self.calls_per_hour, self.waiting) < 2:
+            raise ValueError(
+                "pair_rate needs two grades a pair; set calls_per_hour and waiting to 2 or more"
+            )
+        return self
 
 
 class Tuning(StrictModel):
@@ -341,12 +357,26 @@ def explain(error: ValidationError) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = get_close_matches(str(item["loc"][-1]), _all_keys(), n=1)
+            key = str(item["loc"][-1])
+            near = get_close_matches(key, _all_keys(), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
+            if near == [key]:
+                hint = "".join(f"; it belongs under '{name}'" for name in _under(key))
             lines.append(f"unknown key '{where}'{hint}")
         else:
             lines.append(f"{where}: {item['msg']}")
     return "; ".join(lines)
+
+
+def _under(key: str) -> list[str]:
+    """The section to which a key of user_config or args belongs."""
+    found = []
+    for model in (Tuning, GatewaySettings):
+        for name, field in model.model_fields.items():
+            kinds = get_args(field.annotation) or (field.annotation,)
+            if any(key in getattr(kind, "model_fields", ()) for kind in kinds):
+                found.append(name)
+    return found[:1]
 
 
 def _all_keys() -> list[str]:

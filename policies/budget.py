@@ -18,7 +18,7 @@ from math import exp, inf, isfinite, log, sqrt
 import numpy as np
 
 from policies.base import State
-from policies.events import NOT_ROUTED, Decision, Outcome
+from policies.events import CALIBRATION, FORCED, PAIR, Decision, Outcome
 
 START = 0.1  # score points for one ceiling of cost, before any request
 GAIN = 0.1  # one ceiling of debt raises the price by a tenth
@@ -31,14 +31,15 @@ MARGIN = 2.0  # standard deviations of the account
 MAX_UNDELIVERED = 20_000  # decisions of an ingress that the router does not have yet
 STEADY = 200.0  # requests over which the scatter of costs is averaged
 # Values of Decision.fallback for a second decision about the same request.
-SECOND_ATTEMPTS = ("model", "hedge")
+SECOND_DECISIONS = ("model", "hedge", PAIR)
+NOT_CHARGED = (FORCED, CALIBRATION)  # values of Decision.fallback
 
 
 class BudgetPacer:
     """The account and the price of one stream of requests.
 
     `decided` and `finished` take each decision and each outcome once. Forced decisions and calibrations do not count. A
-    second attempt adds its cost, but does not count as another request.
+    second attempt, and a second answer in the background, add their cost, but do not count as another request.
 
     Args:
         ceiling_usd: upper limit of the mean cost per routed request; infinite for none.
@@ -81,10 +82,10 @@ class BudgetPacer:
 
     def decided(self, decision: Decision) -> None:
         """Charge the expected cost of the decision's answer."""
-        if decision.fallback in NOT_ROUTED:
+        if decision.fallback in NOT_CHARGED:
             return
         cost_usd = decision.estimate().cost_usd
-        if decision.fallback in SECOND_ATTEMPTS:
+        if decision.fallback in SECOND_DECISIONS:
             self._charge(cost_usd, cost_usd / self.ceiling_usd)
             return
         self.requests += 1
@@ -102,7 +103,7 @@ class BudgetPacer:
         # A client that left the queue caused no cost: then the whole latency is waiting time.
         asked = outcome.latency_s > outcome.waited_s
         unknown = outcome.status == "disconnected" and asked and not outcome.cost_usd
-        if decision.fallback not in NOT_ROUTED and not unknown:
+        if decision.fallback not in NOT_CHARGED and not unknown:
             difference = outcome.cost_usd - decision.estimate().cost_usd
             self._charge(difference, difference / self.ceiling_usd)
 

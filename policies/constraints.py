@@ -21,6 +21,8 @@ class Exclusion(StrEnum):
     NO_REPLICA = "no_replica"
     LATENCY = "latency"
     COST = "cost"
+    ANSWERED = "answered"
+    NOT_IDLE = "not_idle"
 
     def sentence(self, *details: object) -> str:
         """The sentence for this reason; `details` fill the gaps of its template, in their order."""
@@ -45,6 +47,8 @@ _TEMPLATES = {
     Exclusion.NO_REPLICA: "no healthy replica",
     Exclusion.LATENCY: "expected latency {:.3g} s is over the limit of {:g} s",
     Exclusion.COST: "expected cost {:.3g} USD is over the limit of {:g} USD",
+    Exclusion.ANSWERED: "it gave the first answer",
+    Exclusion.NOT_IDLE: "it was not idle",
 }
 _BEGINNINGS = {
     reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()

@@ -42,8 +42,8 @@ class FeedbackCoverage:
         return coverage
 
     def add_answer(self, record: Record) -> None:
-        """Count an answer without a visible flaw, unless it is a calibration's, which is always scored."""
-        if record.is_calibration:
+        """Count an answer without a visible flaw, unless no client asked for it: such an answer is always scored."""
+        if record.is_background:
             return
         _count(self._answered, record)
         if self._answered[ALL] > MOST:
@@ -52,14 +52,17 @@ class FeedbackCoverage:
                     counts[cell] /= 2
 
     def add_score(self, record: Record) -> None:
-        """Count the first score of an answer without a visible flaw, unless it is a calibration's."""
-        if record.is_calibration:
+        """Count the first score of an answer without a visible flaw, unless no client asked for it."""
+        if record.is_background:
             return
         _count(self._scored, record)
 
     def rate(self, record: Record) -> float:
-        """Probability in (0, 1] that an unflawed answer of this record's arm and kind gets a score; calibrations: 1."""
-        return 1.0 if record.is_calibration else self._rate(_cells(record))
+        """Probability in (0, 1] that an unflawed answer of this record's arm and kind gets a score.
+
+        It is 1 for an answer that no client asked for.
+        """
+        return 1.0 if record.is_background else self._rate(_cells(record))
 
     def overall(self) -> tuple[float, float]:
         """Number of answers without a visible flaw, and the rate of all of them."""

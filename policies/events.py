@@ -11,7 +11,14 @@ from policies.types import Objective, Request, TaskProfile
 FORCED = "forced"  # Decision.fallback of a choice that the client made
 # Decision.fallback of the answer to a calibration prompt, which every size gives; also the source of its score.
 CALIBRATION = "calibration"
-NOT_ROUTED = (FORCED, CALIBRATION)  # values of Decision.fallback without a choice
+# Decision.fallback of a second answer to a client's request, by another size in the background. The client gets the
+# first answer, and the judge grades both.
+PAIR = "pair"
+BACKGROUND = (CALIBRATION, PAIR)  # values of Decision.fallback for no client
+NOT_ROUTED = (
+    FORCED,
+    *BACKGROUND,
+)  # values of Decision.fallback that are no traffic of the router
 FLAWS = ("empty", "invalid_json")
 CUT_OFF = "cut_off"  # the answer ended at the model's limit, and the client set none
 
@@ -72,7 +79,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     fallback: "" for none. "profiler" or "router": that component did not answer in time, so the decision was made
         without it. "model" or "hedge": a second attempt, because the first model failed or was silent for too long.
         FORCED: the client named the model. CALIBRATION: no client asked; each of K sizes answers the same prompt, so
-        the propensity of each is 1/K, although none was drawn.
+        the propensity of each is 1/K, although none was drawn. PAIR: no client asked; the arm was drawn among the arms
+        that were idle and had not given the first answer.
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; only the same owner may give feedback.
@@ -87,6 +95,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     rule: the arm that the team's own rule chose for this request, while a policy is tried beside it
         (rollout/first_day.py); `shadow` is then the arm that the tried policy chose. Otherwise "".
     shadow_estimates: the tried policy's estimates, with its own propensities, where the rule made the decision.
+    pair: id of the other decision of a pair: two arms answer one request, the second of them in the background (PAIR).
+        "" for a single answer. A first decision has it also if no second answer was given after all.
     """
 
     id: str
@@ -110,6 +120,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     expectations: tuple[Expectation, ...] = ()
     rule: str = ""
     shadow_estimates: tuple[ArmEstimate, ...] = ()
+    pair: str = ""
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen arm; an empty estimate if the policy made none."""
@@ -143,6 +154,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             expectations=self.expectations,
             rule=self.rule,
             shadow_estimates=self.shadow_estimates,
+            pair=request.pair,
         )
 
     def tried_estimate(self, arm: str) -> ArmEstimate:
@@ -295,6 +307,11 @@ class Record:
     def is_calibration(self) -> bool:
         """Whether this is an answer to a calibration prompt, and no traffic."""
         return self.decision.fallback == CALIBRATION
+
+    @property
+    def is_background(self) -> bool:
+        """Whether no client asked for this answer: it is a calibration's, or the second answer of a pair."""
+        return self.decision.fallback in BACKGROUND
 
     @property
     def mean_score(self) -> float | None:

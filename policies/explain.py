@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import structs
 
 from policies.evaluation.kind_figures import Figures
-from policies.events import CALIBRATION, FORCED, Decision, Record
+from policies.events import CALIBRATION, FORCED, PAIR, Decision, Record
 from policies.profiling.forecast import SUFFICIENT
 
 FALLBACKS = {  # Decision.fallback in words
@@ -19,13 +19,16 @@ FALLBACKS = {  # Decision.fallback in words
 
 
 def explain(
-    record: Record, of_kind: Mapping[str, Figures] | None = None
+    record: Record,
+    of_kind: Mapping[str, Figures] | None = None,
+    other: Record | None = None,
 ) -> dict[str, Any]:
     """The reasons for a decision, the estimate of each arm, the outcome and the feedback, as plain data.
 
     Args:
         record: of the decision.
         of_kind: what the latest decisions of this kind show of each arm now; the decision may not have known it.
+        other: of the other decision of a pair, if there is one.
     """
     decision = record.decision
     profile = asdict(decision.profile)
@@ -67,9 +70,40 @@ def explain(
             arm: asdict(figures) for arm, figures in of_kind.items()
         }
         explained["summary"] += " " + kind_summary(decision, of_kind)
+    if decision.pair:
+        explained["pair"] = _pair(decision, other)
+        explained["summary"] += " " + _pair_summary(decision, other)
     if decision.rule and decision.fallback != FORCED:
         explained["first_day"] = _first_day(decision)
     return explained
+
+
+def _pair(decision: Decision, other: Record | None) -> dict[str, Any]:
+    """The other decision of a pair: its id, its arm and its scores; None where there is no such decision."""
+    return {
+        "this_answer": "second" if decision.fallback == PAIR else "first",
+        "other_decision_id": decision.pair if other else None,
+        "other_model": other.decision.arm if other else None,
+        "other_score": other.mean_score if other else None,
+    }
+
+
+def _pair_summary(decision: Decision, other: Record | None) -> str:
+    """The other answer of a pair in one sentence."""
+    if decision.fallback == PAIR:
+        first = f" by {other.decision.arm}" if other else ""
+        return (
+            f"The client got the first answer{first}, of the decision {decision.pair}."
+        )
+    if other is None:
+        return (
+            "It was served without exploration, because a second answer was planned; so far there is no second "
+            "answer."
+        )
+    return (
+        f"It was served without exploration, because {other.decision.arm} gave a second answer in the background, "
+        f"with the decision {decision.pair}; the judge grades both."
+    )
 
 
 def kind_summary(decision: Decision, of_kind: Mapping[str, Figures]) -> str:
@@ -158,7 +192,12 @@ def summary(decision: Decision) -> str:
                 f"No client asked: {decision.arm} answered a calibration prompt, as each size does.",
             ]
         )
-    if decision.fallback:
+    if decision.fallback == PAIR:
+        sentences.append(
+            "No client got this answer: it is a second answer to a client's request, given in the background to be "
+            "graded."
+        )
+    elif decision.fallback:
         sentences.append(
             FALLBACKS.get(
                 decision.fallback, f"Another way was taken: {decision.fallback}."

@@ -16,13 +16,15 @@ from deployments.dispatch.circuit_breaker import Breaker
 from deployments.dispatch.router_client import RouterClient
 from deployments.models.handle import Body, CompleteMethod
 from deployments.models.report import ModelError, ModelReport
+from policies.events import Decision, Outcome
+from policies.types import Arm
 
 IDLE_S = 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class BackgroundAnswer:
-    """A complete answer to a chat.
+    """A complete answer.
 
     Attributes:
         payload: the bytes that a client would have got.
@@ -36,6 +38,34 @@ class BackgroundAnswer:
     report: ModelReport
     latency_s: float
     waited_s: float
+
+    def outcome(
+        self, decision: Decision, arm: Arm, flaw: str, keep_text: bool
+    ) -> Outcome:
+        """The outcome of the decision that this answers.
+
+        Args:
+            decision: about this answer.
+            arm: the arm that answered, with its prices.
+            flaw: the answer's visible flaw; "" for none.
+            keep_text: whether the text may be stored.
+        """
+        report = self.report
+        cost_usd = (
+            report.prompt_tokens * arm.prompt_price_usd
+            + report.output_tokens * arm.output_price_usd
+        )
+        return Outcome(
+            decision_id=decision.id,
+            latency_s=self.latency_s,
+            waited_s=self.waited_s,
+            prompt_tokens=report.prompt_tokens,
+            output_tokens=report.output_tokens,
+            cost_usd=cost_usd,
+            finish_reason=report.finish_reason,
+            flaw=flaw,
+            answer=self.text if keep_text else "",
+        )
 
 
 class ModelFailedError(Exception):
@@ -94,8 +124,13 @@ class BackgroundCalls:
         """The text of an answer; see `ask`."""
         return (await self.ask(arm, body)).text
 
-    async def ask(self, arm: str, body: Body) -> BackgroundAnswer:
-        """Ask an arm for one answer to a chat, with batch priority. Its outcome is not reported.
+    async def ask(self, arm: str, body: Body, task: str = "chat") -> BackgroundAnswer:
+        """Ask an arm for one answer in one piece, with batch priority. Its outcome is not reported.
+
+        Args:
+            arm: which to ask.
+            body: a request in OpenAI's shape that asks for no stream.
+            task: "chat" or "completion".
 
         Raises:
             FullError: there is no room in the arm's queue.
@@ -109,11 +144,12 @@ class BackgroundCalls:
         self._router_client.in_flight[arm] += 1
         reply = None
         try:
-            reply = (await self._method(arm)).remote("chat", body)
+            reply = (await self._method(arm)).remote(task, body)
             payload, report = await reply
             if report is not None and report.error is not None:
                 raise ModelFailedError(report.error)
-            content = json.loads(payload)["choices"][0]["message"]["content"]
+            choice = json.loads(payload)["choices"][0]
+            content = choice["message"]["content"] if task == "chat" else choice["text"]
             return BackgroundAnswer(
                 payload=payload,
                 text=str(content or ""),

@@ -171,22 +171,9 @@ class CalibrationWorker:
     def _outcome(
         self, task: Task, decision: Decision, body: Body, answer: BackgroundAnswer
     ) -> Outcome:
-        arm = self._arms[task.arm]
-        report = answer.report
-        cost_usd = (
-            report.prompt_tokens * arm.prompt_price_usd
-            + report.output_tokens * arm.output_price_usd
-        )
-        return Outcome(
-            decision_id=decision.id,
-            latency_s=answer.latency_s,
-            waited_s=answer.waited_s,
-            prompt_tokens=report.prompt_tokens,
-            output_tokens=report.output_tokens,
-            cost_usd=cost_usd,
-            finish_reason=report.finish_reason,
-            flaw=self._flaw_of(body, answer.payload, report.finish_reason),
-            answer=answer.text if self._router_client.store_text else "",
+        flaw = self._flaw_of(body, answer.payload, answer.report.finish_reason)
+        return answer.outcome(
+            decision, self._arms[task.arm], flaw, self._router_client.store_text
         )
 
     async def _score(self, task: Task, answer: str) -> float | None:

@@ -28,13 +28,15 @@ from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import ProfileItem, TextProfiler, count_tokens
 from deployments.router.interface import RouterHandle
 from deployments.settings import GatewaySettings, Tuning
+from policies.base import Policy
+from policies.baselines import Uniform
 from policies.budget import IngressPacer
 from policies.constraints import Exclusion
-from policies.events import CALIBRATION, Decision, Outcome
+from policies.events import CALIBRATION, PAIR, Decision, Outcome
 from policies.objectives import paced, with_text_sensitivity
 from policies.profiling import features
 from policies.profiling.forecast import Forecaster
-from policies.registry import make_policy
+from policies.registry import RULES, make_policy
 from policies.types import ModelState, Objective, Request, TaskProfile
 
 REFRESH_EVERY_S = 1.0
@@ -258,23 +260,52 @@ class RouterClient:
         return self._decide_on_snapshot([replace(request, fallback=fallback)], rank)[0]
 
     def _decide_on_snapshot(
-        self, requests: list[Request], rank: int = NORMAL
+        self, requests: list[Request], rank: int = NORMAL, rule: Policy | None = None
     ) -> list[Decision]:
-        """Decisions with the load of this ingress now, and that of the others as of the last snapshot."""
+        """Decisions with the load of this ingress now, and that of the others as of the last snapshot.
+
+        Args:
+            requests: what to decide.
+            rank: priority of the requests (admission.py).
+            rule: decides in place of the champion.
+        """
         states = self._states_now(rank)
         requests = paced(with_text_sensitivity(requests), self._pacer.cost_weight)
-        decided = self._local_policy.decide(
-            requests, states, self._rng, self._local_sequence
-        )
+        policy = rule or self._local_policy
+        version = f"{rule.name}-v0" if rule else self._local_policy_version
+        decided = policy.decide(requests, states, self._rng, self._local_sequence)
         self._local_sequence += len(decided)
         decisions = [
-            decision.made(request, self._local_policy_version, time.time())
+            decision.made(request, version, time.time())
             for decision, request in zip(decided, requests, strict=True)
         ]
         for decision in decisions:
             if decision.arm:
                 self._pacer.decided(decision)
         return decisions
+
+    def pair_decision(self, first: Decision, request: Request) -> Decision:
+        """The decision which arm gives a second answer in the background; its arm is "" if the limits exclude all.
+
+        The champion draws the arm as for an answer that will be scored. If the champion is a rule, which explores
+        nothing, the arm is drawn uniformly. No client may score the answer, which it does not get.
+
+        Args:
+            first: the decision about the first answer.
+            request: the client's request, with the arms that cannot be asked as `unavailable`.
+        """
+        request = replace(
+            request,
+            id=first.pair,
+            pair=first.id,
+            fallback=PAIR,
+            owner="",
+            score_chance=1.0,
+            explore=0.0,
+        )
+        policy = self._local_policy
+        rule = Uniform(policy.arms) if policy.name in RULES else None
+        return self._decide_on_snapshot([request], BATCH, rule)[0]
 
     def calibration_decision(self, request: Request, arm: str) -> Decision:
         """The record that an arm answers a calibration prompt.

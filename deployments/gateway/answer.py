@@ -12,13 +12,14 @@ from msgspec import structs
 from deployments.dispatch.dispatcher import Answer, Call, Dispatcher
 from deployments.dispatch.router_client import RouterClient
 from deployments.gateway.answer_checks import AnswerChecker
-from deployments.gateway.judge import Judge
 from deployments.gateway.streaming import (
     DeadlineStreamingResponse,
     event,
     public_error,
     stream_error,
 )
+from deployments.judging.judge import Judge
+from deployments.judging.pairs import Pairs
 from deployments.models.handle import ModelStream
 from deployments.models.report import ModelError, ModelReport
 from policies.events import FORCED, Decision, Outcome
@@ -34,6 +35,7 @@ class AnswerRelay:
         dispatcher: takes the outcomes and frees the slots of the models.
         router_client: holds the timeouts and says whether the text of answers is stored.
         judge: is offered the complete answers that it samples.
+        pairs: begins a second answer when the first one is complete.
         arms: all models by name, with their prices.
     """
 
@@ -42,11 +44,13 @@ class AnswerRelay:
         dispatcher: Dispatcher,
         router_client: RouterClient,
         judge: Judge,
+        pairs: Pairs,
         arms: Mapping[str, Arm],
     ):
         self._dispatcher = dispatcher
         self._router_client = router_client
         self._judge = judge
+        self._pairs = pairs
         self._arms = arms
 
     def respond(self, answer: Answer, call: Call) -> Response:
@@ -66,11 +70,12 @@ class AnswerRelay:
                     Outcome(decision.id, _outcome_status(error), latency_s=took_s),
                 )
                 return JSONResponse(error.body(), error.status, headers)
-            keep_text = self._router_client.store_text or self._judge.picks(decision)
+            graded = self._judge.picks(decision) or decision.pair != ""
+            keep_text = self._router_client.store_text or graded
             checker = AnswerChecker(call.task, call.body, keep_text)
             if answer.rest is not None:
                 return DeadlineStreamingResponse(
-                    self._stream(answer, answer.rest, checker),
+                    self._stream(answer, answer.rest, checker, call),
                     headers,
                     self._router_client.tuning.answer_timeout_s,
                     lambda: self._abandon(answer, "disconnected"),
@@ -78,13 +83,14 @@ class AnswerRelay:
             checker.feed(payload)
             outcome = self._outcome(answer, report or ModelReport(), 0.0, checker)
             self._dispatcher.finish(decision, outcome)
+            self._pairs.begin(decision, call, outcome, checker.text)
             return Response(payload, media_type="application/json", headers=headers)
         except BaseException:
             self._abandon(answer, "error")
             raise
 
     async def _stream(
-        self, answer: Answer, rest: ModelStream, checker: AnswerChecker
+        self, answer: Answer, rest: ModelStream, checker: AnswerChecker, call: Call
     ) -> AsyncGenerator[bytes]:
         """Yield the bytes of a stream for the client, and report its outcome at the end.
 
@@ -92,6 +98,7 @@ class AnswerRelay:
             answer: the answer, which is a stream.
             rest: its items after the first one.
             checker: reads the answer as well.
+            call: the request.
         """
         decision = answer.decision
         tuning = self._router_client.tuning
@@ -136,6 +143,8 @@ class AnswerRelay:
             self._dispatcher.finish(
                 decision, structs.replace(outcome, latency_s=latency_s)
             )
+            if outcome.status == "ok":
+                self._pairs.begin(decision, call, outcome, checker.text)
 
     def _abandon(self, answer: Answer, status: str) -> None:
         """Cancel an answer and report it with this status, unless its outcome has been reported already."""

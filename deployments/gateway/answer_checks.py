@@ -122,7 +122,7 @@ class AnswerChecker:
 
 
 def flaw_of(body: Body, payload: bytes, finish_reason: str) -> str:
-    """The visible flaw of a whole answer to a chat; see AnswerChecker.defect."""
+    """The visible flaw of a whole answer to a chat or a completion; see AnswerChecker.defect."""
     checker = AnswerChecker("chat", body)
     checker.feed(payload)
     return checker.defect(finish_reason)

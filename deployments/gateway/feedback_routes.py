@@ -144,10 +144,11 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
             raise _no_such_decision(decision_id)
         if identity_of(http).scorer not in (record.decision.owner, ANY_OWNER):
             raise _no_such_decision(decision_id)
+        pair = record.decision.pair
+        other = await find_record(pair) if pair else None
         kind = record.decision.profile.kind
-        return explain(
-            record, await _ask(router_client.router.kind_figures.remote(kind))
-        )
+        figures = await _ask(router_client.router.kind_figures.remote(kind))
+        return explain(record, figures, other)
 
     @app.get("/v1/router/state")
     async def state() -> dict[str, object]:

@@ -26,7 +26,6 @@ from deployments.gateway.answer_checks import flaw_of
 from deployments.gateway.calibration_routes import add_calibration_routes
 from deployments.gateway.direct_route import BoundedRoute, DirectRoute
 from deployments.gateway.feedback_routes import add_router_routes
-from deployments.gateway.judge import Judge
 from deployments.gateway.schemas import (
     AnyRequest,
     ChatRequest,
@@ -34,9 +33,12 @@ from deployments.gateway.schemas import (
     EmbeddingRequest,
 )
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
+from deployments.judging.judge import Judge
+from deployments.judging.pairs import Pairs
 from deployments.models.grammar import is_constrained
 from deployments.models.handle import ModelHandle
 from deployments.observability import logs
+from deployments.observability.metrics import PairTelemetry
 from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import ProfileItem
 from deployments.router.interface import RouterHandle
@@ -86,8 +88,16 @@ class Ingress:
             lambda items: self.router_client.router.feedback.remote(items, ""),
             lambda: self.router_client.scored,
         )
+        self.pairs = Pairs(
+            self.judge,
+            self.router_client,
+            background,
+            self._arms,
+            flaw_of,
+            PairTelemetry().count,
+        )
         self.relay = AnswerRelay(
-            self.dispatcher, self.router_client, self.judge, self._arms
+            self.dispatcher, self.router_client, self.judge, self.pairs, self._arms
         )
         self.calibration = CalibrationWorker(
             self.router_client, background, self._arms, flaw_of, self.judge.score
@@ -114,7 +124,11 @@ class Ingress:
             self.tracker.start.remote()
 
     async def __del__(self) -> None:
-        """Serve awaits this after the last answer. Outcomes that are queued get some time to reach the router."""
+        """Serve awaits this after the last answer. Second answers are cancelled, and outcomes that are queued get some
+        time to reach the router.
+        """
+        if hasattr(self, "pairs"):
+            await self.pairs.close()
         if hasattr(self, "router_client"):
             await self.router_client.outcomes.drain(REPORT_TIMEOUT_S)
 
@@ -207,14 +221,18 @@ class Ingress:
         rank = request.rank()
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, rank)
+        body = request.body()
+        constrained = is_constrained(body)
         with self.dispatcher.admission.deciding():
             owner = identity_of(http).name
             asked = await self._profiled(task, request, objective, forced, owner)
+            asked = self.pairs.announce(asked, constrained)
+            if not asked.pair:
+                asked = self.judge.announce(asked)
             decision = await self.router_client.decide(asked, rank)
         if not decision.arm:
             raise _no_model(decision)
-        body = request.body()
-        call = Call(task, asked, body, rank, request_id, is_constrained(body))
+        call = Call(task, asked, body, rank, request_id, constrained)
         answer = await self.dispatcher.ask(decision, call)
         return self.relay.respond(answer, call)
 
@@ -231,7 +249,7 @@ class Ingress:
         item = ProfileItem(text, context, messages, task, request.limit())
         profile, fallback = await self.router_client.profile(item)
         prompt_hash, prompt = self.router_client.prompt_fields(context)
-        asked = Request(
+        return Request(
             id=self.router_client.new_id(),
             profile=profile,
             objective=objective,
@@ -242,7 +260,6 @@ class Ingress:
             owner=owner,
             score_chance=self.router_client.scoring_rate(owner),
         )
-        return self.judge.announce(asked)
 
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
         """The objective of a request, and whether the client named the model itself."""

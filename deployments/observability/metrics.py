@@ -12,7 +12,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from policies.evaluation.kind_figures import FigureTable
 from policies.events import (
     ACCEPTED,
-    CALIBRATION,
+    BACKGROUND,
     PENDING,
     Decision,
     Feedback,
@@ -143,8 +143,8 @@ class Telemetry:
             tokens[arm, "prompt"] += outcome.prompt_tokens
             tokens[arm, "output"] += outcome.output_tokens
             costs[arm] += outcome.cost_usd
-            # calibrations wait for idle capacity, so clients never see their latency
-            if outcome.status == "ok" and decision.fallback != CALIBRATION:
+            # background answers wait for idle capacity, and clients never see their latency
+            if outcome.status == "ok" and decision.fallback not in BACKGROUND:
                 self._latency.observe(max(outcome.latency_s, 1e-9), {"arm": arm})
                 if outcome.ttft_s > 0:
                     self._ttft.observe(outcome.ttft_s, {"arm": arm})
@@ -273,6 +273,21 @@ class KindGauges:
 def _label(source: str) -> str:
     """Label of a source; clients choose the names of sources, so only a few have one of their own."""
     return source if source in SOURCES else "other"
+
+
+class PairTelemetry:
+    """An ingress's metrics of second answers in the background (judging/pairs.py)."""
+
+    def __init__(self) -> None:
+        self._pairs = Counter(
+            "router_pairs",
+            "Requests that were picked for a second answer, by what became of it.",
+            ("result",),
+        )
+
+    def count(self, result: str) -> None:
+        """Count one; `result` is one of a fixed list."""
+        self._pairs.inc(1, {"result": result})
 
 
 class TrackerTelemetry:

@@ -181,6 +181,7 @@ class RouterSummary:
         counts["routed"] = self.totals.routed.decisions
         counts["forced"] = self.totals.forced.decisions
         counts["calibration"] = self.totals.calibrated.decisions
+        counts["pair"] = self.totals.paired.decisions
         return counts
 
 

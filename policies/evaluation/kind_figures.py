@@ -4,7 +4,8 @@ the notebook all read them from here.
 The words, which mean the same on every surface:
 
 decision: one choice of an arm. A failover or a hedge is a second decision on the same request.
-routed: the router chose the arm. The client named the arm of a forced decision. No client asked for a calibration.
+routed: the router chose the arm. The client named the arm of a forced decision. No client asked for a calibration, or
+    for the second answer of a pair.
 answer: a decision that ended with the status ok or error. A client that left, or a request that was wrong or found no
     room, shows nothing of the arm.
 score: what one source gives for one decision. A correction replaces it and is no second score.
@@ -25,7 +26,15 @@ from math import fsum, sqrt
 import msgspec
 
 from policies.coverage import FeedbackCoverage
-from policies.events import NOT_ROUTED, Decision, Event, Outcome, Record, is_derived
+from policies.events import (
+    NOT_ROUTED,
+    PAIR,
+    Decision,
+    Event,
+    Outcome,
+    Record,
+    is_derived,
+)
 from policies.profiling.features import KINDS
 
 SIZE = 2000  # decisions in a window
@@ -103,7 +112,7 @@ def known_kind(kind: str) -> str:
 
 
 def is_routed(decision: Decision) -> bool:
-    """Whether the router chose the arm."""
+    """Whether the router chose the arm for a client."""
     return decision.fallback not in NOT_ROUTED
 
 
@@ -316,9 +325,10 @@ class RecentFigures:
     def record(self, event: Event, record: Record) -> None:
         """Take in an event that has changed this decision record.
 
-        An event of an older decision is ignored, and so is a calibration, whose latency is not that of traffic.
+        An event of an older decision is ignored, and so is an answer that no client asked for: its latency is not that
+        of traffic.
         """
-        if record.is_calibration:
+        if record.is_background:
             return
         decision_id = record.decision.id
         if isinstance(event, Decision) or decision_id in self._records:
@@ -370,17 +380,20 @@ class Counts(msgspec.Struct):
 
 
 class Totals(msgspec.Struct):
-    """The counts of routed decisions, of forced ones, and of calibrations."""
+    """The counts of routed decisions, of forced ones, of calibrations, and of second answers in the background."""
 
     routed: Counts = msgspec.field(default_factory=Counts)
     forced: Counts = msgspec.field(default_factory=Counts)
     calibrated: Counts = msgspec.field(default_factory=Counts)
+    paired: Counts = msgspec.field(default_factory=Counts)
 
     def add(self, event: Event, record: Record) -> None:
         """Count an event that has changed this decision record."""
         counts = self.routed if is_routed(record.decision) else self.forced
         if record.is_calibration:
             counts = self.calibrated
+        elif record.decision.fallback == PAIR:
+            counts = self.paired
         counts.add(event, record)
 
     def copy(self) -> "Totals":
@@ -389,6 +402,7 @@ class Totals(msgspec.Struct):
             msgspec.structs.replace(self.routed),
             msgspec.structs.replace(self.forced),
             msgspec.structs.replace(self.calibrated),
+            msgspec.structs.replace(self.paired),
         )
 
     def of_all(self) -> Counts:
@@ -400,6 +414,7 @@ class Totals(msgspec.Struct):
                     msgspec.structs.astuple(self.routed),
                     msgspec.structs.astuple(self.forced),
                     msgspec.structs.astuple(self.calibrated),
+                    msgspec.structs.astuple(self.paired),
                     strict=True,
                 )
             )

@@ -80,7 +80,7 @@ class Window:
     def add(self, event: Event, record: Record) -> None:
         """Add an event that changed a record, with that record."""
         self._totals.add(event, record)
-        if record.is_calibration:
+        if record.is_background:
             return
         routed = is_routed(record.decision)
         if isinstance(event, Decision):

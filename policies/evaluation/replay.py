@@ -16,6 +16,7 @@ from policies.events import (
     CALIBRATION,
     FORCED,
     NOT_ROUTED,
+    PAIR,
     ArmEstimate,
     Decision,
     Record,
@@ -105,6 +106,10 @@ def _unusable(decision: Decision, after: int) -> str:
         return "the client chose the model"
     if decision.fallback == CALIBRATION:
         return "a calibration"
+    if (
+        decision.fallback == PAIR
+    ):  # drawn among the arms that did not give the first answer
+        return "a second answer in the background"
     if decision.fallback in NOT_DRAWN:
         return "a second attempt"
     if decision.sequence <= after:

@@ -23,8 +23,11 @@ class ScoringRates:
         self._counts: OrderedDict[str, Counts] = OrderedDict()
 
     def record(self, event: Event, record: Record) -> None:
-        """Count an answer, or the first score that a key gives for one of its answers. Calibrations do not count."""
-        if record.is_calibration:
+        """Count an answer, or the first score that a key gives for one of its answers.
+
+        Answers that no client asked for do not count.
+        """
+        if record.is_background:
             return
         owner = record.decision.owner
         if isinstance(event, Decision):

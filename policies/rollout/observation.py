@@ -47,7 +47,7 @@ class Observation(msgspec.Struct):
     agreed: those for which both choose the same arm.
     chosen, by_rule: by arm, how often the policy and the rule chose it.
     scored: by arm, the number of answers with a score from which the policy has learned meanwhile. Requests whose
-        client named the model are among them.
+        client named the model, and answers that no client asked for, are among them.
     earlier, latest: the last full block of requests, and the block that is being filled.
     """
 

@@ -57,6 +57,8 @@ class RewardSampler:
         whole = self._request(record)
         if whole is None or isinstance(event, Decision) or not is_unflawed(whole):
             return whole
+        if whole.is_background:  # no answer to a client
+            return whole
         if isinstance(event, Outcome):
             self._count(whole, FeedbackCoverage.add_answer)
         if whole.vote is not None and whole.decision.id not in self._counted:

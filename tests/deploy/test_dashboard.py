@@ -15,7 +15,11 @@ import pytest
 import ray
 import yaml
 
-from deployments.observability.metrics import Telemetry, TrackerTelemetry
+from deployments.observability.metrics import (
+    PairTelemetry,
+    Telemetry,
+    TrackerTelemetry,
+)
 from policies.evaluation.kind_figures import Figures, FigureTable
 from policies.events import Decision, Feedback, Outcome, Record
 from policies.types import ModelState, Objective
@@ -79,7 +83,7 @@ OTHERS = {
 def metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, Metric]:
     """The metrics of deployments/observability/metrics.py."""
     made = record(monkeypatch)
-    Telemetry(), TrackerTelemetry()
+    Telemetry(), PairTelemetry(), TrackerTelemetry()
     return made
 
 
@@ -203,8 +207,12 @@ def test_the_alerts_fire_when_they_must(tmp_path: Path) -> None:
     assert promtool("test", "rules", "alerts.test.yml").returncode == 1
 
 
-def record_traffic(telemetry: Telemetry, tracker: TrackerTelemetry) -> None:
+def record_traffic(
+    telemetry: Telemetry, pairs: PairTelemetry, tracker: TrackerTelemetry
+) -> None:
     """Record half a second of good and bad traffic."""
+    for result in ("asked", "graded", "busy"):
+        pairs.count(result)
     profile = make_profile()
     for arm, status, fallback in (
         ("small", "ok", ""),
@@ -244,13 +252,14 @@ def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     program = debian("prometheus", "prometheus")
     made = record(monkeypatch)
     telemetry = Telemetry()
+    pairs = PairTelemetry()
     tracker = TrackerTelemetry()
     turns = 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             nonlocal turns
-            record_traffic(telemetry, tracker)
+            record_traffic(telemetry, pairs, tracker)
             turns += 1
             lines = [line for metric in made.values() for line in metric.lines()]
             for name, tags in OTHERS.items():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from deployments.router.actor import Router
 from policies.budget import BudgetPacer, IngressPacer
-from policies.events import CALIBRATION, FORCED, ArmEstimate, Decision, Outcome
+from policies.events import CALIBRATION, FORCED, PAIR, ArmEstimate, Decision, Outcome
 from policies.objectives import paced
 from policies.types import Objective
 from tests.support.gateway import Gateway, eventually
@@ -185,6 +186,22 @@ def test_forced_requests_and_calibrations_do_not_count(fallback: str) -> None:
         r.objective.cost_weight
         for r in paced([forced, replace(forced, forced=False)], 2.0)
     ] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("fallback", ["model", "hedge", PAIR])
+def test_a_second_decision_adds_its_cost_and_no_request(fallback: str) -> None:
+    """The ceiling is that of the request, whose answers it pays for."""
+    pacer = BudgetPacer(1.0)
+    first = Decision(
+        "d", "a", 0, "", PROFILE, Objective(), (ArmEstimate("a", cost_usd=1.0),)
+    )
+    pacer.decided(first)
+    pacer.finished(first, Outcome("d", cost_usd=1.0))
+    second = structs.replace(first, id="e", fallback=fallback)
+    pacer.decided(second)
+    pacer.finished(second, Outcome("e", cost_usd=0.25))
+    assert (pacer.requests, pacer.spent_usd) == (1, pytest.approx(1.25))
+    assert pacer.account == pytest.approx(0.25)
 
 
 def test_a_restored_pacer_goes_on() -> None:

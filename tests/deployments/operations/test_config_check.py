@@ -8,12 +8,13 @@ import httpx
 import psutil
 import pytest
 import yaml
+from pydantic import ValidationError
 from ray.serve._private.constants import DEFAULT_GRACEFUL_SHUTDOWN_TIMEOUT_S
 
 from deployments.operations import haproxy, launcher
 from deployments.operations.config_check import check_config
 from deployments.operations.launcher import load
-from deployments.settings import GatewaySettings, Tuning, latest
+from deployments.settings import GatewaySettings, Tuning, explain, latest
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("serve_config.yaml", "serve_config.gpu.yaml")
@@ -189,6 +190,33 @@ def test_check_names_the_unknown_key_and_the_nearest_valid_one(tmp_path: Path) -
         SystemExit, match=r"max_queued_request'; did you mean 'max_queued_requests'"
     ):
         load(path, tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "words"),
+    [
+        ({"pair_rate": 0.02}, "unknown key 'pair_rate'; it belongs under 'judge'"),
+        ({"judge": {"pair_rate": 1.5}}, "judge.pair_rate: Input should be less than"),
+        ({"judge": {"pair_rate": -0.1}}, "judge.pair_rate: Input should be greater"),
+        ({"judge": {"share": 0}}, "share and pair_rate are both 0"),
+        ({"judge": {"pair_rate": 0.1, "calls_per_hour": 1}}, "two grades a pair"),
+        ({"judge": {"pair_rate": 0.1, "waiting": 1}}, "two grades a pair"),
+        ({"judge": {"pair_rates": 0.1}}, "did you mean 'pair_rate'?"),
+    ],
+)
+def test_pairs_that_cannot_work_are_refused(tuning: dict[str, Any], words: str) -> None:
+    """The error says what to change. Pairs without a judge cannot be written: the rate is a setting of the judge."""
+    with pytest.raises(ValidationError) as error:
+        Tuning.model_validate(tuning)
+    assert words in explain(error.value)
+
+
+def test_pairs_may_be_all_that_a_judge_grades() -> None:
+    """After the first scores; and by default there are none."""
+    judge = Tuning.model_validate({"judge": {"share": 0, "pair_rate": 1}}).judge
+    assert judge is not None and (judge.share, judge.pair_rate) == (0, 1)
+    judge = Tuning.model_validate({"judge": {}}).judge
+    assert judge is not None and judge.pair_rate == 0
 
 
 def test_reload_applies_only_what_has_changed(

@@ -2,7 +2,8 @@
 
 The judge uses the largest model, or any OpenAI-compatible endpoint. Its score is feedback of the source `judge`. Its
 own calls go to that model directly: they are not routed, recorded or judged. Questions and answers are kept in memory
-only, until they are graded. Answers that exceed the queue or the budget are not judged.
+only, until they are graded. Answers that exceed the queue or the budget are not judged. pairs.py reserves the calls
+for the two answers of a pair.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import httpx
 
@@ -63,8 +64,29 @@ def question_of(body: Body) -> str:
     return "\n\n".join(texts) or str(body.get("prompt") or "")
 
 
+@dataclass(frozen=True, eq=False)
+class _Ungraded:
+    """An answer that waits to be graded.
+
+    decision_id: of the answer. question, answer: what the judge reads.
+    on_score: called when the router has the score.
+    """
+
+    decision_id: str
+    question: str
+    answer: str
+    on_score: Callable[[], None]
+
+
+def _ignore() -> None:
+    pass
+
+
 class Judge:
     """The judge of one ingress replica.
+
+    Attributes:
+        settings: None while the judge is off.
 
     Args:
         ask_model: asks a model of this gateway, by its name, for one answer to a chat.
@@ -83,18 +105,18 @@ class Judge:
         self._ask_model = ask_model
         self._largest = largest
         self._submit = submit
-        self._settings: JudgeSettings | None = None
+        self.settings: JudgeSettings | None = None
         self._scored = scored
         # ids of the latest requests whose answers will be graded
         self._announced: OrderedDict[str, None] = OrderedDict()
-        # each with its decision's id, the question and the answer
-        self._queue: deque[tuple[str, str, str]] = deque()
+        self._queue: deque[_Ungraded] = deque()
+        self._reserved = 0  # calls that are kept for answers which are not queued yet
         self._calls_s: deque[float] = deque()  # times of the last hour's calls
         self._worker: asyncio.Task[None] | None = None
 
     def configure(self, settings: JudgeSettings | None) -> None:
         """Apply changed settings; None switches the judge off."""
-        self._settings = settings
+        self.settings = settings
         if settings is None:
             self._queue.clear()
 
@@ -104,16 +126,16 @@ class Judge:
         A second attempt belongs to the request of its first decision.
         """
         first = (decision.retry_of or decision.id).removesuffix(LOCAL_SUFFIX)
-        return self._settings is not None and first in self._announced
+        return self.settings is not None and first in self._announced
 
     def announce(self, request: Request) -> Request:
         """The request with its chance to be scored, if its answer will be graded."""
-        settings = self._settings
+        settings = self.settings
         if (
             settings is None
             or request.forced
             or not sampled(request.id, self._share(settings))
-            or not self._has_budget(settings)
+            or not self.has_budget(1)
         ):
             return request
         self._announced[request.id] = None
@@ -126,21 +148,53 @@ class Judge:
         """Share of the answers that are graded now."""
         return 1.0 if self._scored() < settings.first else settings.share
 
-    def _has_budget(self, settings: JudgeSettings) -> bool:
-        """Whether one more answer may be queued."""
+    def has_budget(self, answers: int) -> bool:
+        """Whether so many more answers may be queued."""
+        settings = self.settings
+        if settings is None:
+            return False
         now = time.monotonic()
         while self._calls_s and now - self._calls_s[0] > 3600:
             self._calls_s.popleft()
-        if len(self._queue) >= settings.waiting:
+        waiting = len(self._queue) + self._reserved + answers
+        if waiting > settings.waiting:
             return False
-        return len(self._calls_s) + len(self._queue) < settings.calls_per_hour
+        return len(self._calls_s) + waiting <= settings.calls_per_hour
 
-    def offer(self, decision: Decision, body: Body, answer: str) -> bool:
-        """Queue an answer for the judge, without waiting; False if the queue is full or the budget is used up."""
-        settings = self._settings
-        if settings is None or not answer.strip() or not self._has_budget(settings):
+    def reserve(self, answers: int) -> bool:
+        """Keep the calls for so many answers, which `offer_reserved` or `release` take; False without the budget."""
+        if not self.has_budget(answers):
             return False
-        self._queue.append((decision.id, question_of(body)[-CHARS:], answer[:CHARS]))
+        self._reserved += answers
+        return True
+
+    def release(self) -> None:
+        """Give back the call that was kept for one answer."""
+        self._reserved -= 1
+
+    def offer_reserved(
+        self,
+        decision: Decision,
+        body: Body,
+        answer: str,
+        on_score: Callable[[], None],
+    ) -> bool:
+        """Queue an answer whose call was reserved; see `offer`. `on_score` is called when the router has its score."""
+        self.release()
+        return self.offer(decision, body, answer, on_score)
+
+    def offer(
+        self,
+        decision: Decision,
+        body: Body,
+        answer: str,
+        on_score: Callable[[], None] = _ignore,
+    ) -> bool:
+        """Queue an answer for the judge, without waiting; False if the queue is full or the budget is used up."""
+        if not answer.strip() or not self.has_budget(1):
+            return False
+        question = question_of(body)[-CHARS:]
+        self._queue.append(_Ungraded(decision.id, question, answer[:CHARS], on_score))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._work())
         return True
@@ -153,17 +207,17 @@ class Judge:
         Raises:
             Exception: the judge did not reply.
         """
-        settings = self._settings or JudgeSettings()
+        settings = self.settings or JudgeSettings()
         prompt = ASK.format(question=question[-CHARS:], answer=answer[:CHARS])
         async with asyncio.timeout(settings.timeout_s):
             return grade(await self._ask(settings, prompt))
 
     async def _work(self) -> None:
         """Judge the queued answers one after the other."""
-        while self._queue and (settings := self._settings) is not None:
-            decision_id, question, answer = self._queue.popleft()
+        while self._queue and (settings := self.settings) is not None:
+            item = self._queue.popleft()
             self._calls_s.append(time.monotonic())
-            prompt = ASK.format(question=question, answer=answer)
+            prompt = ASK.format(question=item.question, answer=item.answer)
             try:
                 async with asyncio.timeout(settings.timeout_s):
                     score = grade(await self._ask(settings, prompt))
@@ -171,9 +225,10 @@ class Judge:
                         log.warning("the judge's reply had no grade in it")
                         continue
                     feedback = Feedback(
-                        decision_id, score, SOURCE, time.time(), ANY_OWNER
+                        item.decision_id, score, SOURCE, time.time(), ANY_OWNER
                     )
                     await self._submit([feedback])
+                    item.on_score()
             except Exception as error:
                 log.warning("an answer was not judged (%s)", type(error).__name__)
 

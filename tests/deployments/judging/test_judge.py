@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from deployments.gateway.judge import Judge, grade
 from deployments.journal.ids import sampled
+from deployments.judging.judge import Judge, grade
 from deployments.models.report import ModelReport
 from deployments.settings import JudgeSettings
 from policies.events import Decision, Feedback

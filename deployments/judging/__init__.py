@@ -1,0 +1,1 @@
+"""Grading by the judge, and second answers to be graded."""
