@@ -81,7 +81,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
         recorded.
     scored: number of decisions that had a score when this one was made; the forgetting clock of quality. -1 if not
         recorded.
-    score_chance, explore: see Request.
+    score_chance, explore, paced_weight: see Request.
     expectations: of the policies with a role; empty if there is only a champion.
     retry_of: id of the request's first decision, if this is a second attempt.
     rule: the arm that the team's own rule chose for this request, while a policy is tried beside it
@@ -110,6 +110,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     expectations: tuple[Expectation, ...] = ()
     rule: str = ""
     shadow_estimates: tuple[ArmEstimate, ...] = ()
+    paced_weight: float = -1.0
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen arm; an empty estimate if the policy made none."""
@@ -143,6 +144,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             expectations=self.expectations,
             rule=self.rule,
             shadow_estimates=self.shadow_estimates,
+            paced_weight=request.paced_weight,
         )
 
     def tried_estimate(self, arm: str) -> ArmEstimate:

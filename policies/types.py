@@ -134,6 +134,7 @@ class Request:
     owner: name of the API key that sent the request; "" without keys.
     score_chance: probability that the answer gets a score, as far as it is known before the decision.
     explore: probability with which the arm is drawn uniformly from the eligible ones.
+    paced_weight: the part of the objective's cost weight that the budget pacer added; -1 if no pacer saw the request.
     """
 
     id: str
@@ -146,3 +147,4 @@ class Request:
     owner: str = ""
     score_chance: float = 1.0
     explore: float = 0.0
+    paced_weight: float = -1.0

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from assets.tasks import Task
 from benchmarks.client import Answer
@@ -144,3 +145,18 @@ class RecordedStream:
     tasks: tuple[Task, ...]
     models: tuple[str, ...]
     answers: list[list[RecordedAnswer]]
+
+    def scaled(self, factor: float) -> "RecordedStream":
+        """The same answers, with all latencies times a factor."""
+        answers = [
+            [
+                structs.replace(
+                    answer,
+                    ttft_s=answer.ttft_s * factor,
+                    latency_s=answer.latency_s * factor,
+                )
+                for answer in row
+            ]
+            for row in self.answers
+        ]
+        return RecordedStream(self.tasks, self.models, answers)

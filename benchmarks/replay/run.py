@@ -50,6 +50,12 @@ def parse_arguments() -> argparse.Namespace:
         default=Delays().refresh_s,
         help="pause between two snapshots of the ingress; 0: each decision uses all events",
     )
+    parser.add_argument(
+        "--latency-scale",
+        type=float,
+        default=1.0,
+        help="factor on all recorded latencies, for a recording that was made on a busy machine",
+    )
     parser.add_argument("--out", type=Path, help="also save all rows as parquet")
     return parser.parse_args()
 
@@ -80,6 +86,9 @@ def main() -> None:
     player = Player(
         *configured(arguments.config), Delays(refresh_s=arguments.refresh_s)
     )
+    streams = {
+        seed: stream.scaled(arguments.latency_scale) for seed, stream in streams.items()
+    }
     played = [
         player.play(stream, seed) for seed, stream in tqdm(streams.items(), unit="seed")
     ]
