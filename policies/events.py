@@ -185,7 +185,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class Feedback:
     """A score in [0, 1] for an answer, which may arrive late.
 
-    Each source has one vote for each decision: its score with the latest time_s.
+    Each source has one vote for each decision: its score with the latest time_s, and of two at the same time the lower.
 
     owner: name of the key that gives the score; must be the decision's owner, or ANY_OWNER.
     trusted: an operator vouches for the key (reputation.py).
