@@ -1,7 +1,7 @@
 """Expected latency and cost of each arm's answer: Bayesian linear models of the logarithms of its parts.
 
 Log TTFT and log TPOT depend on prompt length and load. The logarithm of the output tokens, less that of the usual
-number in the profile, depends on the features. Latency is the wait in the queue, which the dispatcher estimates, + TTFT
+number in the profile, depends on the features; the mean has a factor for long tails (smearing.py). Latency is the wait in the queue, which the dispatcher estimates, + TTFT
 + further tokens · TPOT. Cost is tokens · price. The variance of the latency follows from those of its logarithms to
 first order. The variance of the number of tokens is left out, because every answer teaches it.
 """
@@ -16,6 +16,7 @@ from policies.events import ArmEstimate, Decision, Outcome
 from policies.profiling.features import D
 from policies.thompson import kernels
 from policies.thompson.posterior import LinearPosterior
+from policies.thompson.smearing import ENOUGH, Smearing
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
 PRIOR_TTFT_S = 0.1
@@ -35,7 +36,8 @@ class LatencyModel:
             (float(arm.context_tokens), arm.prompt_price_usd, arm.output_price_usd)
             for arm in arms
         ]
-        self._terms = np.array(terms).T.copy()  # [3, K]
+        self._terms = np.array([*zip(*terms), [1.0] * len(terms)])  # [4, K]
+        self.smearing = Smearing(len(arms), forgetting)
         self.tokens = LinearPosterior(
             np.zeros((len(arms), D)), np.full(D, 1.0), 0.2, forgetting
         )
@@ -85,7 +87,31 @@ class LatencyModel:
             self.ttft.posterior(),
             self.tpot.posterior(),
         )
+        self._terms[3] = self.smearing.factors()
         return kernels.expect(features, asked, load, total, self._terms, *posteriors)
+
+    def recorded_factors(self) -> list[float]:
+        """[K] what a decision records of each arm's factor for long tails; 0 if it must not be learned from.
+
+        The factors are those of the last `expect`.
+        """
+        known = self.tokens.count >= ENOUGH
+        factors: list[float] = np.where(known, self._terms[3], 0.0).tolist()
+        return factors
+
+    def _learn_tail(self, arm: int, decision: Decision, outcome: Outcome) -> None:
+        """Compare an answer's length with the expected one, if no limit bounded the expectation."""
+        expected = decision.estimate().output_tokens
+        profile = decision.profile
+        room = self._terms[0, arm] - profile.prompt_tokens
+        limit = min(profile.max_output_tokens or inf, room)
+        if decision.smearing > 0 and 1.0 < expected < limit:
+            self.smearing.add(
+                arm,
+                outcome.output_tokens,
+                expected / decision.smearing,
+                decision.sequence,
+            )
 
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Learn from the duration and the length of an answer, as far as the outcome shows them.
@@ -116,13 +142,11 @@ class LatencyModel:
                 at,
                 weight=by_pace * min(1.0, (outcome.output_tokens - 1) / 8),
             )
-        if (
-            outcome.status == "ok"
-            and outcome.output_tokens
-            and _shows_length(decision, outcome)
-        ):
-            beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
-            self.tokens.add(arm, profile.features, beyond, at)
+        if outcome.status == "ok" and outcome.output_tokens:
+            self._learn_tail(arm, decision, outcome)
+            if _shows_length(decision, outcome):
+                beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
+                self.tokens.add(arm, profile.features, beyond, at)
 
 
 def _above_bound(

@@ -39,6 +39,7 @@ from policies.thompson.hierarchical_posterior import HierarchicalPosterior
 from policies.thompson.latency import UNKNOWN_STATE, LatencyModel
 from policies.thompson.posterior import LinearPosterior
 from policies.thompson.propensity import QUADRATURE
+from policies.thompson.smearing import Smearing
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
 CLOCK = "clock.latest"  # name of the array that holds the clock of scores
@@ -90,13 +91,16 @@ class Thompson:
             self.latency.tpot,
         )
         # The keys begin the names of the arrays in `state`.
-        self._parts: dict[str, LinearPosterior | Drift | Availability] = {
+        self._parts: dict[
+            str, LinearPosterior | Drift | Availability | Smearing
+        ] = {
             "quality": self.quality,
             "drift": self.drift,
             "availability": self.availability,
             "tokens": self.latency.tokens,
             "ttft": self.latency.ttft,
             "tpot": self.latency.tpot,
+            "smearing": self.latency.smearing,
         }
 
     def decide(
@@ -140,6 +144,7 @@ class Thompson:
         )
         estimates = list(map(ArmEstimate._make, fields))
         known = self.drift.known
+        smearing = self.latency.recorded_factors()
         decisions = []
         chosen = best.tolist()
         for i, (request, row, k) in enumerate(zip(requests, removed, chosen)):
@@ -155,6 +160,7 @@ class Thompson:
                 scored=self._scored,
                 score_chance=request.score_chance,
                 explore=request.explore,
+                smearing=smearing[k],
             )
             decisions.append(decision)
         return decisions
@@ -193,6 +199,7 @@ class Thompson:
         """See base.Policy."""
         self._scored = scored
         self.availability.advance(sequence)
+        self.latency.smearing.advance(sequence)
         for posterior in self._latencies:
             posterior.advance(sequence)
         self.quality.advance(sequence if scored < 0 else scored)
@@ -241,6 +248,7 @@ class Thompson:
         if k is None:
             return
         self.availability.discount(k, events)
+        self.latency.smearing.discount(k, events)
         for posterior in (self.quality, *self._latencies):
             posterior.discount(k, events)
 

@@ -1,0 +1,79 @@
+"""Smearing: the factor by which an arm's answers are longer, on the mean, than a log-normal model expects.
+
+The model of latency.py expects exp(mean + variance / 2) tokens. Where one answer in ten is thirty times as long, as with
+long reasoning, the logarithm of the length is not normal, and the mean is far above that. The factor
+
+    f = Σ actual tokens / Σ expected tokens
+
+corrects the mean whatever the distribution (the ratio form of Duan's smearing estimate, JASA 1983). Each decision
+records the factor in its estimate, so the expected tokens without it follow from the record alone, and events commute.
+The first answers of an arm do not count, because they were expected before anything was known of its lengths.
+"""
+
+import numpy as np
+
+from policies.types import Vector
+
+ENOUGH = 20.0  # answers of an arm whose lengths are known before the factor is learned
+PRIOR = 20.0  # answers for which the factor 1 counts
+LEAST, MOST = 0.25, 4.0
+RESCALE_EVERY = 64  # decisions
+# Columns of the sums.
+COUNT, ACTUAL, EXPECTED = range(3)
+
+
+class Smearing:
+    """The factors of K arms.
+
+    Args:
+        arms: K.
+        forgetting: weight of an answer one decision later.
+    """
+
+    def __init__(self, arms: int, forgetting: float):
+        self.sums = np.zeros((arms, 3))
+        self._forgetting = forgetting
+        self._reference = 0.0  # sequence at which an answer has weight 1
+
+    def advance(self, sequence: float) -> None:
+        """Set the forgetting clock to this decision."""
+        if sequence - self._reference >= RESCALE_EVERY:
+            self.sums *= self._forgetting ** (sequence - self._reference)
+            self._reference = float(sequence)
+
+    def add(self, arm: int, actual: float, expected: float, sequence: float) -> None:
+        """Add an answer: its tokens, and the expected ones without the factor."""
+        weight = self._forgetting ** (self._reference - sequence)
+        self.sums[arm] += weight * np.array([1.0, actual, expected])
+
+    def factors(self) -> Vector:
+        """[K] the factors."""
+        count, actual, expected = self.sums.T
+        prior = PRIOR * expected / np.maximum(count, 1e-12)
+        found = (actual + prior) / np.maximum(expected + prior, 1e-12)
+        return np.clip(np.where(count > 1e-9, found, 1.0), LEAST, MOST)
+
+    def discount(self, arm: int, keep: float) -> None:
+        """Reduce the weight of an arm's answers so far to at most `keep` answers."""
+        self.sums[arm] *= keep / max(keep, float(self.sums[arm, COUNT]))
+
+    def state(self) -> dict[str, Vector]:
+        """The sums and their clock."""
+        return {"sums": self.sums.copy(), "reference": np.array([self._reference])}
+
+    def restore(self, state: dict[str, Vector]) -> None:
+        """Restore a `state()`; the empty state of an earlier release begins anew.
+
+        Raises:
+            ValueError: an array is missing, has another shape, or is not finite.
+        """
+        if not state:
+            state = {"sums": np.zeros_like(self.sums), "reference": np.zeros(1)}
+        for name, mine in self.state().items():
+            given = state.get(name)
+            if given is None or given.shape != mine.shape:
+                raise ValueError(f"'{name}' must have shape {mine.shape}")
+            if not np.isfinite(given).all():
+                raise ValueError(f"'{name}' holds numbers that are not finite")
+        self.sums = state["sums"].copy()
+        self._reference = float(state["reference"][0])
