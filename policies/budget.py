@@ -52,6 +52,9 @@ class Spending(NamedTuple):
         return Spending(self.requests + other.requests, self.cost_usd + other.cost_usd)
 
 
+NOTHING = Spending()
+
+
 class BudgetPacer:
     """The account and the price of one stream of requests.
 
@@ -225,7 +228,7 @@ class IngressPacer:
     @property
     def undelivered(self) -> Spending:
         """The decisions that the router does not have yet."""
-        total = Spending()
+        total = NOTHING
         for decision in self._undelivered.values():
             total += _spending(decision)
         return total
@@ -242,7 +245,7 @@ class IngressPacer:
         self._undelivered.pop(decision.id, None)
 
     def restore(
-        self, state: State, ingresses: int = 1, others: Spending = Spending()
+        self, state: State, ingresses: int = 1, others: Spending = NOTHING
     ) -> None:
         """Continue from the router's pacer.
 
@@ -273,7 +276,7 @@ class IngressPacer:
 def _spending(decision: Decision) -> Spending:
     """What a decision charges."""
     if decision.fallback in NOT_ROUTED:
-        return Spending()
+        return NOTHING
     second = decision.fallback in SECOND_ATTEMPTS
     return Spending(0.0 if second else 1.0, decision.estimate().cost_usd)
 

@@ -6,39 +6,24 @@ third of the same seed, picked in hindsight, which chance favours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import pandas as pd
-from scipy.stats import t as student_t
 
 from benchmarks.replay.player import AUTO
+from policies.evaluation.size_comparison import mean_interval
 
 MEASURES = ("score", "utility")
 LEAD = 0.05  # from which a size leads on a kind
 LAST = 3  # third
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean over seeds, with half the width of its 95 % interval; nan for one seed."""
-
-    value: float
-    half: float
-    n: int
-
-    @classmethod
-    def of(cls, values: "pd.Series[float]") -> "Mean":
-        """The mean of one value per seed."""
-        n = len(values)
-        half = float("nan")
-        if n > 1:
-            half = float(student_t.ppf(0.975, n - 1) * values.std() / sqrt(n))
-        return cls(float(values.mean()), half, n)
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.half:.4f} (n = {self.n})"
+def interval(values: "pd.Series[float]") -> str:
+    """The mean of one value per seed, with its 95 % interval and the number of seeds."""
+    found = mean_interval(values.to_numpy(float), 0.95)
+    if found.low is None or found.high is None:
+        return f"{found.mean:.4f} (n = {found.n})"
+    return f"{found.mean:.4f} ± {(found.high - found.low) / 2:.4f} (n = {found.n})"
 
 
 def by_kind(frame: pd.DataFrame, models: Sequence[str], measure: str) -> pd.DataFrame:
@@ -145,7 +130,7 @@ def _summary(rows: pd.DataFrame, led: pd.DataFrame, measure: str) -> str:
         ("best size per kind, in hindsight of the same third", "by kind, hindsight"),
         ("auto / the same in hindsight", "ratio, hindsight"),
     ):
-        lines.append(f"- {name}: {Mean.of(last[column])}")
+        lines.append(f"- {name}: {interval(last[column])}")
     ahead = int((last.auto > last["of best size"]).sum())
     lines.append(
         f"- auto is ahead of the best single size in {ahead} of {len(last)} seeds"
@@ -154,7 +139,7 @@ def _summary(rows: pd.DataFrame, led: pd.DataFrame, measure: str) -> str:
         by_leader = led.groupby("kind").share.mean()
         below = led[led.share < 0.3]
         lines.append(
-            f"- share of the leading size: {Mean.of(led.groupby('seed').share.mean())}; lowest mean of a kind "
+            f"- share of the leading size: {interval(led.groupby('seed').share.mean())}; lowest mean of a kind "
             f"{by_leader.min():.2f} ({by_leader.idxmin()}); lowest of a kind in one seed {led.share.min():.2f}; "
             f"below 0.3 in {len(below)} of {len(led)}"
         )

@@ -23,7 +23,7 @@ from policies.feedback.decision_records import DecisionRecords, History
 from policies.feedback.scoring_rates import ScoringRates
 from policies.objectives import with_text_sensitivity
 from policies.registry import make_policy
-from policies.types import Arm, ModelState, Objective, Request, TaskProfile
+from policies.types import Arm, ModelState, Request, TaskProfile
 
 LIMIT = 200  # `max_tokens` of the demo's requests
 AUTO = "auto"
@@ -54,11 +54,14 @@ class Player:
     """
 
     def __init__(
-        self, settings: GatewaySettings, tuning: Tuning, delays: Delays = Delays()
+        self,
+        settings: GatewaySettings,
+        tuning: Tuning,
+        delays: Delays | None = None,
     ):
         self.objective = tuning.objective.objective()
         self._settings = settings
-        self._delays = delays
+        self._delays = delays or Delays()
         self._arms = settings.arms()
         self._profiler = TextProfiler(settings.profiler)
 

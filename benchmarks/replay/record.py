@@ -104,7 +104,8 @@ def main() -> None:
         added = asyncio.run(run())
     except* (httpx.HTTPError, RuntimeError) as group:
         raise SystemExit(
-            f"stopped after {len(recording.answers)} answers ({group.exceptions[0]}); the same command goes on from here"
+            f"stopped after {len(recording.answers)} answers ({group.exceptions[0]}); the same command goes on "
+            "from here"
         ) from None
     print(
         f"{added} new answers of {', '.join(models)}; {len(recording.answers)} in {arguments.out}"

@@ -72,9 +72,7 @@ def main() -> None:
         ]
         seeds = arguments.seeds or recording.seeds()
         streams = {
-            seed: recording.stream(
-                seed, make_stream(seed, arguments.requests), models
-            )
+            seed: recording.stream(seed, make_stream(seed, arguments.requests), models)
             for seed in seeds
         }
     except (OSError, ValueError) as error:

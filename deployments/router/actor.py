@@ -42,7 +42,7 @@ from deployments.router.role_assignment import assign_role
 from deployments.router.role_table import champion_of
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings, latest
-from policies.budget import Spending
+from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures
 from policies.events import ACCEPTED, Decision, Feedback, Outcome, Record
 from policies.objectives import paced, with_text_sensitivity
@@ -292,7 +292,7 @@ class Router:
         self,
         ingress: str = "",
         in_flight: dict[str, int] | None = None,
-        undelivered: Spending = Spending(),
+        undelivered: Spending = NOTHING,
     ) -> IngressView:
         """Everything that an ingress needs to decide without this actor.
 

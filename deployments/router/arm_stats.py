@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from policies.budget import Spending
+from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import (
     FigureTable,
     RecentFigures,
@@ -64,10 +64,10 @@ class ArmStats:
 
     def undelivered(self, exclude: str) -> Spending:
         """What the router lacks of the ingresses that have reported lately, without one of them."""
-        total = Spending()
+        total = NOTHING
         for ingress in self._in_flight:
             if ingress != exclude:
-                total += self._undelivered.get(ingress, Spending())
+                total += self._undelivered.get(ingress, NOTHING)
         return total
 
     @property

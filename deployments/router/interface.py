@@ -22,7 +22,7 @@ from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
 from deployments.remote import Method
 from deployments.settings import GatewaySettings
-from policies.budget import Spending
+from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures, Totals
 from policies.events import Decision, Feedback, Outcome, Record
 from policies.profiling.forecast import Forecaster
@@ -49,7 +49,7 @@ class IngressView:
     scoring_rates: Mapping[str, float]
     ingresses: int
     calibrating: bool = False
-    undelivered: Spending = Spending()
+    undelivered: Spending = NOTHING
 
 
 @dataclass(frozen=True)

@@ -165,9 +165,12 @@ class DecisionRecords:
         earlier = waiting.get(key)
         if isinstance(earlier, Outcome):
             return DUPLICATE
-        if earlier is not None and isinstance(event, Feedback):
-            if not _counts_after(event, earlier.score, earlier.time_s):
-                return DUPLICATE
+        if (
+            earlier is not None
+            and isinstance(event, Feedback)
+            and not _counts_after(event, earlier.score, earlier.time_s)
+        ):
+            return DUPLICATE
         sources = len(waiting.keys() - {""})
         if key and key not in waiting and sources >= MAX_SOURCES:
             return TOO_MANY_SOURCES
@@ -202,9 +205,10 @@ class DecisionRecords:
         if event.source not in record.scores and len(record.scores) >= MAX_SOURCES:
             return TOO_MANY_SOURCES
         earlier = record.scores.get(event.source)
-        if earlier is not None:
-            if not _counts_after(event, earlier, record.times[event.source]):
-                return DUPLICATE
+        if earlier is not None and not _counts_after(
+            event, earlier, record.times[event.source]
+        ):
+            return DUPLICATE
         record.times[event.source] = event.time_s
         if earlier == event.score:
             return REPEATED

@@ -1,9 +1,10 @@
 """Expected latency and cost of each arm's answer: Bayesian linear models of the logarithms of its parts.
 
 Log TTFT and log TPOT depend on prompt length and load. The logarithm of the output tokens, less that of the usual
-number in the profile, depends on the features; the mean has a factor for long tails (smearing.py). Latency is the wait in the queue, which the dispatcher estimates, + TTFT
-+ further tokens · TPOT. Cost is tokens · price. The variance of the latency follows from those of its logarithms to
-first order. The variance of the number of tokens is left out, because every answer teaches it.
+number in the profile, depends on the features; their mean has a factor for long tails (smearing.py). Latency is the
+wait in the queue, which the dispatcher estimates, + TTFT + further tokens · TPOT. Cost is tokens · price. The variance
+of the latency follows from those of its logarithms to first order. The variance of the number of tokens is left out,
+because every answer teaches it.
 """
 
 from collections.abc import Mapping, Sequence

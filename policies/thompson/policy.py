@@ -91,9 +91,7 @@ class Thompson:
             self.latency.tpot,
         )
         # The keys begin the names of the arrays in `state`.
-        self._parts: dict[
-            str, LinearPosterior | Drift | Availability | Smearing
-        ] = {
+        self._parts: dict[str, LinearPosterior | Drift | Availability | Smearing] = {
             "quality": self.quality,
             "drift": self.drift,
             "availability": self.availability,

@@ -1,7 +1,7 @@
 """Smearing: the factor by which an arm's answers are longer, on the mean, than a log-normal model expects.
 
-The model of latency.py expects exp(mean + variance / 2) tokens. Where one answer in ten is thirty times as long, as with
-long reasoning, the logarithm of the length is not normal, and the mean is far above that. The factor
+The model of latency.py expects exp(mean + variance / 2) tokens. Where one answer in ten is thirty times as long, as
+with long reasoning, the logarithm of the length is not normal, and the mean is far above that. The factor
 
     f = Σ actual tokens / Σ expected tokens
 

@@ -10,8 +10,7 @@ import pytest
 
 from assets.tasks import HARD, Task
 from benchmarks.demo import make_stream
-from benchmarks.replay import figures
-from benchmarks.replay.figures import Mean, leaders, report, shares, thirds
+from benchmarks.replay.figures import interval, leaders, report, shares, thirds
 from benchmarks.replay.player import AUTO, Delays, Player
 from benchmarks.replay.record import record
 from benchmarks.replay.recording import RecordedAnswer, Recording, digest
@@ -52,7 +51,7 @@ def fake_recording(path: Path, requests: int, seed: int = SEED) -> Recording:
 
 
 def played(
-    path: Path, requests: int, delays: Delays = Delays(), seed: int = SEED
+    path: Path, requests: int, delays: Delays | None = None, seed: int = SEED
 ) -> pd.DataFrame:
     """The replay of a fake recording with the default configuration."""
     recording = fake_recording(path, requests, seed)
@@ -118,7 +117,9 @@ def test_the_recorder_asks_every_size_every_question_once(tmp_path: Path) -> Non
     assert gateway.asked == expected
     answers = Recording(tmp_path / "r.jsonl").answers
     assert len(answers) == 12
-    assert all(answer.right and answer.output_tokens == 3 for answer in answers.values())
+    assert all(
+        answer.right and answer.output_tokens == 3 for answer in answers.values()
+    )
     assert tasks[0].question not in (tmp_path / "r.jsonl").read_text()
 
 
@@ -248,8 +249,18 @@ def test_the_report_names_the_seed_in_which_a_leading_size_is_neglected() -> Non
 
 
 def test_the_interval_of_a_mean_over_seeds_is_students() -> None:
-    """Two values 0 and 1: 12.706 · (1/√2) / √2."""
-    mean = Mean.of(pd.Series([0.0, 1.0]))
-    assert mean.value == 0.5
-    assert mean.half == pytest.approx(6.353, abs=1e-3)
-    assert figures.LAST == 3
+    """Two values 0 and 1: 12.706 · (1/√2) / √2. One value has none."""
+    assert interval(pd.Series([0.0, 1.0])) == "0.5000 ± 6.3531 (n = 2)"
+    assert interval(pd.Series([0.25])) == "0.2500 (n = 1)"
+
+
+def test_scaled_latencies_leave_everything_else(tmp_path: Path) -> None:
+    """A recording of a busy machine can be replayed as if the sizes were idle."""
+    recording = fake_recording(tmp_path / "r.jsonl", 3)
+    stream = recording.stream(SEED, make_stream(SEED, 3), MODELS)
+    scaled = stream.scaled(0.5)
+    for before, after in zip(stream.answers, scaled.answers, strict=True):
+        for one, half in zip(before, after, strict=True):
+            assert half.latency_s == one.latency_s / 2
+            assert half.ttft_s == one.ttft_s / 2
+            assert (half.key, half.right) == (one.key, one.right)

@@ -367,7 +367,9 @@ def test_costs_that_nobody_expected_and_that_are_known_late_do_not_make_the_pric
     assert abs(np.mean([cost for cost, _, _ in found]) - 1.0) < 0.01
     for _, _, prices in found:
         low, high = np.quantile(prices[1000:], (0.05, 0.95))
-        assert low > 0.01 and high < 20.0  # from 0 to over 100 with an integral over late errors
+        assert (
+            low > 0.01 and high < 20.0
+        )  # from 0 to over 100 with an integral over late errors
 
 
 def test_an_ingress_charges_what_the_router_lacks_of_the_others() -> None:

@@ -234,7 +234,7 @@ def test_a_voucher_restores_also_the_votes_of_a_long_quarantine() -> None:
     hostile = [decision for decision, _ in given if decision.owner == "8 hostile"]
     assert len(hostile) > 350
     vouched = [(d, replace(s, trusted=d is hostile[-1])) for d, s in given]
-    records, reputation, learned = fold(iter(vouched))
+    _, reputation, learned = fold(iter(vouched))
     assert not reputation.quarantined
     assert len(reputation.recent("8 hostile")) == 200
     everything = [(d, replace(s, trusted=True)) for d, s in given]
