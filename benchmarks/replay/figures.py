@@ -21,9 +21,10 @@ LAST = 3  # third
 def interval(values: "pd.Series[float]") -> str:
     """The mean of one value per seed, with its 95 % interval and the number of seeds."""
     found = mean_interval(values.to_numpy(float), 0.95)
-    if found.low is None or found.high is None:
+    if found.lower is None or found.upper is None:
         return f"{found.mean:.4f} (n = {found.n})"
-    return f"{found.mean:.4f} ± {(found.high - found.low) / 2:.4f} (n = {found.n})"
+    half = (found.upper - found.lower) / 2
+    return f"{found.mean:.4f} ± {half:.4f} (n = {found.n})"
 
 
 def by_kind(frame: pd.DataFrame, models: Sequence[str], measure: str) -> pd.DataFrame:

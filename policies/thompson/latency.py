@@ -88,17 +88,12 @@ class LatencyModel:
             self.ttft.posterior(),
             self.tpot.posterior(),
         )
-        self._terms[3] = self.smearing.factors()
+        self._terms[3] = self.smearing.factors
         return kernels.expect(features, asked, load, total, self._terms, *posteriors)
 
-    def recorded_factors(self) -> list[float]:
-        """[K] what a decision records of each arm's factor for long tails; 0 if it must not be learned from.
-
-        The factors are those of the last `expect`.
-        """
-        known = self.tokens.count >= ENOUGH
-        factors: list[float] = np.where(known, self._terms[3], 0.0).tolist()
-        return factors
+    def recorded_factor(self, arm: int) -> float:
+        """What a decision records of an arm's factor for long tails, after `expect`; 0 if it must not be learned from."""
+        return float(self._terms[3, arm]) if self.tokens.count[arm] >= ENOUGH else 0.0
 
     def _learn_tail(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Compare an answer's length with the expected one, if no limit bounded the expectation."""

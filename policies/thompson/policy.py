@@ -142,7 +142,6 @@ class Thompson:
         )
         estimates = list(map(ArmEstimate._make, fields))
         known = self.drift.known
-        smearing = self.latency.recorded_factors()
         decisions = []
         chosen = best.tolist()
         for i, (request, row, k) in enumerate(zip(requests, removed, chosen)):
@@ -158,7 +157,7 @@ class Thompson:
                 scored=self._scored,
                 score_chance=request.score_chance,
                 explore=request.explore,
-                smearing=smearing[k],
+                smearing=self.latency.recorded_factor(k),
             )
             decisions.append(decision)
         return decisions

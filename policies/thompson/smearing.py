@@ -18,12 +18,13 @@ ENOUGH = 20.0  # answers of an arm whose lengths are known before the factor is 
 PRIOR = 20.0  # answers for which the factor 1 counts
 LEAST, MOST = 0.25, 4.0
 RESCALE_EVERY = 64  # decisions
+FORGOTTEN = 1e-9  # weight of all answers below which nothing is known
 # Columns of the sums.
 COUNT, ACTUAL, EXPECTED = range(3)
 
 
 class Smearing:
-    """The factors of K arms.
+    """What is known of K arms; `factors` [K] are their factors.
 
     Args:
         arms: K.
@@ -32,6 +33,7 @@ class Smearing:
 
     def __init__(self, arms: int, forgetting: float):
         self.sums = np.zeros((arms, 3))
+        self.factors = np.ones(arms)  # [K]
         self._forgetting = forgetting
         self._reference = 0.0  # sequence at which an answer has weight 1
 
@@ -40,22 +42,34 @@ class Smearing:
         if sequence - self._reference >= RESCALE_EVERY:
             self.sums *= self._forgetting ** (sequence - self._reference)
             self._reference = float(sequence)
+            self._update_all()
 
     def add(self, arm: int, actual: float, expected: float, sequence: float) -> None:
         """Add an answer: its tokens, and the expected ones without the factor."""
         weight = self._forgetting ** (self._reference - sequence)
-        self.sums[arm] += weight * np.array([1.0, actual, expected])
+        sums = self.sums[arm]
+        sums[COUNT] += weight
+        sums[ACTUAL] += weight * actual
+        sums[EXPECTED] += weight * expected
+        self._update(arm)
 
-    def factors(self) -> Vector:
-        """[K] the factors."""
-        count, actual, expected = self.sums.T
-        prior = PRIOR * expected / np.maximum(count, 1e-12)
-        found = (actual + prior) / np.maximum(expected + prior, 1e-12)
-        return np.clip(np.where(count > 1e-9, found, 1.0), LEAST, MOST)
+    def _update(self, arm: int) -> None:
+        """Compute the factor of an arm from its sums."""
+        count, actual, expected = self.sums[arm].tolist()
+        factor = 1.0
+        if count > FORGOTTEN and expected > 0.0:
+            prior = PRIOR * expected / count
+            factor = min(max((actual + prior) / (expected + prior), LEAST), MOST)
+        self.factors[arm] = factor
+
+    def _update_all(self) -> None:
+        for arm in range(len(self.sums)):
+            self._update(arm)
 
     def discount(self, arm: int, keep: float) -> None:
         """Reduce the weight of an arm's answers so far to at most `keep` answers."""
         self.sums[arm] *= keep / max(keep, float(self.sums[arm, COUNT]))
+        self._update(arm)
 
     def state(self) -> dict[str, Vector]:
         """The sums and their clock."""
@@ -77,3 +91,4 @@ class Smearing:
                 raise ValueError(f"'{name}' holds numbers that are not finite")
         self.sums = state["sums"].copy()
         self._reference = float(state["reference"][0])
+        self._update_all()

@@ -84,14 +84,14 @@ def test_the_first_answers_do_not_count() -> None:
     events = answered(policy, [900] * 60)
     assert [decision.smearing for decision, _ in events[:20]] == [0.0] * 20
     assert all(decision.smearing > 0 for decision, _ in events[20:])
-    assert policy.latency.smearing.factors()[0] == pytest.approx(1.0, abs=0.1)
+    assert policy.latency.smearing.factors[0] == pytest.approx(1.0, abs=0.1)
 
 
 def test_an_expectation_that_a_limit_bounds_teaches_nothing() -> None:
     """What the model would have expected without the limit is not recorded."""
     policy = Thompson(ARMS)
     answered(policy, [900] * 200, limit=30)
-    assert policy.latency.smearing.factors()[0] == pytest.approx(1.0)
+    assert policy.latency.smearing.factors[0] == pytest.approx(1.0)
 
 
 def test_the_factor_does_not_depend_on_the_order_of_the_outcomes() -> None:
@@ -121,9 +121,9 @@ def test_a_restored_policy_expects_the_same_and_an_older_state_begins_anew() -> 
     older.restore(
         {n: a for n, a in policy.state().items() if not n.startswith("smearing.")}
     )
-    assert twin.latency.smearing.factors() == policy.latency.smearing.factors()
-    assert policy.latency.smearing.factors()[0] > 1.2
-    assert older.latency.smearing.factors()[0] == 1.0
+    assert twin.latency.smearing.factors == policy.latency.smearing.factors
+    assert policy.latency.smearing.factors[0] > 1.2
+    assert older.latency.smearing.factors[0] == 1.0
     broken = policy.state() | {"smearing.sums": np.zeros((1, 2))}
     with pytest.raises(ValueError, match="policy state, smearing: 'sums'"):
         Thompson(ARMS).restore(broken)
@@ -136,7 +136,7 @@ def test_the_factor_is_bounded_and_a_new_revision_keeps_little_of_it() -> None:
         smearing.add(0, 1e6, 1.0, n)
         smearing.add(1, 1.0, 1e6, n)
         smearing.advance(n)
-    assert smearing.factors().tolist() == [MOST, LEAST]
+    assert smearing.factors.tolist() == [MOST, LEAST]
     smearing.discount(0, 0.5)
     smearing.discount(1, 0.5)
     smearing.add(0, 100.0, 100.0, 1000)
