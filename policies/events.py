@@ -86,8 +86,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     retry_of: id of the request's first decision, if this is a second attempt.
     rule: the arm that the team's own rule chose for this request, while a policy is tried beside it
         (rollout/first_day.py); `shadow` is then the arm that the tried policy chose. Otherwise "".
-    smearing: factor for long answers in the expected tokens of the chosen arm (thompson/smearing.py); 0 if it must not
-        be learned from.
+    smearing, pace_smearing: factors in the expected tokens and in the expected TPOT of the chosen arm
+        (thompson/smearing.py); 0 if it must not be learned from.
     shadow_estimates: the tried policy's estimates, with its own propensities, where the rule made the decision.
     """
 
@@ -114,6 +114,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     shadow_estimates: tuple[ArmEstimate, ...] = ()
     paced_weight: float = -1.0
     smearing: float = 0.0
+    pace_smearing: float = 0.0
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen arm; an empty estimate if the policy made none."""
@@ -149,6 +150,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             shadow_estimates=self.shadow_estimates,
             paced_weight=request.paced_weight,
             smearing=self.smearing,
+            pace_smearing=self.pace_smearing,
         )
 
     def tried_estimate(self, arm: str) -> ArmEstimate:

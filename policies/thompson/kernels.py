@@ -200,7 +200,8 @@ def expect(
             the weights λ_latency and λ_cost, the chance to be scored, and the probability of a uniform draw.
         load: [3, K] requests in flight, replicas, and the seconds in the queue of each arm.
         total: requests in flight over all arms.
-        terms: [4, K] context tokens, price of a prompt token, of an output token, factor on the output tokens.
+        terms: [5, K] context tokens, price of a prompt token, of an output token, factors on the output tokens and on
+            TPOT.
         length: posterior of the logarithm of output tokens beyond the usual number.
         first: posterior of the logarithm of TTFT, by `pace_features`.
         further: posterior of the logarithm of TPOT, by `pace_features`.
@@ -241,7 +242,7 @@ def expect(
             log_ttft, ttft_doubt = _one(at, ttft_mean[k], ttft_covariance[k], spread)
             log_tpot, tpot_doubt = _one(at, tpot_mean[k], tpot_covariance[k], spread)
             ttft = exp(min(log_ttft + 0.5 * ttft_noise[k], 8.0))
-            tpot = exp(min(log_tpot + 0.5 * tpot_noise[k], 8.0))
+            tpot = terms[4, k] * exp(min(log_tpot + 0.5 * tpot_noise[k], 8.0))
             decoding = (tokens - 1.0) * tpot
             found[b, 0, k] = load[2, k] + ttft + decoding
             found[b, 1, k] = ttft * ttft * min(

@@ -1,8 +1,8 @@
 """Expected latency and cost of each arm's answer: Bayesian linear models of the logarithms of its parts.
 
 Log TTFT and log TPOT depend on prompt length and load. The logarithm of the output tokens, less that of the usual
-number in the profile, depends on the features; their mean has a factor for long tails (smearing.py). Latency is the
-wait in the queue, which the dispatcher estimates, + TTFT + further tokens · TPOT. Cost is tokens · price. The variance
+number in the profile, depends on the features. The means of TPOT and of the length have a factor, because their
+logarithms are not normal (smearing.py). Latency is the wait in the queue, which the dispatcher estimates, + TTFT + further tokens · TPOT. Cost is tokens · price. The variance
 of the latency follows from those of its logarithms to first order. The variance of the number of tokens is left out,
 because every answer teaches it.
 """
@@ -37,8 +37,10 @@ class LatencyModel:
             (float(arm.context_tokens), arm.prompt_price_usd, arm.output_price_usd)
             for arm in arms
         ]
-        self._terms = np.array([*zip(*terms), [1.0] * len(terms)])  # [4, K]
+        ones = [1.0] * len(terms)
+        self._terms = np.array([*zip(*terms), ones, ones])  # [5, K]
         self.smearing = Smearing(len(arms), forgetting)
+        self.pace_smearing = Smearing(len(arms), forgetting)
         self.tokens = LinearPosterior(
             np.zeros((len(arms), D)), np.full(D, 1.0), 0.2, forgetting
         )
@@ -89,11 +91,25 @@ class LatencyModel:
             self.tpot.posterior(),
         )
         self._terms[3] = self.smearing.factors
+        self._terms[4] = self.pace_smearing.factors
         return kernels.expect(features, asked, load, total, self._terms, *posteriors)
 
-    def recorded_factor(self, arm: int) -> float:
-        """What a decision records of an arm's factor for long tails, after `expect`; 0 if it must not be learned from."""
-        return float(self._terms[3, arm]) if self.tokens.count[arm] >= ENOUGH else 0.0
+    def recorded_factors(self, arm: int) -> tuple[float, float]:
+        """What a decision records of an arm's factors on length and TPOT, after `expect`.
+
+        A factor is 0 if it must not be learned from.
+        """
+        length = self._terms[3, arm] if self.tokens.count[arm] >= ENOUGH else 0.0
+        pace = self._terms[4, arm] if self.tpot.count[arm] >= ENOUGH else 0.0
+        return float(length), float(pace)
+
+    def _learn_pace(self, arm: int, decision: Decision, outcome: Outcome) -> None:
+        """Compare the time after the first token of a stream with the expected one of as many tokens."""
+        further = outcome.output_tokens - 1
+        if further > 0 and decision.pace_smearing > 0:
+            expected_s = further * decision.estimate().tpot_s / decision.pace_smearing
+            actual_s = outcome.latency_s - outcome.ttft_s
+            self.pace_smearing.add(arm, actual_s, expected_s, decision.sequence)
 
     def _learn_tail(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Compare an answer's length with the expected one, if no limit bounded the expectation."""
@@ -140,6 +156,8 @@ class LatencyModel:
             )
         if outcome.status == "ok" and outcome.output_tokens:
             self._learn_tail(arm, decision, outcome)
+            if outcome.ttft_s > outcome.waited_s:
+                self._learn_pace(arm, decision, outcome)
             if _shows_length(decision, outcome):
                 beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
                 self.tokens.add(arm, profile.features, beyond, at)

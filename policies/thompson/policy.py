@@ -90,6 +90,7 @@ class Thompson:
             self.latency.ttft,
             self.latency.tpot,
         )
+        self._smearings = (self.latency.smearing, self.latency.pace_smearing)
         # The keys begin the names of the arrays in `state`.
         self._parts: dict[str, LinearPosterior | Drift | Availability | Smearing] = {
             "quality": self.quality,
@@ -99,6 +100,7 @@ class Thompson:
             "ttft": self.latency.ttft,
             "tpot": self.latency.tpot,
             "smearing": self.latency.smearing,
+            "pace_smearing": self.latency.pace_smearing,
         }
 
     def decide(
@@ -145,6 +147,7 @@ class Thompson:
         decisions = []
         chosen = best.tolist()
         for i, (request, row, k) in enumerate(zip(requests, removed, chosen)):
+            factors = self.latency.recorded_factors(k)
             decision = Decision(
                 request.id,
                 "" if row[k] else names[k],
@@ -157,7 +160,8 @@ class Thompson:
                 scored=self._scored,
                 score_chance=request.score_chance,
                 explore=request.explore,
-                smearing=self.latency.recorded_factor(k),
+                smearing=factors[0],
+                pace_smearing=factors[1],
             )
             decisions.append(decision)
         return decisions
@@ -196,7 +200,8 @@ class Thompson:
         """See base.Policy."""
         self._scored = scored
         self.availability.advance(sequence)
-        self.latency.smearing.advance(sequence)
+        for smearing in self._smearings:
+            smearing.advance(sequence)
         for posterior in self._latencies:
             posterior.advance(sequence)
         self.quality.advance(sequence if scored < 0 else scored)
@@ -245,7 +250,8 @@ class Thompson:
         if k is None:
             return
         self.availability.discount(k, events)
-        self.latency.smearing.discount(k, events)
+        for smearing in self._smearings:
+            smearing.discount(k, events)
         for posterior in (self.quality, *self._latencies):
             posterior.discount(k, events)
 

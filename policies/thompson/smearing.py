@@ -5,7 +5,8 @@ with long reasoning, the logarithm of the length is not normal, and the mean is 
 
     f = Σ actual tokens / Σ expected tokens
 
-corrects the mean whatever the distribution (the ratio form of Duan's smearing estimate, JASA 1983). Each decision
+corrects the mean whatever the distribution, and another one does the same for the time per further token, Σ actual /
+Σ expected seconds after the first token: streams that arrive at once make its logarithm scatter (the ratio form of Duan's smearing estimate, JASA 1983). Each decision
 records the factor in its estimate, so the expected tokens without it follow from the record alone, and events commute.
 The first answers of an arm do not count, because they were expected before anything was known of its lengths.
 """

@@ -141,3 +141,27 @@ def test_the_factor_is_bounded_and_a_new_revision_keeps_little_of_it() -> None:
     smearing.discount(1, 0.5)
     smearing.add(0, 100.0, 100.0, 1000)
     assert smearing.sums[:, 0].max() < 2.0
+
+
+def test_the_expected_pace_is_right_although_some_streams_arrive_at_once() -> None:
+    """Half of the short streams arrive in one piece, so the logarithms scatter; long answers keep their pace."""
+    rng = np.random.default_rng(4)
+    policy = Thompson(ARMS)
+    expected, unsmeared, true = [], [], []
+    for n in range(1500):
+        (decision,) = policy.decide(
+            [Request(f"d{n}", PROFILE, Objective())], {}, rng, n
+        )
+        tokens = 80 if rng.random() < 0.3 else 5
+        at_once = tokens == 5 and rng.random() < 0.5
+        after_s = (tokens - 1) * (0.0001 if at_once else 0.015)
+        outcome = Outcome(
+            decision.id, "ok", 0.1, 0.1 + after_s, 20, tokens, streamed=True
+        )
+        policy.learn(decision, outcome)
+        if n >= 500:
+            expected.append((tokens - 1) * decision.estimate().tpot_s)
+            unsmeared.append(expected[-1] / decision.pace_smearing)
+            true.append(after_s)
+    assert np.mean(expected) == pytest.approx(np.mean(true), rel=0.15)
+    assert np.mean(unsmeared) > 1.5 * np.mean(true)
