@@ -2,9 +2,9 @@
 
 Log TTFT and log TPOT depend on prompt length and load. The logarithm of the output tokens, less that of the usual
 number in the profile, depends on the features. The means of TPOT and of the length have a factor, because their
-logarithms are not normal (smearing.py). Latency is the wait in the queue, which the dispatcher estimates, + TTFT + further tokens · TPOT. Cost is tokens · price. The variance
-of the latency follows from those of its logarithms to first order. The variance of the number of tokens is left out,
-because every answer teaches it.
+logarithms are not normal (smearing.py). Latency is the wait in the queue, which the dispatcher estimates, + TTFT +
+further tokens · TPOT. Cost is tokens · price. The variance of the latency follows from those of its logarithms to first
+order. The variance of the number of tokens is left out, because every answer teaches it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,21 +1,22 @@
-"""Smearing: the factor by which an arm's answers are longer, on the mean, than a log-normal model expects.
+"""Smearing: factors by which an arm's answers are longer or slower, on the mean, than log-normal models expect.
 
-The model of latency.py expects exp(mean + variance / 2) tokens. Where one answer in ten is thirty times as long, as
-with long reasoning, the logarithm of the length is not normal, and the mean is far above that. The factor
+The models of latency.py expect exp(mean + variance / 2). Where one answer in ten is thirty times as long, as with long
+reasoning, the logarithm of the length is not normal, and the mean is far above that. Where short streams arrive at
+once, the logarithm of the time per token scatters, and the mean is far below it. The factor
 
-    f = Σ actual tokens / Σ expected tokens
+    f = Σ actual / Σ expected
 
-corrects the mean whatever the distribution, and another one does the same for the time per further token, Σ actual /
-Σ expected seconds after the first token: streams that arrive at once make its logarithm scatter (the ratio form of Duan's smearing estimate, JASA 1983). Each decision
-records the factor in its estimate, so the expected tokens without it follow from the record alone, and events commute.
-The first answers of an arm do not count, because they were expected before anything was known of its lengths.
+of the tokens, or of the seconds after the first token, corrects the mean whatever the distribution (the ratio form of
+Duan's smearing estimate, JASA 1983). Each decision records the factors in its estimate, so what is expected without
+them follows from the record alone, and events commute. The first answers of an arm do not count, because they were
+expected before anything was known of it.
 """
 
 import numpy as np
 
 from policies.types import Vector
 
-ENOUGH = 20.0  # answers of an arm whose lengths are known before the factor is learned
+ENOUGH = 20.0  # answers of an arm from which the model has learned before the factor is learned
 PRIOR = 20.0  # answers for which the factor 1 counts
 LEAST, MOST = 0.25, 4.0
 RESCALE_EVERY = 64  # decisions
@@ -46,7 +47,7 @@ class Smearing:
             self._update_all()
 
     def add(self, arm: int, actual: float, expected: float, sequence: float) -> None:
-        """Add an answer: its tokens, and the expected ones without the factor."""
+        """Add an answer: its tokens or seconds, and the expected ones without the factor."""
         weight = self._forgetting ** (self._reference - sequence)
         sums = self.sums[arm]
         sums[COUNT] += weight
