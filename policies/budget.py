@@ -3,7 +3,7 @@
 The account is the sum spent beyond the ceiling so far, in units of one ceiling: D = Σ (cost / ceiling - 1). The price,
 in score points for one ceiling of cost, is
 
-    START · exp(GAIN · error + I),   error = D + margin,   I = RESET · Σ error.
+    START · exp(GAIN · error + I),   error = D + margin,   I = RESET · Σ error at the decision.
 
 The first term is online dual ascent, as mirror descent with the entropy as mirror map; the account is the dual iterate
 (Agrawal and Devanur, EC 2014; Balseiro, Lu and Mirrokni, Operations Research 2023). It is multiplicative, so it finds
@@ -11,9 +11,14 @@ a price of any magnitude, in any currency. Its step is constant, so alone it wou
 log(price / START) / GAIN. The integral term removes that error: the mean over the stream ends at the ceiling and not
 near it. The account aims at a margin as wide as its own deviation, so the mean stays under the ceiling and not around
 it. Where the ceiling does not bind, the account falls, and the price falls to zero.
+
+A decision charges its expected cost at once, and its outcome replaces that by the actual cost. An integral over an
+error that is known hundreds of requests late would swing. So each decision records the price under which it was made,
+from which the error at that time follows, and the integral adds up those errors: it needs no outcome.
 """
 
 from math import exp, inf, isfinite, log, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,10 +34,26 @@ INTEGRAL_MOST = 9.0  # the price settles between START · exp(-9) and START · e
 MAX_DEBT = 1000.0  # ceilings, owed or saved, at which the account is clipped
 MARGIN = 2.0  # standard deviations of the account
 MAX_UNDELIVERED = 20_000  # decisions of an ingress that the router does not have yet
+STEPS = 20  # in which the decisions of other ingresses are charged, where this one has made fewer
 STEADY = 200.0  # requests over which the scatter of costs is averaged
 # Values of Decision.fallback for a second decision about the same request.
 SECOND_DECISIONS = ("model", "hedge", PAIR)
 NOT_CHARGED = (FORCED, CALIBRATION)  # values of Decision.fallback
+
+
+class Spending(NamedTuple):
+    """Requests that were decided, and the sum of their expected costs."""
+
+    requests: float = 0.0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: object) -> "Spending":
+        if not isinstance(other, Spending):
+            return NotImplemented
+        return Spending(self.requests + other.requests, self.cost_usd + other.cost_usd)
+
+
+NOTHING = Spending()
 
 
 class BudgetPacer:
@@ -88,15 +109,30 @@ class BudgetPacer:
         if decision.fallback in SECOND_DECISIONS:
             self._charge(cost_usd, cost_usd / self.ceiling_usd)
             return
-        self.requests += 1
-        self._charge(cost_usd, cost_usd / self.ceiling_usd - 1)
+        self.charge(Spending(1.0, cost_usd), decision.paced_weight)
         beyond = min(cost_usd / self.ceiling_usd - 1, SATURATION)
         self.scatter += (beyond**2 - self.scatter) / min(self.requests + 10, STEADY)
-        error = self._error
-        # Without this condition the integral would wind up while the ceiling does not bind.
-        if error > -SATURATION:
-            integral = self.integral + RESET * min(error, SATURATION)
-            self.integral = max(-INTEGRAL_MOST, min(INTEGRAL_MOST, integral))
+
+    def charge(self, spending: Spending, cost_weight: float = -1.0) -> None:
+        """Charge the expected cost of some requests, or of a fraction of one.
+
+        Args:
+            spending: the requests and their cost.
+            cost_weight: the price under which they were decided; -1 for the present one.
+        """
+        if isfinite(self.ceiling_usd):
+            weight = self.cost_weight if cost_weight < 0 else cost_weight
+            # Without this condition the integral would wind up while the ceiling does not bind.
+            if weight > 0:
+                beyond = log(weight * self.ceiling_usd / START) - self.integral
+                most = GAIN * SATURATION
+                step = RESET / GAIN * spending.requests * min(beyond, most)
+                self.integral = max(
+                    -INTEGRAL_MOST, min(INTEGRAL_MOST, self.integral + step)
+                )
+        self.requests += spending.requests
+        cost_usd = spending.cost_usd
+        self._charge(cost_usd, cost_usd / self.ceiling_usd - spending.requests)
 
     def finished(self, decision: Decision, outcome: Outcome) -> None:
         """Replace the expected cost by the actual cost; an unknown actual cost leaves the expected one."""
@@ -157,10 +193,17 @@ class BudgetPacer:
         self.requests = given["requests"]
         self.spent_usd = given["spent_usd"]
         if paced and isfinite(self.ceiling_usd):
-            ratio = self.ceiling_usd / given["ceiling_usd"]
-            self.account = given["account"] / ratio
-            self.scatter = given["scatter"]
+            before = BudgetPacer(given["ceiling_usd"])
+            ratio = self.ceiling_usd / before.ceiling_usd
+            for pacer, scale in ((before, 1.0), (self, ratio)):
+                pacer.account = given["account"] / scale
+                pacer.scatter = given["scatter"]
             integral = given["integral"] + log(ratio)
+            if ratio != 1.0 and before._error >= -SATURATION:
+                difference = min(before._error, SATURATION) - min(
+                    self._error, SATURATION
+                )
+                integral += GAIN * difference
             self.integral = max(-INTEGRAL_MOST, min(INTEGRAL_MOST, integral))
 
 
@@ -169,21 +212,31 @@ class IngressPacer:
 
     The router learns of a decision that an ingress made together with its outcome, some seconds later. A loop with such
     a delay swings. So the ingress charges its own decisions to its copy at once, and again to each newer copy until the
-    router has them. The decisions of the other ingresses, which it does not see, are taken to cost as much as its own.
+    router has them. With each call for a newer copy it says what the router lacks, and it gets what the router lacks of
+    the others. Since then the others are taken to have spent as much as this ingress.
     """
 
     def __init__(self, ceiling_usd: float = inf):
         self._pacer = BudgetPacer(ceiling_usd)
         self._undelivered: dict[str, Decision] = {}
+        self._others = 0.0  # number of the other ingresses that decide
 
     @property
     def cost_weight(self) -> float:
         """See BudgetPacer."""
         return self._pacer.cost_weight
 
+    @property
+    def undelivered(self) -> Spending:
+        """The decisions that the router does not have yet."""
+        total = NOTHING
+        for decision in self._undelivered.values():
+            total += _spending(decision)
+        return total
+
     def decided(self, decision: Decision) -> None:
         """Charge a decision that this ingress has made."""
-        self._pacer.decided(decision)
+        self._charge(decision, _times(_spending(decision), self._others))
         self._undelivered[decision.id] = decision
         if len(self._undelivered) > MAX_UNDELIVERED:
             self._undelivered.pop(next(iter(self._undelivered)))
@@ -192,17 +245,42 @@ class IngressPacer:
         """Note that the router has a decision."""
         self._undelivered.pop(decision.id, None)
 
-    def restore(self, state: State, ingresses: int = 1) -> None:
+    def restore(
+        self, state: State, ingresses: int = 1, others: Spending = NOTHING
+    ) -> None:
         """Continue from the router's pacer.
 
         Args:
             state: of the router's pacer.
             ingresses: number of ingresses that decide, this one included.
+            others: what the router lacks of the other ingresses.
 
         Raises:
             ValueError: see BudgetPacer.restore.
         """
         self._pacer.restore(state)
-        for decision in self._undelivered.values():
-            for _ in range(max(1, ingresses)):
-                self._pacer.decided(decision)
+        self._others = max(0.0, ingresses - 1.0)
+        own = list(self._undelivered.values())
+        # In many steps, as they were decided, because the price depends on the account at each of them.
+        steps = max(len(own), min(STEPS, int(others.requests)), 1)
+        part = _times(others, 1 / steps)
+        for decision in own:
+            self._charge(decision, part)
+        for _ in range(steps - len(own)):
+            self._pacer.charge(part)
+
+    def _charge(self, decision: Decision, others: Spending) -> None:
+        self._pacer.decided(decision)
+        self._pacer.charge(others)
+
+
+def _spending(decision: Decision) -> Spending:
+    """What a decision charges."""
+    if decision.fallback in NOT_ROUTED:
+        return NOTHING
+    second = decision.fallback in SECOND_ATTEMPTS
+    return Spending(0.0 if second else 1.0, decision.estimate().cost_usd)
+
+
+def _times(spending: Spending, factor: float) -> Spending:
+    return Spending(spending.requests * factor, spending.cost_usd * factor)

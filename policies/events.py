@@ -89,11 +89,13 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
         recorded.
     scored: number of decisions that had a score when this one was made; the forgetting clock of quality. -1 if not
         recorded.
-    score_chance, explore: see Request.
+    score_chance, explore, paced_weight: see Request.
     expectations: of the policies with a role; empty if there is only a champion.
     retry_of: id of the request's first decision, if this is a second attempt.
     rule: the arm that the team's own rule chose for this request, while a policy is tried beside it
         (rollout/first_day.py); `shadow` is then the arm that the tried policy chose. Otherwise "".
+    smearing, pace_smearing: factors in the expected tokens and in the expected TPOT of the chosen arm
+        (thompson/smearing.py); 0 if it must not be learned from.
     shadow_estimates: the tried policy's estimates, with its own propensities, where the rule made the decision.
     pair: id of the other decision of a pair: two arms answer one request, the second of them in the background (PAIR).
         "" for a single answer. A first decision has it also if no second answer was given after all.
@@ -121,6 +123,9 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     rule: str = ""
     shadow_estimates: tuple[ArmEstimate, ...] = ()
     pair: str = ""
+    paced_weight: float = -1.0
+    smearing: float = 0.0
+    pace_smearing: float = 0.0
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen arm; an empty estimate if the policy made none."""
@@ -155,6 +160,9 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             rule=self.rule,
             shadow_estimates=self.shadow_estimates,
             pair=request.pair,
+            paced_weight=request.paced_weight,
+            smearing=self.smearing,
+            pace_smearing=self.pace_smearing,
         )
 
     def tried_estimate(self, arm: str) -> ArmEstimate:
@@ -195,7 +203,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 class Feedback:
     """A score in [0, 1] for an answer, which may arrive late.
 
-    Each source has one vote for each decision: its score with the latest time_s.
+    Each source has one vote for each decision: its score with the latest time_s, and of two at the same time the lower.
 
     owner: name of the key that gives the score; must be the decision's owner, or ANY_OWNER.
     trusted: an operator vouches for the key (reputation.py).

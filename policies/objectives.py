@@ -39,13 +39,13 @@ def _adjusted_objective(request: Request) -> Objective:
 
 def paced(requests: Sequence[Request], cost_weight: float) -> list[Request]:
     """The requests with `cost_weight` added to their objectives' cost weight; forced requests stay as they are."""
-    if not cost_weight:
-        return list(requests)
     adjusted = []
     for request in requests:
         if not request.forced:
-            total = request.objective.cost_weight + cost_weight
-            objective = replace(request.objective, cost_weight=total)
-            request = replace(request, objective=objective)
+            objective = request.objective
+            if cost_weight:
+                total = objective.cost_weight + cost_weight
+                objective = replace(objective, cost_weight=total)
+            request = replace(request, objective=objective, paced_weight=cost_weight)
         adjusted.append(request)
     return adjusted

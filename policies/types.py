@@ -135,6 +135,7 @@ class Request:
     score_chance: probability that the answer gets a score, as far as it is known before the decision.
     explore: probability with which the arm is drawn uniformly from the eligible ones.
     pair: see Decision.pair.
+    paced_weight: the part of the objective's cost weight that the budget pacer added; -1 if no pacer saw the request.
     """
 
     id: str
@@ -148,3 +149,4 @@ class Request:
     score_chance: float = 1.0
     explore: float = 0.0
     pair: str = ""
+    paced_weight: float = -1.0

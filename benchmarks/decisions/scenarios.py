@@ -6,6 +6,7 @@
 - delay: scores arrive 200 requests late.
 - missing-feedback: half of the scores never arrive.
 - budget: the mean cost has a ceiling (budget.py).
+- budget-delay: the same, and the router learns of a decision and its cost 0 to 300 requests later.
 
 For delay and missing-feedback the same stream is also played with all scores at once, and with the same number of
 scores at once; `lost` compares the last 250 requests with the latter. Our policy is measured beside ParetoBandit,
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.decisions import budget, plots
@@ -38,7 +40,8 @@ from policies.registry import make_policy, rearm
 from policies.types import Objective, Vector
 
 CHANGES = ("drift", "price", "new-arm")
-SCENARIOS = (*CHANGES, "delay", "missing-feedback", "budget")
+BUDGETS = ("budget", "budget-delay")
+SCENARIOS = (*CHANGES, "delay", "missing-feedback", *BUDGETS)
 PARETO: dict[str, dict[str, float]] = {
     "paretobandit": {},
     "paretobandit, alpha 0.1": {"alpha": 0.1},
@@ -84,15 +87,22 @@ def reordered(portfolio: Portfolio, best_last: bool) -> Portfolio:
     )
 
 
+def order_of(
+    portfolio: Portfolio, requests: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """[N] row numbers of the prompts of a stream."""
+    rows = len(portfolio.profiles)
+    return np.concatenate([rng.permutation(rows) for _ in range(-(-requests // rows))])[
+        :requests
+    ]
+
+
 def world(
     scenario: str, portfolio: Portfolio, shuffle: int, requests: int
 ) -> tuple[Stream, int, int]:
     """The stream, the request at which it changes, and the column of the arm that changes."""
     rng = np.random.default_rng(1000 + shuffle)
-    rows = len(portfolio.profiles)
-    order = np.concatenate(
-        [rng.permutation(rows) for _ in range(-(-requests // rows))]
-    )[:requests]
+    order = order_of(portfolio, requests, rng)
     change = requests // 2
     scores = portfolio.scores[order]
     costs = np.tile(portfolio.cost, (requests, 1))
@@ -175,6 +185,14 @@ def measure(job: Job) -> list[dict[str, Any]]:
         return [
             row | found for found in budget.measure(stream, job.strategy, job.shuffle)
         ]
+    if job.scenario == "budget-delay":
+        portfolio = load(job.portfolio, data=job.data)
+        rng = np.random.default_rng(1000 + job.shuffle)
+        order = order_of(portfolio, job.requests, rng)
+        delayed = budget.measure_delays(
+            portfolio.stream(order), portfolio.paid[order], job.strategy, job.shuffle
+        )
+        return [row | found for found in delayed]
     trace = run(job)
     row |= {"strategy": job.strategy, "utility": trace.utility.mean()}
     if job.scenario not in CHANGES:
@@ -271,11 +289,11 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
-    """All jobs. The scenario `budget` itself adds ParetoBandit, so it is played with our policies only."""
+    """All jobs. The scenarios of a budget are played with our policies only; `budget` itself adds ParetoBandit."""
     ours = [name for name in arguments.strategy if name not in PARETO]
     for portfolio in arguments.portfolio:
         for scenario in arguments.scenario:
-            strategies = ours if scenario == "budget" else arguments.strategy
+            strategies = ours if scenario in BUDGETS else arguments.strategy
             for shuffle in range(arguments.shuffles):
                 for strategy in strategies:
                     yield Job(
@@ -300,7 +318,7 @@ def main(given: Sequence[str] | None = None) -> None:
     frame = pd.DataFrame(rows)
     for scenario in arguments.scenario:
         table = summarise(frame[frame.scenario == scenario].dropna(axis=1, how="all"))
-        cost_weight = 0.0 if scenario == "budget" else weight(scenario)
+        cost_weight = 0.0 if scenario in BUDGETS else weight(scenario)
         print(f"\n{scenario}, λ = {cost_weight}\n")
         print(table.to_markdown(index=False, disable_numparse=True))
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,7 @@ class Portfolio:
     profiles: M profiles of the prompts.
     task: M names of the source's own tasks, which no policy sees.
     output_tokens: [M, K] tokens of the recorded answers; NaN if the source records none.
+    paid: [M, K] recorded costs, as shares of the dearest arm's mean cost.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Portfolio:
     profiles: tuple[TaskProfile, ...]
     task: tuple[str, ...]
     output_tokens: Vector
+    paid: Vector
 
     @property
     def features(self) -> Vector:
@@ -175,6 +177,10 @@ def load(
         rows.pivot(index="prompt_id", columns="model", values="output_tokens")
         .loc[scores.index, cost.index]
         .to_numpy(float),
+        rows.pivot(index="prompt_id", columns="model", values="cost_usd")
+        .loc[scores.index, cost.index]
+        .to_numpy(float)
+        / float(cost.max()),
     )
 
 

@@ -139,7 +139,9 @@ class RouterClient:
 
     async def _refresh(self) -> None:
         began = time.monotonic()
-        view = await self.router.snapshot.remote(self.ingress_id, dict(self.in_flight))
+        view = await self.router.snapshot.remote(
+            self.ingress_id, dict(self.in_flight), self._pacer.undelivered
+        )
         snapshot = view.snapshot
         self._states = view.states
         self.calibrating = view.calibrating
@@ -166,7 +168,7 @@ class RouterClient:
         )
         # without `pacer` the router wants to decide itself, because a challenger or a shadow takes part
         if snapshot.pacer:
-            self._pacer.restore(snapshot.pacer, view.ingresses)
+            self._pacer.restore(snapshot.pacer, view.ingresses, view.undelivered)
             self._snapshot_taken_s = began
 
     def new_id(self) -> str:

@@ -42,6 +42,7 @@ from deployments.router.role_assignment import assign_role
 from deployments.router.role_table import champion_of
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings, latest
+from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures
 from policies.events import ACCEPTED, Decision, Feedback, Outcome, Record
 from policies.objectives import paced, with_text_sensitivity
@@ -288,7 +289,10 @@ class Router:
         return self._arm_stats.figures().of_kind(kind)
 
     async def snapshot(
-        self, ingress: str = "", in_flight: dict[str, int] | None = None
+        self,
+        ingress: str = "",
+        in_flight: dict[str, int] | None = None,
+        undelivered: Spending = NOTHING,
     ) -> IngressView:
         """Everything that an ingress needs to decide without this actor.
 
@@ -296,9 +300,11 @@ class Router:
             ingress: the ingress that asks. Its own requests in flight are left out of the states, because it knows
                 them better. While there is only a champion, its snapshot contains the state of the budget pacer.
             in_flight: as of `decide`, which an ingress that decides by itself does not call.
+            undelivered: what the ingress has decided, and this router does not have yet.
         """
         if in_flight is not None:
             self._arm_stats.report_in_flight(ingress, in_flight)
+            self._arm_stats.report_undelivered(ingress, undelivered)
         # the constructor has no event loop, so the first call of an ingress starts the maintenance
         if self._maintenance is None:
             self._maintenance = asyncio.create_task(self._maintain_forever())
@@ -315,6 +321,7 @@ class Router:
             self._projections.scoring_rates.rates(),
             self._arm_stats.ingresses,
             self._calibrations.active,
+            self._arm_stats.undelivered(ingress),
         )
 
     async def forecaster(self, version: int) -> Forecaster | None:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import (
     FigureTable,
     RecentFigures,
@@ -38,6 +39,8 @@ class ArmStats:
         self._meters: dict[str, ArmMeter] = {}
         # of each ingress: the monotonic time of its report, and its requests in flight on each arm
         self._in_flight: dict[str, tuple[float, dict[str, int]]] = {}
+        # of each ingress: the decisions that the router did not have at that time
+        self._undelivered: dict[str, Spending] = {}
         self._recent: deque[Decision] = deque(maxlen=SIZE)
         self._figures = RecentFigures()
 
@@ -54,6 +57,18 @@ class ArmStats:
     def report_in_flight(self, ingress: str, in_flight: dict[str, int]) -> None:
         """Store the number of requests that an ingress has in flight on each arm."""
         self._in_flight[ingress] = (time.monotonic(), in_flight)
+
+    def report_undelivered(self, ingress: str, undelivered: Spending) -> None:
+        """Store what an ingress has decided, and the router does not have yet."""
+        self._undelivered[ingress] = undelivered
+
+    def undelivered(self, exclude: str) -> Spending:
+        """What the router lacks of the ingresses that have reported lately, without one of them."""
+        total = NOTHING
+        for ingress in self._in_flight:
+            if ingress != exclude:
+                total += self._undelivered.get(ingress, NOTHING)
+        return total
 
     @property
     def ingresses(self) -> int:
@@ -88,6 +103,8 @@ class ArmStats:
             for ingress, report in self._in_flight.items()
             if report[0] > stale_s
         }
+        for ingress in self._undelivered.keys() - self._in_flight.keys():
+            del self._undelivered[ingress]
         in_flight = Counter[str]()
         for ingress, (_, counts) in self._in_flight.items():
             if ingress != exclude:

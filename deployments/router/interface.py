@@ -22,6 +22,7 @@ from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
 from deployments.remote import Method
 from deployments.settings import GatewaySettings
+from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures, Totals
 from policies.events import Decision, Feedback, Outcome, Record
 from policies.profiling.forecast import Forecaster
@@ -39,6 +40,7 @@ class IngressView:
     scoring_rates: by API key, the probability that it scores its next answer.
     ingresses: number of ingresses that have reported lately.
     calibrating: whether a calibration runs, so that the ingress should ask for work.
+    undelivered: what the other ingresses have decided, and this router does not have yet.
     """
 
     snapshot: Snapshot
@@ -47,6 +49,7 @@ class IngressView:
     scoring_rates: Mapping[str, float]
     ingresses: int
     calibrating: bool = False
+    undelivered: Spending = NOTHING
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,7 @@ class RouterHandle(Protocol):
     rows: Method[[int, int], list[tuple[int, float, str, bytes]]]
     record: Method[[str], Record | None]
     kind_figures: Method[[str], Mapping[str, Figures]]
-    snapshot: Method[[str, dict[str, int]], IngressView]
+    snapshot: Method[[str, dict[str, int], Spending], IngressView]
     forecaster: Method[[int], Forecaster | None]
     summary: Method[[], RouterSummary]
     adopt: Method[[Snapshot], bool]

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from policies.base import Policy
-from policies.budget import BudgetPacer
 from policies.events import Decision, Outcome
 from policies.objectives import paced
 from policies.types import Arm, Objective, Request, TaskProfile, Vector
@@ -60,6 +60,17 @@ class SimulationResult:
     scores: int
 
 
+class Pacer(Protocol):
+    """What a simulation needs of a budget pacer (policies/budget.py)."""
+
+    @property
+    def cost_weight(self) -> float:
+        """The price on cost that the next objective gets."""
+
+    def decided(self, decision: Decision) -> None:
+        """Take in a decision."""
+
+
 @dataclass(frozen=True)
 class FeedbackPlan:
     """Which answers of a simulation are scored, and when.
@@ -97,7 +108,7 @@ def simulate(
     rng: np.random.Generator,
     feedback: FeedbackPlan = FeedbackPlan(),
     interventions: Mapping[int, Callable[[Policy], Policy]] | None = None,
-    pacer: BudgetPacer | None = None,
+    pacer: Pacer | None = None,
     failures: Sequence[float] = (),
 ) -> SimulationResult:
     """Simulate a policy on a stream; the policy learns on the way.
@@ -150,11 +161,11 @@ def simulate(
             bool(scored[n]),
             float(rates[n]),
         )
-        (decision,) = policy.decide(
-            paced([request], pacer.cost_weight if pacer else 0.0), {}, rng, n
-        )
         if pacer:
-            pacer.decided(decision)
+            (request,) = paced([request], pacer.cost_weight)
+        (decision,) = policy.decide([request], {}, rng, n)
+        if pacer:
+            pacer.decided(decision.made(request, decision.policy_version, 0.0))
         chosen[n] = column[decision.arm]
         propensity[n] = decision.estimate().propensity
         if feedback.pairs and scored[n]:

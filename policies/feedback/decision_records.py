@@ -1,7 +1,8 @@
 """The records of decisions, and the rule by which each event updates a policy exactly once.
 
 The router's state is a fold over the events: the same code runs live, after a restart and in a replay. Events commute:
-in whatever order and however often they arrive, the same votes count in the end.
+in whatever order and however often they arrive, the same votes count in the end. There is one exception: if more than
+MAX_SOURCES sources score one decision, those that came first count.
 """
 
 from collections import OrderedDict
@@ -164,11 +165,14 @@ class DecisionRecords:
         earlier = waiting.get(key)
         if isinstance(earlier, Outcome):
             return DUPLICATE
-        if earlier is not None and isinstance(event, Feedback):
-            again = earlier == event and earlier.time_s == event.time_s
-            if again or event.time_s < earlier.time_s:
-                return DUPLICATE
-        if key not in waiting and len(waiting) > MAX_SOURCES:
+        if (
+            earlier is not None
+            and isinstance(event, Feedback)
+            and not _counts_after(event, earlier.score, earlier.time_s)
+        ):
+            return DUPLICATE
+        sources = len(waiting.keys() - {""})
+        if key and key not in waiting and sources >= MAX_SOURCES:
             return TOO_MANY_SOURCES
         waiting[key] = event
         while len(self._pending) > PENDING_CAPACITY:
@@ -201,8 +205,9 @@ class DecisionRecords:
         if event.source not in record.scores and len(record.scores) >= MAX_SOURCES:
             return TOO_MANY_SOURCES
         earlier = record.scores.get(event.source)
-        given = record.times.get(event.source, event.time_s)
-        if event.time_s < given or (earlier == event.score and event.time_s == given):
+        if earlier is not None and not _counts_after(
+            event, earlier, record.times[event.source]
+        ):
             return DUPLICATE
         record.times[event.source] = event.time_s
         if earlier == event.score:
@@ -236,6 +241,11 @@ class DecisionRecords:
         reputation.update(event)
         for record, vote in zip(records, before, strict=True):
             _replace(policy, record.decision, vote, record.vote, again=True)
+
+
+def _counts_after(event: Feedback, score: float, time_s: float) -> bool:
+    """Whether a score of the same source replaces this one: it is later or, of two at the same time, the lower one."""
+    return (event.time_s, -event.score) > (time_s, -score)
 
 
 def _replace(

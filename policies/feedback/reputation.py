@@ -55,7 +55,9 @@ ERRORS = (
 )
 GRADES = 5  # of complexity
 CELLS = 64  # latest cells of a key
-MAX_REVERTED = 200  # latest decisions of a key whose votes are withdrawn or restored
+MAX_REVERTED = 200  # latest decisions of a key whose votes are withdrawn
+# Latest decisions of a silenced key, the withdrawn ones included, whose votes are restored when it is trusted again.
+MAX_RESTORED = 2000
 # Owners without a reputation: no key, or an operator. They are never suspected, and no witnesses.
 UNJUDGED = ("", "*")
 
@@ -135,7 +137,8 @@ class KeyReputation:
         if name in UNJUDGED:
             return False
         key = self._keys.setdefault(name, _Key())
-        _newest(key.decisions, event.decision_id, None, MAX_REVERTED)
+        capacity = MAX_RESTORED if name in self.silenced else MAX_REVERTED
+        _newest(key.decisions, event.decision_id, None, capacity)
         if name in self.quarantined:
             return event.trusted
         profile = decision.profile
@@ -162,6 +165,8 @@ class KeyReputation:
         standing = TRUSTED if released else self._standing(event)
         if standing == TRUSTED:
             self.silenced.discard(name)
+            while len(key.decisions) > MAX_REVERTED:
+                key.decisions.popitem(last=False)
             return
         self.silenced.add(name)
         if standing == QUARANTINED:

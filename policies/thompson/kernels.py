@@ -200,7 +200,8 @@ def expect(
             the weights λ_latency and λ_cost, the chance to be scored, and the probability of a uniform draw.
         load: [3, K] requests in flight, replicas, and the seconds in the queue of each arm.
         total: requests in flight over all arms.
-        terms: [3, K] context tokens, price of a prompt token, of an output token.
+        terms: [5, K] context tokens, price of a prompt token, of an output token, factors on the output tokens and on
+            TPOT.
         length: posterior of the logarithm of output tokens beyond the usual number.
         first: posterior of the logarithm of TTFT, by `pace_features`.
         further: posterior of the logarithm of TPOT, by `pace_features`.
@@ -235,14 +236,13 @@ def expect(
             beyond = 0.5 * tokens_noise[k]
             for i in range(x.shape[1]):
                 beyond += x[b, i] * tokens_mean[k, i]
-            tokens = max(
-                min((1.0 + usual) * exp(beyond) - 1.0, terms[0, k] - prompt, limit), 1.0
-            )
+            tokens = terms[3, k] * ((1.0 + usual) * exp(beyond) - 1.0)
+            tokens = max(min(tokens, terms[0, k] - prompt, limit), 1.0)
             at = pace_features(prompt, here, others)
             log_ttft, ttft_doubt = _one(at, ttft_mean[k], ttft_covariance[k], spread)
             log_tpot, tpot_doubt = _one(at, tpot_mean[k], tpot_covariance[k], spread)
             ttft = exp(min(log_ttft + 0.5 * ttft_noise[k], 8.0))
-            tpot = exp(min(log_tpot + 0.5 * tpot_noise[k], 8.0))
+            tpot = terms[4, k] * exp(min(log_tpot + 0.5 * tpot_noise[k], 8.0))
             decoding = (tokens - 1.0) * tpot
             found[b, 0, k] = load[2, k] + ttft + decoding
             found[b, 1, k] = ttft * ttft * min(

@@ -1,9 +1,10 @@
 """Expected latency and cost of each arm's answer: Bayesian linear models of the logarithms of its parts.
 
 Log TTFT and log TPOT depend on prompt length and load. The logarithm of the output tokens, less that of the usual
-number in the profile, depends on the features. Latency is the wait in the queue, which the dispatcher estimates, + TTFT
-+ further tokens · TPOT. Cost is tokens · price. The variance of the latency follows from those of its logarithms to
-first order. The variance of the number of tokens is left out, because every answer teaches it.
+number in the profile, depends on the features. The means of TPOT and of the length have a factor, because their
+logarithms are not normal (smearing.py). Latency is the wait in the queue, which the dispatcher estimates, + TTFT +
+further tokens · TPOT. Cost is tokens · price. The variance of the latency follows from those of its logarithms to first
+order. The variance of the number of tokens is left out, because every answer teaches it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from policies.events import ArmEstimate, Decision, Outcome
 from policies.profiling.features import D
 from policies.thompson import kernels
 from policies.thompson.posterior import LinearPosterior
+from policies.thompson.smearing import ENOUGH, Smearing
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
 PRIOR_TTFT_S = 0.1
@@ -35,7 +37,10 @@ class LatencyModel:
             (float(arm.context_tokens), arm.prompt_price_usd, arm.output_price_usd)
             for arm in arms
         ]
-        self._terms = np.array(terms).T.copy()  # [3, K]
+        ones = [1.0] * len(terms)
+        self._terms = np.array([*zip(*terms), ones, ones])  # [5, K]
+        self.smearing = Smearing(len(arms), forgetting)
+        self.pace_smearing = Smearing(len(arms), forgetting)
         self.tokens = LinearPosterior(
             np.zeros((len(arms), D)), np.full(D, 1.0), 0.2, forgetting
         )
@@ -85,7 +90,40 @@ class LatencyModel:
             self.ttft.posterior(),
             self.tpot.posterior(),
         )
+        self._terms[3] = self.smearing.factors
+        self._terms[4] = self.pace_smearing.factors
         return kernels.expect(features, asked, load, total, self._terms, *posteriors)
+
+    def recorded_factors(self, arm: int) -> tuple[float, float]:
+        """What a decision records of an arm's factors on length and TPOT, after `expect`.
+
+        A factor is 0 if it must not be learned from.
+        """
+        length = self._terms[3, arm] if self.tokens.count[arm] >= ENOUGH else 0.0
+        pace = self._terms[4, arm] if self.tpot.count[arm] >= ENOUGH else 0.0
+        return float(length), float(pace)
+
+    def _learn_pace(self, arm: int, decision: Decision, outcome: Outcome) -> None:
+        """Compare the time after the first token of a stream with the expected one of as many tokens."""
+        further = outcome.output_tokens - 1
+        if further > 0 and decision.pace_smearing > 0:
+            expected_s = further * decision.estimate().tpot_s / decision.pace_smearing
+            actual_s = outcome.latency_s - outcome.ttft_s
+            self.pace_smearing.add(arm, actual_s, expected_s, decision.sequence)
+
+    def _learn_tail(self, arm: int, decision: Decision, outcome: Outcome) -> None:
+        """Compare an answer's length with the expected one, if no limit bounded the expectation."""
+        expected = decision.estimate().output_tokens
+        profile = decision.profile
+        room = self._terms[0, arm] - profile.prompt_tokens
+        limit = min(profile.max_output_tokens or inf, room)
+        if decision.smearing > 0 and 1.0 < expected < limit:
+            self.smearing.add(
+                arm,
+                outcome.output_tokens,
+                expected / decision.smearing,
+                decision.sequence,
+            )
 
     def learn(self, arm: int, decision: Decision, outcome: Outcome) -> None:
         """Learn from the duration and the length of an answer, as far as the outcome shows them.
@@ -116,13 +154,13 @@ class LatencyModel:
                 at,
                 weight=by_pace * min(1.0, (outcome.output_tokens - 1) / 8),
             )
-        if (
-            outcome.status == "ok"
-            and outcome.output_tokens
-            and _shows_length(decision, outcome)
-        ):
-            beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
-            self.tokens.add(arm, profile.features, beyond, at)
+        if outcome.status == "ok" and outcome.output_tokens:
+            self._learn_tail(arm, decision, outcome)
+            if outcome.ttft_s > outcome.waited_s:
+                self._learn_pace(arm, decision, outcome)
+            if _shows_length(decision, outcome):
+                beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
+                self.tokens.add(arm, profile.features, beyond, at)
 
 
 def _above_bound(

@@ -39,6 +39,7 @@ from policies.thompson.hierarchical_posterior import HierarchicalPosterior
 from policies.thompson.latency import UNKNOWN_STATE, LatencyModel
 from policies.thompson.posterior import LinearPosterior
 from policies.thompson.propensity import QUADRATURE
+from policies.thompson.smearing import Smearing
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
 CLOCK = "clock.latest"  # name of the array that holds the clock of scores
@@ -89,14 +90,17 @@ class Thompson:
             self.latency.ttft,
             self.latency.tpot,
         )
+        self._smearings = (self.latency.smearing, self.latency.pace_smearing)
         # The keys begin the names of the arrays in `state`.
-        self._parts: dict[str, LinearPosterior | Drift | Availability] = {
+        self._parts: dict[str, LinearPosterior | Drift | Availability | Smearing] = {
             "quality": self.quality,
             "drift": self.drift,
             "availability": self.availability,
             "tokens": self.latency.tokens,
             "ttft": self.latency.ttft,
             "tpot": self.latency.tpot,
+            "smearing": self.latency.smearing,
+            "pace_smearing": self.latency.pace_smearing,
         }
 
     def decide(
@@ -143,6 +147,7 @@ class Thompson:
         decisions = []
         chosen = best.tolist()
         for i, (request, row, k) in enumerate(zip(requests, removed, chosen)):
+            factors = self.latency.recorded_factors(k)
             decision = Decision(
                 request.id,
                 "" if row[k] else names[k],
@@ -155,6 +160,8 @@ class Thompson:
                 scored=self._scored,
                 score_chance=request.score_chance,
                 explore=request.explore,
+                smearing=factors[0],
+                pace_smearing=factors[1],
             )
             decisions.append(decision)
         return decisions
@@ -193,6 +200,8 @@ class Thompson:
         """See base.Policy."""
         self._scored = scored
         self.availability.advance(sequence)
+        for smearing in self._smearings:
+            smearing.advance(sequence)
         for posterior in self._latencies:
             posterior.advance(sequence)
         self.quality.advance(sequence if scored < 0 else scored)
@@ -241,6 +250,8 @@ class Thompson:
         if k is None:
             return
         self.availability.discount(k, events)
+        for smearing in self._smearings:
+            smearing.discount(k, events)
         for posterior in (self.quality, *self._latencies):
             posterior.discount(k, events)
 

@@ -81,10 +81,10 @@ def test_trainer_counts_a_corrected_score_once(journal: Journal) -> None:
     add_requests(journal, 0, 300, "large")
     assert asyncio.run(trained.run_once())
     for n in range(300):
-        journal.put(Feedback(f"d{n}", 1.0))
+        journal.put(Feedback(f"d{n}", 1.0, time_s=1.0))
     add_requests(journal, 300, 200, "none")
     for n in range(300, 500):
-        journal.put(Feedback(f"d{n}", 1.0))
+        journal.put(Feedback(f"d{n}", 1.0, time_s=1.0))
     asyncio.run(journal.flush())
     assert asyncio.run(trained.run_once())
     assert min(sufficiency(trained).values()) > 0.9

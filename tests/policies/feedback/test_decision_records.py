@@ -11,6 +11,7 @@ from policies.events import (
     DUPLICATE,
     PENDING,
     REPEATED,
+    TOO_MANY_SOURCES,
     UNKNOWN,
     Feedback,
     Outcome,
@@ -165,6 +166,47 @@ def test_a_score_given_again_later_outlives_an_older_correction() -> None:
     ]
     record = decision_records.get("d0")
     assert record is not None and record.scores == {"user": 1.0}
+
+
+@pytest.mark.parametrize("pending", [False, True])
+@pytest.mark.parametrize("order", [(0.2, 0.9), (0.9, 0.2)])
+def test_of_two_scores_at_the_same_time_the_lower_one_counts(
+    order: tuple[float, float], pending: bool
+) -> None:
+    """In either order, whether their decision is known already or not."""
+    (decision,) = decisions(1)
+    records = DecisionRecords(history=History(keeps_unknown=True))
+    events: list = [Feedback("d0", score, time_s=5.0) for score in order]
+    events.insert(2 if pending else 0, decision)
+    for event in events:
+        records.apply(event, None)
+    record = records.get("d0")
+    assert record is not None and record.scores == {"user": 0.2}
+    assert records.apply(Feedback("d0", 0.9, time_s=5.0), None) == DUPLICATE
+    assert records.apply(Feedback("d0", 0.9, time_s=5.1), None) == ACCEPTED
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_of_nine_sources_the_first_eight_count(pending: bool) -> None:
+    """The ninth is refused, also before its decision is known; the others may still correct their scores."""
+    (decision,) = decisions(1)
+    records = DecisionRecords(history=History(keeps_unknown=True))
+    if not pending:
+        records.apply(decision, None)
+    statuses = [
+        records.apply(Feedback("d0", 1.0, f"s{i}", time_s=float(i)), None)
+        for i in range(9)
+    ]
+    accepted = PENDING if pending else ACCEPTED
+    assert statuses == [accepted] * 8 + [TOO_MANY_SOURCES]
+    if pending:
+        records.apply(decision, None)
+    again = Feedback("d0", 0.0, "s0", time_s=20.0)
+    assert records.apply(again, None) == ACCEPTED
+    record = records.get("d0")
+    assert record is not None
+    assert record.scores == {"s0": 0.0} | {f"s{i}": 1.0 for i in range(1, 8)}
+    assert records.apply(Feedback("d0", 1.0, "s8"), None) == TOO_MANY_SOURCES
 
 
 def counted_once(made: list, events: list) -> Thompson:

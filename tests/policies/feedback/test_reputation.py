@@ -228,6 +228,19 @@ def test_an_operators_voucher_restores_a_keys_votes() -> None:
     assert not reputation.quarantined and same(learned, wanted)
 
 
+def test_a_voucher_restores_also_the_votes_of_a_long_quarantine() -> None:
+    """A key that gave several hundred scores while they did not count gets all of them back."""
+    given = list(votes(["honest"] * 8 + ["hostile"], 3600))
+    hostile = [decision for decision, _ in given if decision.owner == "8 hostile"]
+    assert len(hostile) > 350
+    vouched = [(d, replace(s, trusted=d is hostile[-1])) for d, s in given]
+    _, reputation, learned = fold(iter(vouched))
+    assert not reputation.quarantined
+    assert len(reputation.recent("8 hostile")) == 200
+    everything = [(d, replace(s, trusted=True)) for d, s in given]
+    assert same(learned, fold(iter(everything))[2])
+
+
 def test_a_restart_and_a_replay_find_the_same_quarantines(
     url: str,
 ) -> None:

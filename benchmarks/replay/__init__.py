@@ -1,0 +1,1 @@
+"""Replays the policy on recorded answers of every size to the demo's questions."""
