@@ -276,9 +276,9 @@ class IngressPacer:
 
 def _spending(decision: Decision) -> Spending:
     """What a decision charges."""
-    if decision.fallback in NOT_ROUTED:
+    if decision.fallback in NOT_CHARGED:
         return NOTHING
-    second = decision.fallback in SECOND_ATTEMPTS
+    second = decision.fallback in SECOND_DECISIONS
     return Spending(0.0 if second else 1.0, decision.estimate().cost_usd)
 
 

@@ -119,9 +119,7 @@ def distance_closed(
     The best peer is picked in each cell afterwards. None without peers, or if the peers are at the top already.
     """
     at_defaults = frame[frame.variant == 0]
-    means = at_defaults.groupby(
-        ["portfolio", "cost_weight", "strategy"]
-    ).utility.mean()
+    means = at_defaults.groupby(["portfolio", "cost_weight", "strategy"]).utility.mean()
     gained = 0.0
     distance = 0.0
     for cell, height in top.items():

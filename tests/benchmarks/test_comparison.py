@@ -26,7 +26,7 @@ def frame() -> pd.DataFrame:
         for portfolio, utilities in zip("ab", cells, strict=True):
             for shuffle, utility in enumerate(utilities):
                 rows.append((portfolio, 0.0, strategy, variant, shuffle, utility))
-    columns = "portfolio cost_weight strategy variant shuffle utility".split()
+    columns = ["portfolio", "cost_weight", "strategy", "variant", "shuffle", "utility"]
     return pd.DataFrame(rows, columns=columns)
 
 
