@@ -9,14 +9,8 @@ import pytest
 
 from deployments.errors import UnknownVersionError
 from deployments.journal.snapshot import Snapshot
-from deployments.tracking.model_registry import (
-    MODEL,
-    PolicyRegistry,
-    _digest,
-    code_digest,
-    load_policy,
-    save_policy,
-)
+from deployments.tracking.model_registry import MODEL, PolicyRegistry, code_digest
+from deployments.tracking.version_files import files_digest, load_policy, save_policy
 from policies.thompson.policy import Thompson
 from policies.types import Arm
 
@@ -53,7 +47,7 @@ def test_a_changed_or_pickled_artefact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not those that were registered"):
         load_policy(tmp_path, 3, digest)
     with pytest.raises(ValueError, match="allow_pickle"):
-        load_policy(tmp_path, 3, _digest(tmp_path))
+        load_policy(tmp_path, 3, files_digest(tmp_path))
 
 
 def test_a_state_that_does_not_fit_the_policy_is_refused(tmp_path: Path) -> None:
@@ -86,7 +80,7 @@ def test_a_version_of_an_earlier_release_can_be_loaded(tmp_path: Path) -> None:
     save_policy(snapshot, tmp_path)
     head = {"policy": "thompson", "arms": ["small", "large"], "sequence": 41}
     (tmp_path / "policy.json").write_text(json.dumps(head))
-    loaded = load_policy(tmp_path, 3, _digest(tmp_path))
+    loaded = load_policy(tmp_path, 3, files_digest(tmp_path))
     assert (loaded.sequence, loaded.row, loaded.journal, loaded.options) == (
         41,
         0,
