@@ -1,5 +1,6 @@
 """Tests of deploy/haproxy with Debian's HAProxy in front of two small servers: balancing, draining, dying gateways."""
 
+import contextlib
 import subprocess
 import threading
 import time
@@ -186,12 +187,16 @@ def test_the_request_id_is_passed_on_and_back_and_logged(
 def test_a_request_that_kills_its_gateway_reaches_no_second_one(
     two: Two, method: str
 ) -> None:
-    """It may have had an effect, and it may be what killed the gateway."""
+    """It may have had an effect, and it may be what killed the gateway.
+
+    If the connection to the gateway was used before, HAProxy closes that of the client in place of an error.
+    """
     balancer, (a, b) = two
-    answer = httpx.request(method, balancer.url + "/break", json={})
-    assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
+    with contextlib.suppress(httpx.RemoteProtocolError):
+        answer = httpx.request(method, balancer.url + "/break", json={})
+        assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
+        assert answer.headers["x-request-id"]
     assert len(a.requests + b.requests) == 1
-    assert answer.headers["x-request-id"]
 
 
 def test_a_read_that_both_gateways_break_off_gets_a_502(two: Two) -> None:

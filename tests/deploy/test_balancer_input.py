@@ -89,13 +89,10 @@ def test_bodies_have_a_limit(two: Two) -> None:
     assert not any(gateway.requests for gateway in gateways)
 
 
-URL = b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n"
-HEADER = b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 20_000 + b"\r\n\r\n"
-HEADERS = (
-    b"GET / HTTP/1.1\r\nhost: x\r\n"
-    + b"".join(b"x-%d: a\r\n" % i for i in range(150))
-    + b"\r\n"
-)
+END = b"host: x\r\nconnection: close\r\n\r\n"
+URL = b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\n" + END
+HEADER = b"GET / HTTP/1.1\r\nx-a: " + b"a" * 20_000 + b"\r\n" + END
+HEADERS = b"GET / HTTP/1.1\r\n" + b"".join(b"x-%d: a\r\n" % i for i in range(150)) + END
 HEADS = [(URL, 414), (HEADER, 431), (HEADERS, 431)]
 
 

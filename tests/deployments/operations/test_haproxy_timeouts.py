@@ -268,10 +268,15 @@ def test_other_methods_reach_no_ingress(
 def test_a_request_that_kills_its_ingress_reaches_no_second_one(
     proxy: tuple[int, list[FakeGateway]], method: str
 ) -> None:
-    """It may have had an effect, and it may be what killed the ingress. The error has OpenAI's shape."""
+    """It may have had an effect, and it may be what killed the ingress.
+
+    The error has OpenAI's shape. If the connection to the ingress was used before, HAProxy closes that of the client
+    instead, which then decides whether it sends the request again.
+    """
     port, (a, b) = proxy
-    answer = httpx.request(method, f"http://127.0.0.1:{port}/break", json={})
-    assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
+    with contextlib.suppress(httpx.RemoteProtocolError):
+        answer = httpx.request(method, f"http://127.0.0.1:{port}/break", json={})
+        assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
     assert len(a.requests + b.requests) == 1
 
 
