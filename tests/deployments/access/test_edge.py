@@ -170,7 +170,7 @@ TRAILERS = (
 
 @pytest.mark.parametrize("body", [b"2\r\n{}\r\n0\r\n", b"0\r\n"])
 def test_trailers_never_become_headers(port: int, body: bytes) -> None:
-    """They arrive in one piece with the head, before the application runs. Later requests of the connection are well."""
+    """They arrive in one piece with the head, before the application runs. Later requests are not affected."""
     head = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
     first = head + b"\r\n" + body + TRAILERS + b"\r\n\r\n"
     second = b"GET /echo HTTP/1.1\r\nhost: x\r\nx-a: b\r\nconnection: close\r\n\r\n"
