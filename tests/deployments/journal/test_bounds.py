@@ -1,6 +1,7 @@
 """A journal whose database is away holds a bounded number of rows, and loses nothing that was acknowledged."""
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
@@ -166,19 +167,17 @@ def test_the_journal_does_not_hold_its_own_url(tmp_path: Path) -> None:
     first = Gateway(tmp_path)
     with first.client:
         first.chat()
+    kept = json.loads(first.settings.model_dump_json())
+    kept["journal"] = "postgresql+psycopg://ann:secret@host/name"
+    row = (SETTINGS_KEY, json.dumps(kept, separators=(",", ":")).encode())
     with sqlite3.connect(tmp_path / "journal.db") as connection:
-        query = f"SELECT value FROM facts WHERE name = '{SETTINGS_KEY}'"
-        ((stored,),) = connection.execute(query).fetchall()
-        assert b"sqlite:" not in stored and b'"journal":' not in stored
-        old = stored.replace(
-            b"{", b'{"journal":"postgresql+psycopg://a:secret@b/c",', 1
-        )
-        change = f"UPDATE facts SET value = ? WHERE name = '{SETTINGS_KEY}'"
-        connection.execute(change, [old])
+        connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", row)
     again = Gateway(tmp_path)
     with again.client:
         again.chat()
-        eventually(lambda: not again.router.thing._journal.waiting_rows)
+        eventually(lambda: not again.router.thing._journal.busy)
     with sqlite3.connect(tmp_path / "journal.db") as connection:
-        ((stored,),) = connection.execute(query).fetchall()
-    assert b"secret" not in stored
+        query = "SELECT value FROM facts WHERE name = ?"
+        ((stored,),) = connection.execute(query, [SETTINGS_KEY]).fetchall()
+    assert b"secret" not in stored and b'"models":' in stored
+    assert b'"journal":' not in stored
