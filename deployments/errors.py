@@ -137,9 +137,10 @@ def install(app: FastAPI) -> None:
         hint = (
             "; see /docs for what there is" if error.status_code in (404, 405) else ""
         )
-        return respond(
-            ApiError(error.status_code, f"{error.detail}{hint}"), error.headers
-        )
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # AccessMiddleware answers HEAD as GET
+        return respond(ApiError(error.status_code, f"{error.detail}{hint}"), headers)
 
     async def on_anything(_: Request, __: Exception) -> JSONResponse:
         return respond(

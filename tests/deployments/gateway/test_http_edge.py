@@ -54,6 +54,18 @@ def test_head_of_other_routes_is_refused_without_a_body(gateway: Gateway) -> Non
         assert answer.headers["content-type"] == "application/json"
 
 
+def test_a_refused_method_names_the_allowed_ones(gateway: Gateway) -> None:
+    """HEAD is among them where GET is."""
+    for method, path, allowed in (
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/readyz", "GET, HEAD"),
+        ("GET", CHAT, "POST"),
+        ("HEAD", "/v1/feedback", "POST"),
+    ):
+        answer = gateway.client.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 def test_head_needs_the_key_that_get_needs(tmp_path: Path) -> None:
     """A refusal has no body, either, and counts as a request."""
     locked = Locked(tmp_path)
