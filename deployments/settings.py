@@ -185,7 +185,7 @@ def has_password(url: str) -> bool:
         return bool(parts.password) or any(
             name.lower() in SECRET_PARAMETERS for name, _ in parse_qsl(parts.query)
         )
-    except ValueError:  # not a URL; whoever opens it says so
+    except ValueError:  # not a URL, which its user will find out
         return "@" in url
 
 

@@ -158,7 +158,7 @@ def test_large_and_foreign_files_are_refused_by_their_size(name: str) -> None:
 def test_a_version_that_this_journal_has_not_signed_is_refused(
     mlflow_uri: str,
 ) -> None:
-    """Whoever can write to MLflow can change the files and their hash, but has no salt. A setting allows the others."""
+    """Write access to MLflow suffices to change the files and their hash, but not the signature."""
     own = IdFactory(b"a" * 32).signature
     registry = PolicyRegistry(mlflow_uri, "test", own)
     run = registry.start_run("a run", {})
