@@ -1,8 +1,8 @@
 """The policy versions in MLflow's model registry: pure data, validated when it is loaded (version_files.py).
 
 One tag has the SHA-256 of a version's files, and one the journal's signature of it: write access to MLflow suffices to
-change the files and the first tag, but not to make the second. The other tags name the version's parent, the code and the
-journal rows that it learned from.
+change the files and the first tag, but not to make the second. The other tags name the version's parent, the code and
+the journal rows that it learned from.
 """
 
 import hashlib
