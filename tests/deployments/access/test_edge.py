@@ -1,7 +1,9 @@
 """EdgeMiddleware in front of Serve's own code, on the HTTP server that Serve starts in each ingress replica."""
 
 import asyncio
+import contextlib
 import json
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +15,10 @@ from ray.serve.config import HTTPOptions
 
 from deployments import runtime
 from deployments.access.edge import METHODS, OPERATIONS, clean
+from deployments.operations import haproxy
 from deployments.operations.haproxy import EDGE
-from tests.support.balancer import free_port, is_openai_error, raw
+from tests.deployments.operations.test_haproxy_timeouts import environment, rendered
+from tests.support.balancer import free_port, is_openai_error, raw, within
 
 SERVES_HEADERS = (
     "x-request-timeout-seconds",
@@ -99,6 +103,29 @@ def port() -> Iterator[int]:
         patch.undo()
 
 
+@pytest.fixture(scope="module")
+def front(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of Serve's HAProxy, as haproxy.sh configures it, before that server."""
+    folder = tmp_path_factory.mktemp("front")
+    front = free_port()
+    path = rendered(folder, front, {"a": port})
+    process = subprocess.Popen(
+        [haproxy.WRAPPER, "-db", "-f", path], env=environment(folder)
+    )
+    try:
+
+        def answers() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return httpx.get(url(front)).status_code == 200
+            return False
+
+        within(60, answers)
+        yield front
+    finally:
+        process.kill()
+        process.wait(5)
+
+
 def url(port: int, path: str = "/echo") -> str:
     return f"http://127.0.0.1:{port}{path}"
 
@@ -161,6 +188,23 @@ def test_an_unusable_request_id_is_replaced(port: int, given: list[bytes]) -> No
 def test_a_harmless_request_id_is_kept(port: int, given: str) -> None:
     answer = httpx.get(url(port), headers={"X-Request-Id": given})
     assert answer.headers["x-request-id"] == dict(seen(answer))["x-request-id"] == given
+
+
+def test_the_edge_holds_behind_serves_proxy(front: int) -> None:
+    """Trailers, HTTP/1.0 and header values that are not UTF-8, as a client of `make serve` sends them."""
+    head = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    chunked = head + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    text = raw(front, chunked + TRAILERS + b"\r\n\r\n").content.decode()
+    assert '"body": "{}"' in text and "trail" not in text and "Bearer" not in text
+    for connection in (b"", b"connection: close\r\n"):
+        request = b"GET /stream HTTP/1.0\r\nhost: x\r\n" + connection + b"\r\n"
+        answer = raw(front, request)
+        assert answer.content == b"".join(CHUNKS)
+        assert "transfer-encoding" not in answer.headers
+    for name in ("x-request-id", *SERVES_HEADERS):
+        answer = httpx.get(url(front), headers=[(name.encode(), b"\xe9")])
+        assert answer.status_code == 200
+    assert is_openai_error(httpx.get(url(front, "/late")), 408)
 
 
 TRAILERS = (
