@@ -47,6 +47,7 @@ END
     sed -i '/^frontend http_frontend$/r /dev/stdin' "$config" << 'END'
     http-request return status 414 content-type application/json string '{"error": {"message": "the URL is longer than 8192 bytes; send the data in the body", "type": "invalid_request_error", "param": null, "code": "uri_too_long"}}' if { url,length gt 8192 }
     http-request return status 431 content-type application/json string '{"error": {"message": "the headers are larger than 16 KiB or more than 100; send fewer", "type": "invalid_request_error", "param": null, "code": "headers_too_large"}}' if { req.hdrs,length gt 16384 } or { req.hdr_cnt gt 100 }
+    http-after-response set-header x-request-id %[uuid()] if !{ res.hdr(x-request-id) -m found }
     http-request deny deny_status 405 unless { method GET HEAD POST DELETE OPTIONS }
     http-request disable-l7-retry unless { method GET HEAD }
     http-request wait-for-body time 10s if { req.hdr(content-length) -m found } or { req.hdr(transfer-encoding) -m found }

@@ -304,7 +304,9 @@ def test_errors_of_the_proxy_have_openais_shape(
     """A long URL, large headers, many headers, and a path of no application."""
     port, gateways = proxy
     head = request_line + b"host: x\r\nconnection: close\r\n\r\n"
-    assert is_openai_error(raw(port, head), status)
+    answers = [raw(port, head) for _ in range(2)]
+    assert all(is_openai_error(answer, status) for answer in answers)
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 2
     assert not any(gateway.requests for gateway in gateways)
 
 
