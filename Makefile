@@ -91,6 +91,6 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 	@.venv/bin/python -c 'import torch' 2>/dev/null \
 		|| $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),2>/dev/null || $(TORCH) --index-url $(PYTORCH_INDEX)) \
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
-	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q -r requirements.txt
+	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q --require-hashes -r requirements.lock
 	@.venv/bin/python -c 'import policies.thompson.kernels'  # compiles the kernels before the first start
 	@touch $@

@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 UNION_BRANCH = re.compile(r"(constrained|function)-.*|(list|dict)\[.*\]|str")
+MAX_ECHO = 100  # characters of a client's key or value in an error
+MAX_MESSAGE = 4_000
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -48,6 +50,7 @@ def body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
     """The error object of OpenAI's API."""
+    message = message[:MAX_MESSAGE]
     kind = TYPES.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
@@ -110,7 +113,12 @@ def _location(error: Any) -> str | None:
         # an unknown key is the client's own word, even if it looks like a branch of a union
         own = [parts.pop()]
     kept = [part for part in parts if part != "body" and not is_branch(part)]
-    return ".".join(kept + own) or None
+    return ".".join(_cut(part) for part in kept + own) or None
+
+
+def _cut(word: str) -> str:
+    """A client's own word, cut to a length at which it may come back in an error."""
+    return word if len(word) <= MAX_ECHO else f"{word[:MAX_ECHO]}…"
 
 
 def install(app: FastAPI) -> None:
@@ -129,9 +137,10 @@ def install(app: FastAPI) -> None:
         hint = (
             "; see /docs for what there is" if error.status_code in (404, 405) else ""
         )
-        return respond(
-            ApiError(error.status_code, f"{error.detail}{hint}"), error.headers
-        )
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # AccessMiddleware answers HEAD as GET
+        return respond(ApiError(error.status_code, f"{error.detail}{hint}"), headers)
 
     async def on_anything(_: Request, __: Exception) -> JSONResponse:
         return respond(

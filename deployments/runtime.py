@@ -113,6 +113,40 @@ def _application(details: Mapping[str, Any]) -> ServeApplication:
     return ServeApplication(states, config.get("args") or {})
 
 
+def drop_trailers() -> None:
+    """Keep the trailers of a request out of its headers, in this process.
+
+    Uvicorn's protocol appends the trailers of a chunked body to the list that the application reads as headers. If they
+    arrive together with the head, they are there before the application runs. `on_headers_complete` is replaced by a
+    function that gives the protocol another list afterwards.
+
+    When uvicorn changes: the test sends a trailer to a server of its own. If it passes without this
+    function, remove it.
+    """
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    complete = HttpToolsProtocol.on_headers_complete
+    if complete.__name__ == "complete_and_drop_trailers":
+        return
+
+    def complete_and_drop_trailers(protocol: HttpToolsProtocol) -> None:
+        complete(protocol)
+        protocol.headers = []
+
+    HttpToolsProtocol.on_headers_complete = complete_and_drop_trailers  # type: ignore[method-assign,assignment]
+
+
+def serve_request_id() -> str:
+    """The id of the request that this replica is handling; empty outside of a request.
+
+    When Ray changes: look in `ray.serve.context` for the context of the current request. With an empty text the
+    engine's log lines have ids of their own, and nothing joins them with the gateway's.
+    """
+    from ray.serve.context import _get_serve_request_context
+
+    return str(_get_serve_request_context().request_id)
+
+
 def accepted_by_replica(call: object) -> bool:
     """Whether a replica has accepted this call of a deployment handle. False for None.
 

@@ -4,13 +4,25 @@
 ingress's `user_config`: a change takes effect at the next request and restarts nothing.
 """
 
+import re
 from difflib import get_close_matches
 from typing import Literal, get_args
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from policies.registry import RULES, make_policy
 from policies.types import Arm, Objective
+
+ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
+SECRET_PARAMETERS = ("password", "sslpassword")  # of a PostgreSQL URL
 
 
 class StrictModel(BaseModel):
@@ -166,18 +178,35 @@ class RolloutSettings(StrictModel):
         return self.rule or RuleSettings()
 
 
+def has_password(url: str) -> bool:
+    """Whether a URL holds a password, before its host or among its parameters."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or any(
+            name.lower() in SECRET_PARAMETERS for name, _ in parse_qsl(parts.query)
+        )
+    except ValueError:  # not a URL, which its user will find out
+        return "@" in url
+
+
 class GatewaySettings(StrictModel):
     """Settings of the gateway, the router and the tracker.
 
-    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME. It also stores these settings.
+    journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, without a password. The database
+        also stores these settings.
     journal_keep_days, journal_max_rows: maximum age and number of the journal's rows. A request makes about three rows,
         together 3 kB. What was learned from deleted rows is kept.
     feedback_window_days: feedback for an older decision is refused.
     store_text: write prompts and answers to the journal, not only features and a salted hash.
+    mlflow_uri: of MLflow, without a password.
+    unsigned_versions: what to do with a policy version in MLflow that this journal has not registered: "refuse" it, or
+        "load" it, for example after the journal was lost, or with the versions of an earlier release.
     trace_share: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
     keys: Default: the gateway asks for no API keys, which is allowed on loopback only.
     max_body_bytes: maximum size of a request.
+    cors_origins: origins of the web pages that may use the gateway from a browser, as https://chat.example.com; "*" for
+        all, which needs keys. Default: none.
     """
 
     models: dict[str, ModelSettings] = Field(min_length=1)
@@ -189,6 +218,7 @@ class GatewaySettings(StrictModel):
     feedback_window_days: float = Field(30.0, gt=0)
     store_text: bool = False
     mlflow_uri: str | None = None
+    unsigned_versions: Literal["refuse", "load"] = "refuse"
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
     rollout: RolloutSettings = RolloutSettings()
@@ -196,10 +226,42 @@ class GatewaySettings(StrictModel):
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
+    cors_origins: tuple[str, ...] = ()
 
     def arms(self) -> tuple[Arm, ...]:
         """All arms in the order of the file, which is smallest first."""
         return tuple(model.arm(name) for name, model in self.models.items())
+
+    @field_validator("journal", "mlflow_uri")
+    @classmethod
+    def _check_password(cls, url: str | None) -> str | None:
+        """Refuse a password in a URL: the settings are shown in Ray's dashboard, and stored in the journal."""
+        if url is not None and has_password(url):
+            raise ValueError(
+                "holds a password, which Ray's dashboard would show; take it out, and give it in the environment of "
+                "every node or in a file: PGPASSWORD or PGPASSFILE for PostgreSQL, MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD for MLflow"
+            )
+        return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"'{origin}' is no origin; write scheme, host and port in small letters and without a path, as "
+                    "https://chat.example.com"
+                )
+        return origins
+
+    @model_validator(mode="after")
+    def _check_open_pages(self) -> "GatewaySettings":
+        if "*" in self.cors_origins and self.keys is None:
+            raise ValueError(
+                'cors_origins: without keys, "*" would open the gateway to all web pages; name the origins, or set keys'
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_rule(self) -> "GatewaySettings":
@@ -228,6 +290,11 @@ def latest(kept: bytes | None, given: GatewaySettings) -> GatewaySettings:
         )
     except ValidationError:
         return given
+
+
+def encoded(settings: GatewaySettings) -> bytes:
+    """Settings as JSON, as the journal stores them: without its own URL, of which a part may be secret."""
+    return settings.model_dump_json(exclude={"journal"}).encode()
 
 
 class ObjectiveSettings(StrictModel):
@@ -316,6 +383,17 @@ class JudgeSettings(StrictModel):
                 "pair_rate needs two grades a pair; set calls_per_hour and waiting to 2 or more"
             )
         return self
+
+    @field_validator("url")
+    @classmethod
+    def _check_password(cls, url: str) -> str:
+        """Refuse a password in the URL, which Ray's dashboard would show."""
+        if has_password(url):
+            raise ValueError(
+                "holds a password, which Ray's dashboard would show; give the key in an environment variable, and its "
+                "name as key_env"
+            )
+        return url
 
 
 class Tuning(StrictModel):

@@ -1,1 +1,1 @@
-"""Access: API keys, scopes and rate limits."""
+"""Access: API keys, scopes and rate limits; which hosts, web pages and heads of requests are accepted."""

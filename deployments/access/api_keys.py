@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-SCOPES = ("infer", "feedback", "operate")
+PRIORITY = "priority"  # the scope that `priority: high` needs
+SCOPES = ("infer", "feedback", "operate", PRIORITY)
 LIMITS = ("requests_per_minute", "concurrency", "scores_per_minute")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 CHECK_EVERY_S = 2.0

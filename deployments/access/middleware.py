@@ -6,13 +6,14 @@ It is a plain ASGI middleware, because only ASGI can refuse a body before it is 
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.access.api_keys import SCOPES, ApiKeyStore, Key
+from deployments.access.local_access import check_local
 from deployments.access.rate_limits import RateLimiter
 from deployments.errors import ApiError, respond
 from policies.events import ANY_OWNER
@@ -33,14 +34,6 @@ MAX_PENDING_BODIES = 400
 # an arrived body needs some turns of the event loop, without and then with a pause, to reach the middleware
 TURNS = 20
 TURN_S = 0.005
-PROXY_HEADERS = (
-    b"x-forwarded-for",
-    b"forwarded",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
-    b"x-real-ip",
-    b"via",
-)
 NO_KEY = "send an API key in the header `authorization: Bearer rk-…`"
 log = logging.getLogger(__name__)
 
@@ -82,6 +75,7 @@ class AccessMiddleware:
         key_store: the valid keys; None if requests need no key.
         limits: the rate limits of the keys.
         max_body_bytes: largest body of a request.
+        origins: of web pages that may use a gateway without keys.
     """
 
     def __init__(
@@ -90,11 +84,13 @@ class AccessMiddleware:
         key_store: ApiKeyStore | None,
         limits: RateLimiter,
         max_body_bytes: int,
+        origins: Collection[str] = (),
     ):
         self._app = app
         self._key_store = key_store
         self._limits = limits
         self._max_body = max_body_bytes
+        self._origins = origins
         self._pending_bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +98,9 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET, without the body
+            scope = {**scope, "method": "GET"}
+            send = _without_content(send)
         response_began = False
 
         async def send_and_note(message: Message) -> None:
@@ -125,7 +124,7 @@ class AccessMiddleware:
         headers = {name.lower(): value for name, value in scope["headers"]}
         if self._key_store is None or scope["path"] in PUBLIC_PATHS:
             if scope["path"] not in PUBLIC_PATHS:
-                _refuse_proxied(headers)
+                check_local(scope, self._origins)
             scope["identity"] = Identity()
             await self._app(scope, await self._read(scope, headers, receive), send)
             return
@@ -257,16 +256,15 @@ def _without_body(receive: Receive) -> Receive:
     return replay
 
 
-def _refuse_proxied(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a request that came through a proxy to a gateway without keys, which only this machine may use."""
-    for name in PROXY_HEADERS:
-        if name in headers:
-            message = (
-                "this gateway has no API keys and takes no requests from a proxy "
-                f"(header '{name.decode()}'); make a key and start it with KEYS=FILE, "
-                "or ask it directly on loopback"
-            )
-            raise ApiError(403, message, code="no_keys_behind_a_proxy")
+def _without_content(send: Send) -> Send:
+    """A `send` that drops the body of an answer; the headers stay."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
 
 
 def _authorize(key: Key, path: str) -> None:

@@ -135,7 +135,7 @@ class RateLimiter:
         return {
             "x-ratelimit-limit-requests": str(bucket.per_minute),
             "x-ratelimit-remaining-requests": str(bucket.left),
-            "x-ratelimit-reset-requests": f"{bucket.full_in_s:.3g}s",
+            "x-ratelimit-reset-requests": f"{round(bucket.full_in_s, 3):g}s",
         }
 
 

@@ -175,6 +175,11 @@ class AdmissionControl:
         for queue in self.queues.values():
             queue.settings = settings
 
+    def wait_s(self, arm: str, rank: int) -> float:
+        """Expected wait of a new request of this rank at an arm; 0 for an arm that this ingress does not know yet."""
+        queue = self.queues.get(arm)
+        return 0.0 if queue is None else queue.wait_s(rank)
+
     @property
     def in_flight_total(self) -> int:
         """Number of requests that are being decided, wait or run."""

@@ -155,7 +155,7 @@ class Dispatcher:
         self._methods: dict[str, _Methods] = {}  # by arm
         self._slots: dict[str, _Slot] = {}  # by decision id
         self.admission = AdmissionControl(tuple(arms))
-        router_client.wait_s = lambda arm, rank: self.admission.queues[arm].wait_s(rank)
+        router_client.wait_s = self.admission.wait_s
         self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
         self._stranded = StrandedRequests(router_client.replicas)
         self._zero_scaler = ZeroScaler(self._complete_method)

@@ -22,7 +22,7 @@ from msgspec import structs
 from deployments.dispatch.admission import BATCH, NORMAL
 from deployments.dispatch.batching import Batcher
 from deployments.dispatch.outcome_reporter import OutcomeReporter
-from deployments.journal.ids import LOCAL_SUFFIX, IdFactory
+from deployments.journal.ids import IdFactory
 from deployments.journal.snapshot import unpack
 from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import ProfileItem, TextProfiler, count_tokens
@@ -244,7 +244,9 @@ class RouterClient:
             )
             # a new id: the router may still decide under the old one, and that decision will not be carried out
             return self.decide_locally(
-                replace(request, id=request.id + LOCAL_SUFFIX), "router", rank
+                replace(request, id=self.identity.local_id(request.id)),
+                "router",
+                rank,
             )
         finally:
             self._forced.subtract(forced)

@@ -1,6 +1,5 @@
 """Serves the OpenAI-compatible API: each request is profiled, decided, dispatched and answered, in this order."""
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,12 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi import Request as HttpRequest
 
 from deployments import errors, runtime
-from deployments.access.api_keys import ApiKeyStore
+from deployments.access.api_keys import PRIORITY, ApiKeyStore
+from deployments.access.cors import CrossOriginMiddleware
+from deployments.access.edge import REQUEST_ID
 from deployments.access.middleware import AccessMiddleware, identity_of
 from deployments.access.rate_limits import RateLimiter
+from deployments.dispatch.admission import HIGH
 from deployments.dispatch.calibration_worker import CalibrationWorker
 from deployments.dispatch.dispatcher import (
     WAITED_S,
@@ -49,7 +51,6 @@ from policies.types import Arm, Objective, Request
 
 AUTO = "auto"
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
-REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Ingress:
@@ -144,7 +145,13 @@ class Ingress:
             key_store=key_store,
             limits=limits,
             max_body_bytes=self._settings.max_body_bytes,
+            origins=self._settings.cors_origins,
         )
+        if self._settings.cors_origins:
+            # in front of the access check, because a preflight has no key
+            app.add_middleware(
+                CrossOriginMiddleware, origins=self._settings.cors_origins
+            )
 
         hot = APIRouter(route_class=DirectRoute)
 
@@ -219,6 +226,8 @@ class Ingress:
         if self.dispatcher.spans is not None:
             self.dispatcher.spans.start(http.headers)
         rank = request.rank()
+        if rank == HIGH:
+            _check_priority(request, http)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, rank)
         body = request.body()
@@ -304,6 +313,19 @@ class Ingress:
                 return arm.name
         raise ApiError(
             404, "no model here makes embeddings", "model", "model_not_found"
+        )
+
+
+def _check_priority(request: AnyRequest, http: HttpRequest) -> None:
+    """Refuse a high priority to a key without the scope for it; without keys everyone has it."""
+    if PRIORITY not in identity_of(http).scopes:
+        by_router = request.router is not None and request.router.priority is not None
+        raise ApiError(
+            403,
+            f"this API key has no scope '{PRIORITY}', which a high priority needs; leave the priority out, or ask the "
+            "operator for the scope",
+            "router.priority" if by_router else "service_tier",
+            "insufficient_scope",
         )
 
 

@@ -8,7 +8,8 @@ journal's retention (expired).
 import hashlib
 import secrets
 
-LOCAL_SUFFIX = "-here"  # ends the id of a decision that an ingress made by itself
+# ends the id of a decision that an ingress made by itself, before a checksum of its own
+LOCAL_SUFFIX = "-here"
 _PREFIX = "dec-"
 # lengths of the three parts of an id, in hexadecimal digits
 _TIME_DIGITS = 12
@@ -35,13 +36,26 @@ class IdFactory:
         """The id that belongs to a time and a text: the same both times, and not to be guessed without the salt."""
         return self._id(time_s, self.hash(text)[:_RANDOM_DIGITS])
 
+    def local_id(self, decision_id: str) -> str:
+        """The id of the decision that an ingress makes by itself in place of the one with this id."""
+        marked = f"{decision_id}{LOCAL_SUFFIX}"
+        return f"{marked}{self._checksum(marked)}"
+
     def _id(self, time_s: float, digits: str) -> str:
         body = f"{int(time_s * 1000):0{_TIME_DIGITS}x}{digits}"
         return f"{_PREFIX}{body}{self._checksum(body)}"
 
     def created_at(self, decision_id: str) -> float | None:
-        """The creation time of an id in seconds since the epoch; None if the checksum is wrong."""
-        digits = decision_id.removeprefix(_PREFIX).removesuffix(LOCAL_SUFFIX)
+        """The creation time of an id in seconds since the epoch; None if no factory with this salt has made it.
+
+        An id has one spelling: a client cannot make a second one from one that it was given.
+        """
+        own_id = original_id(decision_id)
+        if decision_id not in (own_id, self.local_id(own_id)):
+            return None
+        if not own_id.startswith(_PREFIX):
+            return None
+        digits = own_id.removeprefix(_PREFIX)
         body = digits[:-_CHECKSUM_DIGITS]
         checksum = digits[-_CHECKSUM_DIGITS:]
         if len(body) != _TIME_DIGITS + _RANDOM_DIGITS:
@@ -56,6 +70,15 @@ class IdFactory:
             text.encode("utf-8", "replace"), digest_size=16, key=self._salt
         ).hexdigest()
 
+    def signature(self, text: str) -> str:
+        """Signature of a text: it shows that a holder of the salt has seen the text."""
+        return hashlib.blake2b(
+            text.encode("utf-8", "replace"),
+            digest_size=32,
+            key=self._salt,
+            person=b"signature",
+        ).hexdigest()
+
     def _checksum(self, body: str) -> str:
         digest = hashlib.blake2b(
             body.encode("utf-8", "replace"),
@@ -66,12 +89,17 @@ class IdFactory:
         return digest.hexdigest()
 
 
+def original_id(decision_id: str) -> str:
+    """The id without the ending of `IdFactory.local_id`."""
+    return decision_id.partition(LOCAL_SUFFIX)[0]
+
+
 def sampled(decision_id: str, share: float) -> bool:
     """Whether a decision belongs to the sample of this share.
 
     The answer for an id never changes, whether the router or an ingress makes the decision. The sample of a larger
     share contains the sample of a smaller one.
     """
-    own_id = decision_id.removesuffix(LOCAL_SUFFIX)
+    own_id = original_id(decision_id)
     digest = hashlib.blake2b(own_id.encode(), digest_size=4).digest()
     return int.from_bytes(digest) < share * 2**32

@@ -30,12 +30,19 @@ from policies.events import Decision, Event
 KEEP_SNAPSHOTS = 3
 PAGE_ROWS = 2_000  # rows read at once
 QUERY_IDS = 500  # ids, or row numbers, in one query
+# Rows that may wait for the database, and their size together. Ten minutes without it are 30,000 rows at 17 requests/s.
+MAX_WAITING_ROWS = 50_000
+MAX_WAITING_BYTES = 2**27
 # tables in which a new row replaces the row with the same key
 KEYED_TABLES = ((SNAPSHOTS, "row"), (IDEMPOTENT_REPLIES, "key"), (METADATA, "name"))
 
 # a row of a table: its columns by name
 Row = dict[str, Any]
 Rows = list[tuple[sa.Table, Row]]
+
+
+class JournalFullError(Exception):
+    """Too many rows wait for the database, so no event is taken until some of them are written."""
 
 
 class Journal:
@@ -73,6 +80,7 @@ class Journal:
         # retention may have deleted all events: the numbers then continue from the snapshot's row
         self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
         self._queued: Rows = []
+        self._waiting_bytes = 0
         self._writing = asyncio.Lock()
         self.retention = Retention(self.engine, self._writing, keep_days, max_rows)
         self.retention.durable_row = self.last_row
@@ -85,6 +93,25 @@ class Journal:
     def waiting_rows(self) -> int:
         """Number of rows that are queued for the next write."""
         return len(self._queued)
+
+    @property
+    def full(self) -> bool:
+        """Whether so many rows wait that no event may be put now."""
+        return (
+            len(self._queued) >= MAX_WAITING_ROWS
+            or self._waiting_bytes >= MAX_WAITING_BYTES
+        )
+
+    def check_room(self) -> None:
+        """Raise if `full`. An event that is refused before it is applied was not acknowledged, so nothing is lost.
+
+        Raises:
+            JournalFullError: the caller may try again later.
+        """
+        if self.full:
+            raise JournalFullError(
+                f"{len(self._queued)} rows of the journal wait for the database"
+            )
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -99,27 +126,44 @@ class Journal:
             "body": encode(event),
             "time_s": time.time(),
         }
-        self._queued.append((EVENTS, row))
+        self._queue(EVENTS, row)
         return self.last_row
 
+    def _queue(self, table: sa.Table, row: Row) -> None:
+        self._queued.append((table, row))
+        self._waiting_bytes += _size(row)
+
+    def _drop_waiting(self, table: sa.Table, key: Row) -> None:
+        """Drop the waiting rows of a table with these values, because a new row replaces them."""
+        kept = [
+            (other, row)
+            for other, row in self._queued
+            if other is not table or not key.items() <= row.items()
+        ]
+        if len(kept) < len(self._queued):
+            self._queued = kept
+            self._waiting_bytes = sum(_size(row) for _, row in kept)
+
     def put_snapshot(self, snapshot: Snapshot) -> None:
-        """Queue a snapshot of the state after all rows put so far."""
+        """Queue a snapshot of the state after all rows put so far. It replaces one that still waits."""
+        self._drop_waiting(SNAPSHOTS, {})
         row = {
             "row": self.last_row,
             "body": encode(snapshot),
             "cut": self.retention.retention_row,
             "gone_before_s": self.retention.deleted_before_s,
         }
-        self._queued.append((SNAPSHOTS, row))
+        self._queue(SNAPSHOTS, row)
 
     def put_reply(self, key: str, digest: str, status: str) -> None:
         """Queue the reply to a request with this idempotency key; `digest` is the digest of the request's body."""
         row = {"key": key, "digest": digest, "status": status, "time_s": time.time()}
-        self._queued.append((IDEMPOTENT_REPLIES, row))
+        self._queue(IDEMPOTENT_REPLIES, row)
 
     def put_metadata(self, name: str, value: bytes) -> None:
         """Queue a named value; it replaces the earlier value of this name."""
-        self._queued.append((METADATA, {"name": name, "value": value}))
+        self._drop_waiting(METADATA, {"name": name})
+        self._queue(METADATA, {"name": name, "value": value})
 
     @property
     def busy(self) -> bool:
@@ -140,11 +184,14 @@ class Journal:
             rows = self._queued
             if not rows:
                 return
+            waiting_bytes = self._waiting_bytes
             self._queued = []
+            self._waiting_bytes = 0
             try:
                 await asyncio.to_thread(self._write, rows)
             except Exception:
                 self._queued = rows + self._queued
+                self._waiting_bytes += waiting_bytes
                 raise
             retention = self.retention
             for table, row in rows:
@@ -298,3 +345,8 @@ class Journal:
             query = sa.select(replies).where(replies.c.key == key)
             found = connection.execute(query).first()
         return (found.digest, found.status) if found else None
+
+
+def _size(row: Row) -> int:
+    """About how many bytes a row holds."""
+    return 100 + sum(len(value) for value in row.values() if isinstance(value, bytes))

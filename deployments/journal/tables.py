@@ -1,6 +1,7 @@
 """The database tables of the journal. Opening the database creates the tables and adds missing columns."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -53,12 +54,25 @@ def open_database(url: str) -> sa.Engine:
     # a database server may have restarted since the last write, so connections are tested before use
     engine = sa.create_engine(url, pool_pre_ping=not sqlite)
     if sqlite:
-        if engine.url.database:
-            Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+        if engine.url.database and engine.url.database != ":memory:":
+            _keep_private(Path(engine.url.database))
         sa.event.listen(engine, "connect", _configure_sqlite)
     _SCHEMA.create_all(engine)
     _add_missing_columns(engine)
     return engine
+
+
+def _keep_private(path: Path) -> None:
+    """Let only this user read the file of a journal: it holds the salt, and prompts if `store_text` is on.
+
+    SQLite gives its other two files the same permissions.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    for file in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+        # another user's file: its owner decides
+        with suppress(FileNotFoundError, PermissionError):
+            file.chmod(0o600)
 
 
 def _add_missing_columns(engine: sa.Engine) -> None:

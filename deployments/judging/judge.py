@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import httpx
 
-from deployments.journal.ids import LOCAL_SUFFIX, sampled
+from deployments.journal.ids import original_id, sampled
 from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
 from policies.events import ANY_OWNER, Decision, Feedback
@@ -125,7 +125,7 @@ class Judge:
 
         A second attempt belongs to the request of its first decision.
         """
-        first = (decision.retry_of or decision.id).removesuffix(LOCAL_SUFFIX)
+        first = original_id(decision.retry_of or decision.id)
         return self.settings is not None and first in self._announced
 
     def announce(self, request: Request) -> Request:

@@ -8,6 +8,7 @@ costs both sides much less than a stream of one item.
 import asyncio
 import json
 import re
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -196,11 +197,14 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         return failure(SCHEMA_FAILED, 400, param)
 
     def _request(self, task: str, body: Body) -> Any:
-        """The engine's request, or a report of what is wrong with the client's."""
+        """The engine's request, or a report of what is wrong with the client's.
+
+        Its id is that of the gateway's request, made unique: several clients may choose the same one.
+        """
+        unique_id = f"{runtime.serve_request_id()}-{uuid.uuid4().hex[:12]}".lstrip("-")
+        named = {"model": self._llm_config.model_id, "request_id": unique_id}
         try:
-            return REQUESTS[task].validate_python(
-                {"model": self._llm_config.model_id, **body}
-            )
+            return REQUESTS[task].validate_python({**named, **body})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"] if not is_branch(part))

@@ -115,6 +115,10 @@ class Telemetry:
             "router_journal_waiting_rows",
             "Rows of the journal that are not on disk yet.",
         )
+        self._unrecorded = Counter(
+            "router_decisions_unrecorded",
+            "Decisions that the journal had no room for; an answer brings its decision again.",
+        )
         self._version = Gauge(
             "router_policy_version", "The latest published version.", ("policy",)
         )
@@ -128,6 +132,11 @@ class Telemetry:
         counts = Tally((d.arm or "none", d.fallback or "none") for d in decisions)
         for (arm, fallback), count in counts.items():
             self._decisions.inc(count, {"arm": arm, "fallback": fallback})
+
+    def unrecorded(self, count: int) -> None:
+        """Record decisions that the full journal did not take."""
+        if count:
+            self._unrecorded.inc(count)
 
     def observed(self, ended: Sequence[tuple[Decision, Outcome]]) -> None:
         """Record finished answers. The fallbacks that an ingress took without the router are counted only here.

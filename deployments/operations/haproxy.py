@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 WRAPPER = Path(__file__).resolve().parent / "haproxy.sh"
+EDGE = "deployments.access.edge.middlewares"
 PORTS = {
     "HAProxy metrics": 9101,
     "HAProxy statistics": 8404,
@@ -58,7 +59,8 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        # if an ingress dies before its answer begins, the request is sent once more, to another ingress
+        # If an ingress dies before its answer begins, GET and HEAD are sent once more, to another ingress. haproxy.sh
+        # switches that off for the other methods: a request that killed an ingress must not kill the next one.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "1",
         # the standby proxy shares the port until Serve's next HAProxy has its backends
@@ -67,6 +69,10 @@ def environment(state: Path, offset: int, gateway: str = "") -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",
         # longer than the longest answer (request_timeout_s: 600)
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "660",
+        # as deploy/haproxy: room for heads that get an error in OpenAI's shape
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "32768",
+        # code of the gateway in front of Serve's own, in each process that takes HTTP
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": EDGE,
         "RAY_SERVE_HAPROXY_MAXCONN": str(_connections()),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(at["HAProxy metrics"]),

@@ -138,6 +138,13 @@ def print_progress(message: str, began: float) -> None:
     print(f"[{time.monotonic() - began:5.0f} s] {message}", flush=True)
 
 
+def prepare_state(state: Path) -> None:
+    """Make the folder of an instance for this user only: the journal has a secret salt, and MLflow has the versions."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if state.stat().st_uid == os.getuid():
+        state.chmod(0o700)
+
+
 def start(cluster: Cluster) -> None:
     """Start the system and wait until it answers.
 
@@ -148,7 +155,7 @@ def start(cluster: Cluster) -> None:
     if cluster.processes():
         raise SystemExit("it is running already; `make stop` ends it")
     _check_ports(cluster)
-    cluster.state.mkdir(parents=True, exist_ok=True)
+    prepare_state(cluster.state)
     haproxy.prepare(cluster.state)
     print_progress("starting MLflow", began)
     _spawn(cluster, "mlflow", _mlflow(cluster))
@@ -281,11 +288,16 @@ def _ray(cluster: Cluster) -> list[str]:
 
 
 def _spawn(cluster: Cluster, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-    with open(cluster.state / f"{name}.log", "ab") as log:
+    path = cluster.state / f"{name}.log"
+    with open(
+        path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)
+    ) as log:
         return subprocess.Popen(
             command,
             cwd=ROOT,
             env=cluster.environment(),
+            # Ray's own folder has to stay readable: Prometheus, another user, finds its targets there
+            umask=-1 if name == "ray" else 0o077,
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,

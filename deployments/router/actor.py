@@ -41,7 +41,7 @@ from deployments.router.projections import RouterProjections
 from deployments.router.role_assignment import assign_role
 from deployments.router.role_table import champion_of
 from deployments.router.rollout import Rollout
-from deployments.settings import GatewaySettings, latest
+from deployments.settings import GatewaySettings, encoded, latest
 from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures
 from policies.events import ACCEPTED, Decision, Feedback, Outcome, Record
@@ -79,7 +79,11 @@ class Router:
         self._maintenance: asyncio.Task[None] | None = None
         self._configuring = asyncio.Lock()
         self._journal = Journal(settings.journal)
-        settings = latest(self._journal.metadata(SETTINGS_KEY), settings)
+        kept = self._journal.metadata(SETTINGS_KEY)
+        settings = latest(kept, settings)
+        if kept is not None and b'"journal":' in kept:
+            # an earlier release stored the journal's URL, perhaps with a password
+            self._journal.put_metadata(SETTINGS_KEY, encoded(settings))
         self._snapshot_row, snapshot = self._journal.snapshot()
         self._arm_stats = ArmStats()
         self._trainer = ForecastTrainer(
@@ -183,8 +187,7 @@ class Router:
             self._arm_stats.reset()
         self._learner.window_s = settings.feedback_window_days * DAY_S
         await self._learner.replace_policy(self._rollout.make, before)
-        encoded = settings.model_dump_json().encode()
-        self._journal.put_metadata(SETTINGS_KEY, encoded)
+        self._journal.put_metadata(SETTINGS_KEY, encoded(settings))
         await self._learner.save()
 
     async def settings(self) -> GatewaySettings:
@@ -225,9 +228,10 @@ class Router:
             decision.made(request, label_of(decision), now)
             for decision, request in zip(decided, requests, strict=True)
         ]
-        self._learner.record_decisions(
+        unrecorded = self._learner.record_decisions(
             [decision for decision in decisions if decision.arm]
         )
+        self._telemetry.unrecorded(unrecorded)
         self._telemetry.decided(decisions, time.perf_counter() - began)
         return decisions
 

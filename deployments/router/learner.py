@@ -387,10 +387,17 @@ class Learner:
             return True
         return self._history.now_s - created_s > window_s
 
-    def record_decisions(self, decisions: Sequence[Decision]) -> None:
-        """Apply decisions that were made just now; they become durable with the next write."""
+    def record_decisions(self, decisions: Sequence[Decision]) -> int:
+        """Apply decisions that were made just now; they become durable with the next write.
+
+        Returns:
+            How many of them are not recorded now, because the journal is full. A decision comes again with its outcome.
+        """
+        if self.journal.full:
+            return len(decisions)
         for decision in decisions:
             self.apply(self._dated(decision), fresh=True)
+        return 0
 
     def _dated(self, decision: Decision) -> Decision:
         """The decision with the clock of scores, which a policy that does not learn leaves out."""
@@ -423,7 +430,11 @@ class Learner:
 
         Returns:
             The outcomes that were new, when all of them are durable.
+
+        Raises:
+            JournalFullError: none of them was taken; the caller keeps them and tries again.
         """
+        self.journal.check_room()
         self._history.now_s = time_s
         new = []
         unseen_ids = {decision.id for decision in unseen}
@@ -468,7 +479,11 @@ class Learner:
         Returns:
             The status of each score, when all of them are durable: accepted, duplicate, held, crowded, unknown or
             expired.
+
+        Raises:
+            JournalFullError: none of them was taken; the client may send them again.
         """
+        self.journal.check_room()
         self._history.now_s = time_s
         statuses = []
         for item in items:

@@ -1,111 +1,36 @@
-"""The policy versions in MLflow's model registry: pure data, validated when it is loaded.
+"""The policy versions in MLflow's model registry: pure data, validated when it is loaded (version_files.py).
 
-A version consists of policy.json, posterior.npz and trust.json. One tag has the SHA-256 of the three files; the other
-tags name the version's parent, the code and the journal rows that it learned from.
+One tag has the SHA-256 of a version's files, and one the journal's signature of it: write access to MLflow suffices to
+change the files and the first tag, but not to make the second. The other tags name the version's parent, the code and
+the journal rows that it learned from.
 """
 
 import hashlib
-import io
+import hmac
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 import policies
 from deployments.errors import UnknownVersionError
 from deployments.journal.snapshot import Snapshot
-from policies.registry import make_policy
-from policies.types import Arm
+from deployments.tracking.version_files import check_files, load_policy, save_policy
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "router-policy"
-# fields of a Snapshot that policy.json holds
-FIELDS = ("policy", "options", "arms", "sequence", "row", "journal", "held")
-# file with the reputation of every key; versions of early releases have none
-REPUTATION = "trust.json"
 # tag with the path of the newest report; tags `evaluation.…` have the report's main figures
 EVALUATION = "evaluation"
 # fields of a report that become tags
 MAIN_FIGURES = ("promote", "reason", "champion_version", "lower", "upper")
+SIGNATURE = "signature"
 ROLE_ALIASES = ("champion", "challenger", "shadow")
-
-
-def save_policy(snapshot: Snapshot, folder: Path) -> str:
-    """Write a snapshot as policy.json, posterior.npz and trust.json; returns the SHA-256 of the three."""
-    head = {key: getattr(snapshot, key) for key in FIELDS}
-    (folder / "policy.json").write_text(json.dumps(head, indent=2, sort_keys=True))
-    buffer = io.BytesIO()
-    np.savez(buffer, **snapshot.state)  # type: ignore[arg-type]
-    (folder / "posterior.npz").write_bytes(buffer.getvalue())
-    (folder / REPUTATION).write_text(json.dumps(snapshot.trust, separators=(",", ":")))
-    return _digest(folder)
-
-
-def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
-    """Read the files that `save_policy` wrote. No code in them is executed.
-
-    Raises:
-        ValueError: the files are not those that were registered, or the state does not fit the policy.
-    """
-    if _digest(folder) != digest:
-        raise ValueError(
-            f"policy version {version}: its files are not those that were registered"
-        )
-    head = json.loads((folder / "policy.json").read_text())
-    with np.load(folder / "posterior.npz", allow_pickle=False) as arrays:
-        state = {name: arrays[name].astype(np.float64) for name in arrays.files}
-    reputation = {}
-    if (folder / REPUTATION).exists():
-        reputation = json.loads((folder / REPUTATION).read_text())
-    snapshot = Snapshot(
-        head["policy"],
-        tuple(head["arms"]),
-        int(head["sequence"]),
-        version,
-        state,
-        # versions of early releases lack some of these
-        held=tuple(head.get("held", ())),
-        row=head.get("row", 0),
-        journal=head.get("journal", ""),
-        options=head.get("options", {}),
-        trust=reputation,
-    )
-    try:
-        check_snapshot(snapshot)
-    except ValueError as error:
-        raise ValueError(f"policy version {version}: {error}") from None
-    return snapshot
-
-
-def check_snapshot(snapshot: Snapshot) -> None:
-    """Check that a snapshot's policy over its arms can have its state: finite, symmetric, of the right shape.
-
-    Raises:
-        ValueError: the state does not fit; the message says what is wrong.
-    """
-    if len(set(snapshot.arms)) != len(snapshot.arms):
-        raise ValueError(f"an arm is named twice in {', '.join(snapshot.arms)}")
-    for name, array in snapshot.state.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"'{name}' holds numbers that are not finite")
-    arms = [Arm(name) for name in snapshot.arms]
-    policy = make_policy(snapshot.policy, arms, snapshot.options)
-    policy.restore(snapshot.state)
-
-
-def _digest(folder: Path) -> str:
-    files = [folder / "policy.json", folder / "posterior.npz"]
-    if (folder / REPUTATION).exists():
-        files.append(folder / REPUTATION)
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def code_digest() -> str:
@@ -139,13 +64,22 @@ class PolicyRegistry:
     Args:
         uri: MLflow's tracking and registry URI.
         experiment: name of the product's experiment.
+        sign: the journal's signature of a text (IdFactory.signature). Without it versions are neither signed nor
+            checked for a signature.
+        require_signature: refuse to load a version that this journal has not signed.
 
     Raises:
         MlflowException: by every method, when MLflow cannot be reached.
         UnknownVersionError: by the methods that take a version, when there is no such version.
     """
 
-    def __init__(self, uri: str, experiment: str):
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        sign: Callable[[str], str] | None = None,
+        require_signature: bool = True,
+    ):
         # without these limits a call to an unreachable server takes minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -156,6 +90,8 @@ class PolicyRegistry:
         set_tracking_uri(uri)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._experiment = experiment
+        self._sign = sign
+        self._require_signature = require_signature
 
     @property
     def experiment_id(self) -> str:
@@ -211,24 +147,41 @@ class PolicyRegistry:
             "row": str(snapshot.row),
             **(tags or {}),
         }
+        if self._sign is not None:
+            lineage[SIGNATURE] = self._sign(digest)
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
         made = self.client.create_model_version(MODEL, source, run_id, tags=lineage)
         return int(made.version)
 
     def load(self, version: int) -> Snapshot:
-        """Download a version and check it.
+        """Check the signature and the size of a version, download it and check its files.
 
         Raises:
-            ValueError: see load_policy.
+            ValueError: another journal has signed it, or none; or see version_files.py.
         """
-        from mlflow.artifacts import download_artifacts
+        from mlflow.artifacts import download_artifacts, list_artifacts
 
-        digest = self._find(version).tags.get("sha256", "")
+        tags = self._find(version).tags
+        digest = tags.get("sha256", "")
+        self._check_signature(version, digest, tags.get(SIGNATURE, ""))
+        found = list_artifacts(artifact_uri=f"models:/{MODEL}/{version}")
+        check_files(
+            version, {Path(file.path).name: file.file_size or 0 for file in found}
+        )
         with tempfile.TemporaryDirectory() as name:
             folder = download_artifacts(
                 artifact_uri=f"models:/{MODEL}/{version}", dst_path=name
             )
             return load_policy(Path(folder), version, digest)
+
+    def _check_signature(self, version: int, digest: str, signature: str) -> None:
+        if self._sign is None or not self._require_signature:
+            return
+        if not hmac.compare_digest(self._sign(digest).encode(), signature.encode()):
+            raise ValueError(
+                f"policy version {version} was not registered by this journal, so its files may be another's; to load "
+                "it all the same, set unsigned_versions: load in the gateway's args"
+            )
 
     def latest(self) -> int:
         """The champion's version, or the newest one if no version is champion; 0 if there is no version."""

@@ -98,8 +98,13 @@ class Tracker:
             if self._registry is None:
                 uri = self._settings.mlflow_uri
                 assert uri is not None
+                ids = IdFactory(await self._router.salt.remote())
                 registry = await asyncio.to_thread(
-                    PolicyRegistry, uri, self._settings.experiment
+                    PolicyRegistry,
+                    uri,
+                    self._settings.experiment,
+                    ids.signature,
+                    self._settings.unsigned_versions == "refuse",
                 )
                 await self._seed_router(registry)
                 await self._start_exporter(registry)

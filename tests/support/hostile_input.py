@@ -177,7 +177,7 @@ def fuzz(gateway: Gateway, cases: int) -> Counter[tuple[str, int]]:
         )
         @seed(sum(answers.values()))
         def run(case: Any) -> None:
-            request = case.as_transport_kwargs(base_url="http://testserver")
+            request = case.as_transport_kwargs(base_url="http://localhost")
             known = (
                 "method",
                 "url",

@@ -398,14 +398,14 @@ def test_openais_client_understands_refusals(locked: Locked) -> None:
     """OpenAI's client raises its own exception for every status."""
     http: Any = locked.client
     known = openai.OpenAI(
-        base_url="http://testserver/v1",
+        base_url="http://localhost/v1",
         api_key=locked.keys["asks"],
         max_retries=0,
         http_client=http,
     )
     assert known.chat.completions.create(model="auto", messages=ASK["messages"]).choices  # type: ignore[call-overload]
     stranger = openai.OpenAI(
-        base_url="http://testserver/v1", api_key="sk-1", max_retries=0, http_client=http
+        base_url="http://localhost/v1", api_key="sk-1", max_retries=0, http_client=http
     )
     with pytest.raises(openai.AuthenticationError):
         stranger.models.list()

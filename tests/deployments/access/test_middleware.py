@@ -12,11 +12,8 @@ import pytest
 
 from deployments.access import middleware
 from deployments.access.api_keys import ApiKeyStore, add
-from deployments.access.middleware import (
-    MAX_PENDING_BODIES,
-    PROXY_HEADERS,
-    AccessMiddleware,
-)
+from deployments.access.local_access import PROXY_HEADERS
+from deployments.access.middleware import MAX_PENDING_BODIES, AccessMiddleware
 from deployments.access.rate_limits import RateLimiter
 from deployments.settings import KeySettings
 from tests.support.hostile_input import openai_shape

@@ -1,5 +1,7 @@
 """The token bucket, and limits that keys of one owner share."""
 
+import contextlib
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -48,3 +50,26 @@ def test_two_keys_of_one_owner_share_their_limits() -> None:
     )
     now = 60.0
     assert 5 <= passed(limits.score) <= 8
+
+
+@pytest.mark.parametrize("per_minute", [1, 60, 600, 7_000])
+def test_headers_are_as_openais_clients_read_them(per_minute: int) -> None:
+    """Limit and rest are whole numbers, and the time is one of seconds without an exponent, on refusals as well."""
+    time_s = [0.0]
+    limiter = RateLimiter(KeySettings(file="x"), lambda: time_s[0])
+    key = Key("ann", "1", "0" * 64, ("infer",), requests_per_minute=per_minute)
+    for taken in range(per_minute + 1):
+        with contextlib.suppress(ApiError):
+            limiter.enter(key)
+            limiter.leave(key)
+        headers = limiter.headers(key)
+        assert headers["x-ratelimit-limit-requests"] == str(per_minute)
+        left = per_minute - min(taken + 1, per_minute)
+        assert headers["x-ratelimit-remaining-requests"] == str(left)
+        reset = headers["x-ratelimit-reset-requests"]
+        assert re.fullmatch(r"\d+(\.\d{1,3})?s", reset)
+        assert float(reset[:-1]) == pytest.approx(
+            (per_minute - left) * 60 / per_minute, abs=1e-3
+        )
+    time_s[0] += 60 - 1e-5
+    assert limiter.headers(key)["x-ratelimit-reset-requests"] == "0s"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.journal.ids import LOCAL_SUFFIX, IdFactory
+from deployments.journal.ids import LOCAL_SUFFIX, IdFactory, original_id, sampled
 from deployments.models.report import ModelReport
 from tests.support.gateway import Gateway, eventually
 
@@ -47,13 +47,42 @@ def test_feedback_is_410_for_an_expired_and_404_for_an_unknown_decision(
     assert send(gateway, overdue).status_code == 404
 
 
+def test_an_id_has_one_spelling(gateway: Gateway) -> None:
+    """Another spelling of a valid id was held for ever, with a row of the journal for each."""
+    decision_id = gateway.chat().headers["x-router-decision-id"]
+    eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
+    identity = gateway.ingress.router_client.identity
+    local = identity.local_id(decision_id)
+    spellings = [
+        decision_id.removeprefix("dec-"),
+        f"{decision_id}{LOCAL_SUFFIX}",
+        f"{decision_id}{LOCAL_SUFFIX}00000000",
+        f"{local}0",
+        f"{local}{LOCAL_SUFFIX}",
+        local.removeprefix("dec-"),
+        decision_id.upper(),
+        f"dec-{decision_id}",
+    ]
+    before = gateway.router.thing._journal.last_row
+    for spelling in spellings:
+        assert identity.created_at(spelling) is None
+        assert send(gateway, spelling).status_code == 404, spelling
+        answer = gateway.client.get(f"/v1/router/decisions/{spelling}")
+        assert answer.status_code == 404, spelling
+    assert gateway.router.thing._journal.last_row == before
+    assert identity.created_at(local) == identity.created_at(decision_id) is not None
+    assert original_id(local) == original_id(decision_id) == decision_id
+    assert all(sampled(local, s) == sampled(decision_id, s) for s in (0.1, 0.5, 0.9))
+    assert len(local) <= 64 and send(gateway, local).status_code == 202
+
+
 def test_feedback_that_arrives_before_its_decision_counts_later(
     gateway: Gateway,
 ) -> None:
     """The router was down: the ingress decided locally, and its report arrives after the client's score."""
     gateway.router.broken = True
     decision_id = gateway.chat().headers["x-router-decision-id"]
-    assert decision_id.endswith(LOCAL_SUFFIX)
+    assert LOCAL_SUFFIX in decision_id
     gateway.router.broken = False
     assert [send(gateway, decision_id, score).status_code for score in (1.0, 0.0)] == [
         202,

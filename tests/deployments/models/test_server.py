@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.context import _RequestContext, _serve_request_context
 from ray.serve.llm.openai_api_models import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
@@ -14,6 +15,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import (
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from deployments import runtime
 from deployments.models.report import ModelReport
 from deployments.models.server import WARM_UP, ModelServer
 from tests.support.gateway import Gateway
@@ -83,6 +85,35 @@ def test_requests_of_all_tasks_are_validated(task: str) -> None:
     assert request.model == "small" and not isinstance(request, ModelReport)
     refused = server()._request(task, {**WARM_UP[task], "user": 5})
     assert refused.error.status == 400 and refused.error.param == "user"
+
+
+@pytest.mark.parametrize("task", WARM_UP)
+@pytest.mark.parametrize("shared", ["mine-7", ""])
+def test_two_requests_of_one_id_have_two_in_the_engine(task: str, shared: str) -> None:
+    """The id of an answer comes from it. It begins with the gateway's, which joins the engine's log with the others."""
+    token = _serve_request_context.set(_RequestContext(request_id=shared))
+    try:
+        ids = {server()._request(task, WARM_UP[task]).request_id for _ in range(9)}
+        assert runtime.serve_request_id() == shared
+    finally:
+        _serve_request_context.reset(token)
+    assert len(ids) == 9 and all(len(i) <= 64 + 13 for i in ids)
+    assert all(
+        i.startswith(f"{shared}-" if shared else "") and i[0] != "-" for i in ids
+    )
+
+
+@pytest.mark.parametrize("task", WARM_UP)
+def test_llmserver_keeps_an_id_that_was_given(task: str) -> None:
+    """Otherwise it would put the gateway's id, which several clients may choose, in its place."""
+    request = server()._request(task, WARM_UP[task])
+    given = request.request_id
+    token = _serve_request_context.set(_RequestContext(request_id="mine-7"))
+    try:
+        asyncio.run(server()._maybe_add_request_id_to_request(request))
+    finally:
+        _serve_request_context.reset(token)
+    assert request.request_id == given
 
 
 @pytest.mark.parametrize(("wrong", "param"), MISTAKES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployments.access.middleware import PROXY_HEADERS
+from deployments.access.local_access import PROXY_HEADERS
 from deployments.operations import haproxy, standby_proxy
 from tests.support.balancer import (
     CHUNKS,
@@ -43,6 +43,7 @@ def rendered(folder: Path, port: int, servers: dict[str, int]) -> Path:
         retry_on=variables["RAY_SERVE_HAPROXY_RETRY_ON"],
         retries=int(variables["RAY_SERVE_HAPROXY_RETRIES"]),
         timeout_client_s=int(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]),
+        bufsize=int(variables["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]),
         maxconn=int(variables["RAY_SERVE_HAPROXY_MAXCONN"]),
     )
     found = [
@@ -261,3 +262,74 @@ def test_other_methods_reach_no_ingress(
     request = f"{method} /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     assert is_openai_error(raw(port, request.encode()), 405)
     assert not any(gateway.requests for gateway in gateways)
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_a_request_that_kills_its_ingress_reaches_no_second_one(
+    proxy: tuple[int, list[FakeGateway]], method: str
+) -> None:
+    """It may have had an effect, and it may be what killed the ingress.
+
+    The error has OpenAI's shape. If the connection to the ingress was used before, HAProxy closes that of the client
+    instead, which then decides whether it sends the request again.
+    """
+    port, (a, b) = proxy
+    with contextlib.suppress(httpx.RemoteProtocolError):
+        answer = httpx.request(method, f"http://127.0.0.1:{port}/break", json={})
+        assert is_openai_error(answer, 502) and answer.headers["retry-after"] == "1"
+    assert len(a.requests + b.requests) == 1
+
+
+def test_a_read_is_sent_once_more(proxy: tuple[int, list[FakeGateway]]) -> None:
+    port, (a, b) = proxy
+    assert is_openai_error(httpx.get(f"http://127.0.0.1:{port}/break"), 502)
+    assert len(a.requests) == len(b.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\n", 414),
+        (b"GET / HTTP/1.1\r\nx-a: " + b"a" * 20_000 + b"\r\n", 431),
+        (
+            b"GET / HTTP/1.1\r\n" + b"".join(b"x-%d: a\r\n" % i for i in range(150)),
+            431,
+        ),
+        (b"OPTIONS * HTTP/1.1\r\n", 404),
+    ],
+)
+def test_errors_of_the_proxy_have_openais_shape(
+    proxy: tuple[int, list[FakeGateway]], request_line: bytes, status: int
+) -> None:
+    """A long URL, large headers, many headers, and a path of no application."""
+    port, gateways = proxy
+    head = request_line + b"host: x\r\nconnection: close\r\n\r\n"
+    answers = [raw(port, head) for _ in range(2)]
+    assert all(is_openai_error(answer, status) for answer in answers)
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 2
+    assert not any(gateway.requests for gateway in gateways)
+
+
+def test_without_an_ingress_the_proxys_error_has_openais_shape(tmp_path: Path) -> None:
+    """Both refuse the connection; Serve's own file would make it a 500 in plain text."""
+    port = free_port()
+    path = rendered(tmp_path, port, {"a": free_port(), "b": free_port()})
+    given = environment(tmp_path)
+    subprocess.run(
+        [haproxy.WRAPPER, "-f", path],
+        env={**given, "ROUTER_HAPROXY": "true"},
+        check=True,
+    )
+    process = subprocess.Popen([given["ROUTER_HAPROXY"], "-db", "-f", path])
+    try:
+
+        def answered() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.post(f"http://127.0.0.1:{port}/v1/feedback", json={})
+                return is_openai_error(answer, 503)
+            return False
+
+        within(20, answered)
+    finally:
+        process.kill()
+        process.wait(5)

@@ -12,7 +12,7 @@ from deployments.journal.snapshot import Snapshot
 from deployments.profiler import deployment, trainer
 from deployments.profiler.trainer import ForecastTrainer
 from deployments.router.actor import Router
-from deployments.tracking.model_registry import load_policy, save_policy
+from deployments.tracking.version_files import load_policy, save_policy
 from policies.events import Decision, Feedback, Outcome
 from policies.thompson.policy import Thompson
 from policies.types import Arm, Objective

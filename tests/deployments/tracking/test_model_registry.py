@@ -1,6 +1,9 @@
 """Tests of the policy versions in MLflow's registry: pure data, validated when loaded."""
 
+import io
 import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +11,13 @@ import numpy as np
 import pytest
 
 from deployments.errors import UnknownVersionError
+from deployments.journal.ids import IdFactory
 from deployments.journal.snapshot import Snapshot
-from deployments.tracking.model_registry import (
-    MODEL,
-    PolicyRegistry,
-    _digest,
-    code_digest,
+from deployments.tracking.model_registry import MODEL, PolicyRegistry, code_digest
+from deployments.tracking.version_files import (
+    MAX_BYTES,
+    check_files,
+    files_digest,
     load_policy,
     save_policy,
 )
@@ -53,7 +57,7 @@ def test_a_changed_or_pickled_artefact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not those that were registered"):
         load_policy(tmp_path, 3, digest)
     with pytest.raises(ValueError, match="allow_pickle"):
-        load_policy(tmp_path, 3, _digest(tmp_path))
+        load_policy(tmp_path, 3, files_digest(tmp_path))
 
 
 def test_a_state_that_does_not_fit_the_policy_is_refused(tmp_path: Path) -> None:
@@ -86,13 +90,109 @@ def test_a_version_of_an_earlier_release_can_be_loaded(tmp_path: Path) -> None:
     save_policy(snapshot, tmp_path)
     head = {"policy": "thompson", "arms": ["small", "large"], "sequence": 41}
     (tmp_path / "policy.json").write_text(json.dumps(head))
-    loaded = load_policy(tmp_path, 3, _digest(tmp_path))
+    loaded = load_policy(tmp_path, 3, files_digest(tmp_path))
     assert (loaded.sequence, loaded.row, loaded.journal, loaded.options) == (
         41,
         0,
         "",
         {},
     )
+
+
+def bomb(path: Path, members: Mapping[str, bytes], compress: bool) -> None:
+    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def array(shape: tuple[int, ...], content: bytes, kind: str = "<f8") -> bytes:
+    """A file of numpy's format that declares this shape."""
+    buffer = io.BytesIO()
+    header = {"descr": kind, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("members", "compress", "why"),
+    [
+        ({"a.npy": array((2**20,), bytes(2**23))}, True, "is compressed"),
+        ({"a.npy": array((2**40,), b"")}, False, "an array of another size"),
+        ({"a.npy": array((2,), bytes(24))}, False, "an array of another size"),
+        ({"a.npy": array((1,), bytes(8), "|O")}, False, "allow_pickle"),
+        ({"a.npy": b"\x93NUMPY\x03\x00"}, False, "another format"),
+        ({"../a.npy": array((1,), bytes(8))}, False, "no array"),
+        ({"/a.npy": array((1,), bytes(8))}, False, "no array"),
+        ({"a.pkl": b"x"}, False, "no array"),
+        ({f"{i}.npy": array((1,), bytes(8)) for i in range(1_001)}, False, "too many"),
+    ],
+)
+def test_arrays_are_checked_before_they_are_unpacked(
+    tmp_path: Path, members: dict[str, bytes], compress: bool, why: str
+) -> None:
+    """A file of a megabyte could unpack to gigabytes, or declare them. The hash is right, as an attacker's would be."""
+    save_policy(make_snapshot(), tmp_path)
+    bomb(tmp_path / "posterior.npz", members, compress)
+    with pytest.raises(ValueError, match=f"policy version 3: posterior.npz .*{why}"):
+        load_policy(tmp_path, 3, files_digest(tmp_path))
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    save_policy(make_snapshot(), tmp_path)
+    (tmp_path / "posterior.npz").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="is no archive of arrays"):
+        load_policy(tmp_path, 3, files_digest(tmp_path))
+
+
+@pytest.mark.parametrize("name", MAX_BYTES)
+def test_large_and_foreign_files_are_refused_by_their_size(name: str) -> None:
+    """Before they are downloaded."""
+    check_files(3, dict(MAX_BYTES))
+    with pytest.raises(ValueError, match=f"policy version 3: {name} has .* more than"):
+        check_files(3, {**MAX_BYTES, name: MAX_BYTES[name] + 1})
+    with pytest.raises(ValueError, match=r"a file 'model\.pkl', which no version has"):
+        check_files(3, {name: 1, "model.pkl": 1})
+
+
+def test_a_version_that_this_journal_has_not_signed_is_refused(
+    mlflow_uri: str,
+) -> None:
+    """Write access to MLflow suffices to change the files and their hash, but not the signature."""
+    own = IdFactory(b"a" * 32).signature
+    registry = PolicyRegistry(mlflow_uri, "test", own)
+    run = registry.start_run("a run", {})
+    registry.publish(make_snapshot(), run)
+    assert registry.load(1).version == 1
+    another = PolicyRegistry(mlflow_uri, "test", IdFactory(b"b" * 32).signature)
+    another.publish(make_snapshot(), run)
+    PolicyRegistry(mlflow_uri, "test").publish(make_snapshot(), run)  # without a tag
+    # an attacker's version: other files, their hash, and the signature of version 1
+    forged = replace(make_snapshot(), sequence=7)
+    tags = {"signature": registry.show(1)["tags"]["signature"]}  # type: ignore[index]
+    another.publish(forged, run, tags)
+    registry.client.set_model_version_tag(MODEL, "4", "signature", tags["signature"])
+    for version in (2, 3, 4):
+        with pytest.raises(ValueError, match="was not registered by this journal"):
+            registry.load(version)
+    trusting = PolicyRegistry(mlflow_uri, "test", own, require_signature=False)
+    assert [trusting.load(version).sequence for version in (2, 3, 4)] == [41, 41, 7]
+
+
+def test_large_files_are_not_downloaded(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow says how large they are."""
+    registry = PolicyRegistry(mlflow_uri, "test")
+    registry.publish(make_snapshot(), registry.start_run("a run", {}))
+    monkeypatch.setitem(MAX_BYTES, "posterior.npz", 100)
+
+    def fail(**_: object) -> None:
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(ValueError, match="more than 100"):
+        registry.load(1)
 
 
 def test_versions_are_registered_with_their_lineage(mlflow_uri: str) -> None:

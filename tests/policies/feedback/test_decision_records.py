@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from policies.events import (
     ACCEPTED,
     ANY_OWNER,
     DUPLICATE,
+    MAX_SOURCES,
     PENDING,
     REPEATED,
     TOO_MANY_SOURCES,
@@ -264,3 +266,51 @@ def test_any_order_and_repetition_gives_the_same_posterior(data: st.DataObject) 
         # The drift test is sequential, so it depends on the order. A vote that a later flaw withdrew stays the latest.
         ordered = name.startswith("drift.") or name == "quality.latest"
         assert ordered or np.allclose(value, wanted[name], rtol=1e-9, atol=1e-9), name
+
+
+def held(decision_records: DecisionRecords, *items: Feedback) -> list[str]:
+    """The statuses of scores that come before their decision."""
+    return [decision_records.apply(item, None) for item in items]
+
+
+@pytest.mark.parametrize("others_first", [False, True])
+def test_an_early_score_of_another_key_displaces_nothing(others_first: bool) -> None:
+    """Which key owns a decision is known only when it arrives; the other's scores are dropped then."""
+    (decision,) = decisions(1)
+    decision = structs.replace(decision, owner="alice")
+    records = DecisionRecords(history=History(keeps_unknown=True))
+    own = Feedback("d0", 1.0, "user", 5.0, "alice")
+    foreign = [Feedback("d0", 0.0, "user", 6.0, "bob")]
+    foreign += [
+        Feedback("d0", 0.0, f"s{i}", 6.0, "bob") for i in range(MAX_SOURCES - 1)
+    ]
+    items = [*foreign, own] if others_first else [own, *foreign]
+    assert held(records, *items) == [PENDING] * (MAX_SOURCES + 1)
+    ninth = Feedback("d0", 0.0, "ninth", 6.0, "bob")
+    assert held(records, ninth) == [TOO_MANY_SOURCES]
+    # the owner's other sources, and a correction
+    assert held(records, Feedback("d0", 0.5, "user", 7.0, "alice")) == [PENDING]
+    assert held(records, Feedback("d0", 0.8, "program", 7.0, "alice")) == [PENDING]
+    assert records.pending_scores == MAX_SOURCES + 2
+    assert records.apply(Outcome("d0", "ok", 0.1, 0.5, 20, 9), None) == PENDING
+    records.apply(decision, Thompson(ARMS))
+    record = records.get("d0")
+    assert record is not None and record.outcome is not None
+    assert record.scores == {"user": 0.5, "program": 0.8}
+    assert records.pending_scores == 0
+
+
+def test_an_operators_early_score_counts_beside_the_owners() -> None:
+    """The later one of a source counts, in whatever order they came."""
+    (decision,) = decisions(1)
+    decision = structs.replace(decision, owner="alice")
+    for order in (1, -1):
+        records = DecisionRecords(history=History(keeps_unknown=True))
+        items = [
+            Feedback("d0", 0.2, "user", 6.0, ANY_OWNER),
+            Feedback("d0", 1.0, "user", 5.0, "alice"),
+        ][::order]
+        assert held(records, *items) == [PENDING] * 2
+        records.apply(decision, None)
+        record = records.get("d0")
+        assert record is not None and record.scores == {"user": 0.2}
