@@ -21,6 +21,7 @@ class Exclusion(StrEnum):
     NO_REPLICA = "no_replica"
     LATENCY = "latency"
     COST = "cost"
+    TOOLS = "tools"
 
     def sentence(self, *details: object) -> str:
         """The sentence for this reason; `details` fill the gaps of its template, in their order."""
@@ -45,6 +46,7 @@ _TEMPLATES = {
     Exclusion.NO_REPLICA: "no healthy replica",
     Exclusion.LATENCY: "expected latency {:.3g} s is over the limit of {:g} s",
     Exclusion.COST: "expected cost {:.3g} USD is over the limit of {:g} USD",
+    Exclusion.TOOLS: "cannot call tools",
 }
 _BEGINNINGS = {
     reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()
@@ -65,7 +67,7 @@ def removed(
     allowed = objective.models
     unavailable = dict(objective.unavailable)
     task = profile.task
-    prompt = profile.prompt_tokens
+    prompt = profile.longest_prompt_tokens or profile.prompt_tokens
     # An embedding request may hold several inputs, which the model reads one by one. There is no other model to
     # choose, and the engine refuses an input that is too long.
     bounded = task != "embed"

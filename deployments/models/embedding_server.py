@@ -35,7 +35,8 @@ class EmbeddingServer:
             return b"", failure(message, 400, "dimensions")
         given = body["input"]
         texts = given if isinstance(given, list) else [given]
-        vectors = self._model.encode(texts).astype(np.float32)
+        # to the end of each text: a mean of word vectors has no context that could be exceeded
+        vectors = self._model.encode(texts, max_length=None).astype(np.float32)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         tokens = sum(len(ids) for ids in self._model.tokenize(texts))
         as_base64 = body.get("encoding_format") == "base64"

@@ -315,6 +315,7 @@ class Router:
             self._projections.scoring_rates.rates(),
             self._arm_stats.ingresses,
             self._calibrations.active,
+            getattr(self._count_replicas, "without_tools", frozenset()),
         )
 
     async def forecaster(self, version: int) -> Forecaster | None:

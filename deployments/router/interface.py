@@ -39,6 +39,7 @@ class IngressView:
     scoring_rates: by API key, the probability that it scores its next answer.
     ingresses: number of ingresses that have reported lately.
     calibrating: whether a calibration runs, so that the ingress should ask for work.
+    without_tools: the arms whose engines cannot call tools.
     """
 
     snapshot: Snapshot
@@ -47,6 +48,7 @@ class IngressView:
     scoring_rates: Mapping[str, float]
     ingresses: int
     calibrating: bool = False
+    without_tools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
