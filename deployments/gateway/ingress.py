@@ -43,12 +43,11 @@ from deployments.observability import logs
 from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
 from deployments.router.interface import RouterHandle
-from deployments.settings import GatewaySettings, KeySettings, Tuning
+from deployments.settings import AUTO, GatewaySettings, KeySettings, Tuning
 from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
 
-AUTO = "auto"
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
