@@ -54,11 +54,26 @@ ENGINE_CLASS = re.compile(r"[A-Z]\w*[a-z][A-Z]\w*|function-(before|after|wrap)\[
 ENGINE_WORDS = re.compile(
     r"(?<!\w)--\w|vllm|\w*Error\b|[A-Z][a-z]+[A-Z]\w*|environment variable|max_model_len",
 )
+NO_TOKEN = re.compile(r"[Tt]oken id \d+ is out of vocabulary")
 REFUSED = "the model's engine cannot answer this request as it is"
 SCHEMA_FAILED = (
     "the engine could not compile the schema, or the model could not follow it; "
     "simplify the schema"
 )
+
+
+def bound_grammars(llm_config: Any) -> None:
+    """Choose the compiler of grammars, unless the configuration has chosen: one for all requests, and no free blanks.
+
+    vLLM's default, "auto", gives all requests the compiler that the first one happened to need. A grammar that allows
+    any white space lets a small model write blanks up to its limit.
+    """
+    if "structured_outputs_config" not in llm_config.engine_kwargs:
+        llm_config.update_engine_kwargs(
+            structured_outputs_config=StructuredOutputsConfig(
+                backend="xgrammar", disable_any_whitespace=True
+            )
+        )
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
@@ -71,14 +86,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
         runtime.bind_to_loopback()
         process_reaper.kill_children_on_exit()
-        # vLLM's default, "auto", gives all requests the compiler that the first one happened to need. A grammar that
-        # allows any white space lets a small model write blanks up to its limit.
-        if "structured_outputs_config" not in llm_config.engine_kwargs:
-            llm_config.update_engine_kwargs(
-                structured_outputs_config=StructuredOutputsConfig(
-                    backend="xgrammar", disable_any_whitespace=True
-                )
-            )
+        bound_grammars(llm_config)
         await super().__init__(llm_config, **options)
         self._watchdog = Watchdog(
             runtime.engine_client(self.engine).output_processor,
@@ -244,6 +252,8 @@ def _in_own_words(error: ModelError, body: Body) -> ModelError:
             "this model cannot call tools; leave tools out, or send tool_choice: none"
         )
         return ModelError(message, error.status, "tools", tool_calling.CODE)
+    if NO_TOKEN.search(error.message):
+        return ModelError(f"prompt: {error.message}", error.status, "prompt")
     if ENGINE_WORDS.search(error.message):
         where = f"; change {error.param}" if error.param else ""
         return ModelError(f"{REFUSED}{where}", error.status, error.param)

@@ -6,13 +6,13 @@ import openai
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Sum(BaseModel):
     """The sum of two numbers."""
 
-    digit: int
+    digit: int = Field(ge=0, le=99)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 ASK: list[Any] = [{"role": "user", "content": "What is 3 plus 5?"}]
 
@@ -16,7 +16,7 @@ class Sum(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    digit: int
+    digit: int = Field(ge=0, le=99)
 
 
 TOOL: Any = {

@@ -11,6 +11,7 @@ from policies.events import (
     DUPLICATE,
     PENDING,
     REPEATED,
+    UNANSWERED,
     UNKNOWN,
     Feedback,
     Outcome,
@@ -222,3 +223,24 @@ def test_any_order_and_repetition_gives_the_same_posterior(data: st.DataObject) 
         # The drift test is sequential, so it depends on the order. A vote that a later flaw withdrew stays the latest.
         ordered = name.startswith("drift.") or name == "quality.latest"
         assert ordered or np.allclose(value, wanted[name], rtol=1e-9, atol=1e-9), name
+
+
+def test_a_score_of_a_refused_request_teaches_nothing() -> None:
+    """After the outcome it is refused; before the outcome it is kept, and withdrawn when the outcome arrives."""
+    (decision,) = decisions(1)
+    for late in (False, True):
+        policy = Thompson(ARMS)
+        records = DecisionRecords()
+        records.apply(decision, policy)
+        events = [Feedback("d0", 1.0), Outcome("d0", "rejected")]
+        first, second = [
+            records.apply(event, policy) for event in (events[::-1] if late else events)
+        ]
+        assert first == ACCEPTED
+        assert second == (UNANSWERED if late else ACCEPTED)
+        record = records.get("d0")
+        assert record is not None and record.refused and record.vote is None
+        fresh = Thompson(ARMS).state()
+        for name, value in policy.state().items():
+            if name.startswith("quality."):
+                assert np.allclose(value, fresh[name], atol=1e-12), name
