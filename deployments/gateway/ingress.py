@@ -347,7 +347,7 @@ class Ingress:
             messages = body.get("messages")
             if isinstance(messages, list):
                 prompt -= (TOKENS_PER_MESSAGE - 1) * len(messages)
-        if prompt + max(context_length.answer_tokens(body), 1) > largest:
+        if max(prompt, 1) + max(context_length.answer_tokens(body), 1) > largest:
             raise context_length.refusal(largest, prompt, body)
 
     def _check_task(self, name: str, task: str) -> None:

@@ -1,4 +1,4 @@
-"""The error of a request that is longer than a model's context: one wording and one code, whoever finds it.
+"""The error of a request that is longer than a model's context: one wording and one code.
 
 The gateway refuses what is certainly too long before it decides. The tokens that a chat template adds are known to the
 engine alone, so the engine may refuse a request that seemed to fit; its error is put into the same words.
@@ -44,18 +44,17 @@ def too_long(context: int, prompt: int, body: Body) -> ModelError:
     where = next((name for name in PROMPTS if name in body), "messages")
     limit = next((name for name in ANSWER_LIMITS if body.get(name)), "")
     answer = answer_tokens(body)
+    # clients know this error by its code, or by these words of OpenAI's and of other APIs
     message = f"This model's maximum context length is {context} tokens. However, "
+    held = f": it has at least {prompt} tokens" if prompt else ""
     if prompt >= context or not answer:
-        found = f"at least {prompt}" if prompt else "more"
         message += (
-            f"your {where} has {found} tokens. Please reduce the length of the {where}."
+            f"the prompt is too long{held}. Please reduce the length of the {where}."
         )
         return ModelError(message, 400, where, CODE)
-    asked = f"{answer} for the answer ({limit or 'the default of max_tokens'})"
-    held = f"at least {prompt} in the {where}, and {asked}" if prompt else asked
     message += (
-        f"you requested at least {prompt + answer} tokens: {held}. "
-        f"Please reduce the length of the {where} or {limit or 'set a smaller max_tokens'}."
+        f"with {answer} tokens for the answer ({limit or 'the default of max_tokens'}) the prompt is too long{held}. "
+        f"Please reduce the length of the {where} or {limit or 'send a smaller max_tokens'}."
     )
     return ModelError(message, 400, limit or where, CODE)
 

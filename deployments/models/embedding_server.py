@@ -23,7 +23,8 @@ class EmbeddingServer:
 
         runtime.bind_to_loopback()
         self._id = model_id
-        self._model = StaticModel.from_pretrained(source)
+        # each text is read to its end: a mean of word vectors has no context that could be exceeded
+        self._model = StaticModel.from_pretrained(source, max_length=None)
 
     async def complete(self, task: str, body: Body) -> tuple[bytes, ModelReport]:
         """Embed `input`, a text or a list of texts; see ModelServer.complete."""
@@ -35,8 +36,7 @@ class EmbeddingServer:
             return b"", failure(message, 400, "dimensions")
         given = body["input"]
         texts = given if isinstance(given, list) else [given]
-        # to the end of each text: a mean of word vectors has no context that could be exceeded
-        vectors = self._model.encode(texts, max_length=None).astype(np.float32)
+        vectors = self._model.encode(texts).astype(np.float32)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         tokens = sum(len(ids) for ids in self._model.tokenize(texts))
         as_base64 = body.get("encoding_format") == "base64"

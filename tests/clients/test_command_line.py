@@ -75,7 +75,7 @@ def test_curl_file_with_windows_line_ends(url: str, key: str, tmp_path: Path) ->
 
 
 def test_curl_retrieves_an_id_with_a_slash(url: str, key: str) -> None:
-    for name in ("nobody/nothing", "nobody%2Fnothing"):
+    for name in ("unknown/nothing", "unknown%2Fnothing"):
         answer = json.loads(
             run(
                 "curl",

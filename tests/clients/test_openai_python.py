@@ -362,7 +362,7 @@ def test_openai_models(client: openai.OpenAI, named: str) -> None:
     assert named in {model.id for model in client.models.list()}
     assert client.models.retrieve(named).id == named
     with pytest.raises(openai.NotFoundError) as error:
-        client.models.retrieve("nobody/nothing")
+        client.models.retrieve("unknown/nothing")
     assert error.value.code == "model_not_found"
 
 

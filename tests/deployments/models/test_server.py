@@ -225,7 +225,7 @@ def test_refusals_are_in_the_words_of_this_api(
 
     error = asyncio.run(refusal()).error
     assert (error.status, error.param, error.code) == (400, param, code)
-    for word in ("--", "VLLM", "Error", "output tokens", "environment"):
+    for word in ("--", "VLLM", "Error", "output tokens", "environment variable"):
         assert word not in error.message
 
 
