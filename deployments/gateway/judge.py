@@ -52,7 +52,7 @@ def grade(reply: str) -> float | None:
 
 
 def question_of(body: Body) -> str:
-    """The text of all messages of a chat, or the prompt of a completion."""
+    """The text of all messages of a chat, or the first prompt of a completion; "" for token ids."""
     texts = []
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
@@ -60,7 +60,10 @@ def question_of(body: Body) -> str:
         if not isinstance(content, str):
             content = "".join(part.get("text", "") for part in content)
         texts.append(content)
-    return "\n\n".join(texts) or str(body.get("prompt") or "")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list):
+        prompt = prompt[0]
+    return "\n\n".join(texts) or (prompt if isinstance(prompt, str) else "")
 
 
 class Judge:
@@ -136,11 +139,18 @@ class Judge:
         return len(self._calls_s) + len(self._queue) < settings.calls_per_hour
 
     def offer(self, decision: Decision, body: Body, answer: str) -> bool:
-        """Queue an answer for the judge, without waiting; False if the queue is full or the budget is used up."""
+        """Queue an answer for the judge, without waiting.
+
+        Returns:
+            False if the queue is full or the budget is used up, or if there is no text that could be judged.
+        """
         settings = self._settings
-        if settings is None or not answer.strip() or not self._has_budget(settings):
+        question = question_of(body)
+        if settings is None or not (question and answer.strip()):
             return False
-        self._queue.append((decision.id, question_of(body)[-CHARS:], answer[:CHARS]))
+        if not self._has_budget(settings):
+            return False
+        self._queue.append((decision.id, question[-CHARS:], answer[:CHARS]))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._work())
         return True
