@@ -18,9 +18,12 @@ export VLLM_NO_USAGE_STATS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
+# environment of the clients' tests
+CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_KEY='$(KEY)') \
+	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
 .PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
-	test-faults lint train clean
+	test-faults test-clients lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
 	@$(PY) -m deployments.operations.launcher up $(if $(KEYS),--keys '$(KEYS)')
@@ -74,6 +77,21 @@ test-faults: .venv/installed  ## inject the catalogue's faults and print the res
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) \
 		$(if $(STATE),--state $(STATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(TABLE),--table $(TABLE))
+
+# KEY=…: an API key, if the system requires one; MODEL=large: the chat model that tests name, by default the first one
+test-clients: var/clients/installed  ## run the clients of OpenAI's API against a running system: URL=http://127.0.0.1:8000
+	@$(CLIENTS) var/clients/main/bin/python -m pytest -c tests/clients/pytest.ini --confcutdir tests/clients \
+		--ignore tests/clients/test_llama_index.py tests/clients
+	@$(CLIENTS) var/clients/llama-index/bin/python -m pytest -c tests/clients/pytest.ini --confcutdir tests/clients \
+		tests/clients/test_llama_index.py tests/clients/test_openai_python.py
+
+var/clients/installed: tests/clients/requirements.txt tests/clients/requirements-llama-index.txt
+	@echo "installing the clients into var/clients, once; a few minutes"
+	@mkdir -p var/clients && $(PYTHON) -m venv var/clients/main && $(PYTHON) -m venv var/clients/llama-index
+	@var/clients/main/bin/pip install --disable-pip-version-check --progress-bar off -q -r tests/clients/requirements.txt
+	@var/clients/llama-index/bin/pip install --disable-pip-version-check --progress-bar off -q \
+		-r tests/clients/requirements-llama-index.txt
+	@touch $@
 
 lint: .venv/installed  ## check style, types and the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo

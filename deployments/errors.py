@@ -8,16 +8,37 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 UNION_BRANCH = re.compile(r"(constrained|function)-.*|(list|dict)\[.*\]|str")
 MAX_ECHO = 100  # characters of a client's key or value in an error
 MAX_MESSAGE = 4_000
+FIELD_ERROR = "wrong_field"  # pydantic's type of the errors that field_error makes
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
+}
+
+
+# of OpenAI's API, and what to use instead
+UNSUPPORTED_ROUTES = {
+    "/v1/responses": "the Responses API is not supported; use /v1/chat/completions",
+    "/v1/messages": "Anthropic's API is not supported; use /v1/chat/completions",
+    "/v1/assistants": "the Assistants API is not supported; use /v1/chat/completions",
+    "/v1/threads": "the Assistants API is not supported; use /v1/chat/completions",
+    "/v1/conversations": "conversations are not stored; use /v1/chat/completions",
+    "/v1/batches": "batches are not supported; use /v1/chat/completions with router.priority batch",
+    "/v1/edits": "edits are not supported; use /v1/chat/completions",
+    "/v1/chat/completions/": "answers are not stored; the client keeps them",
+    "/v1/files": "files are not supported; the models here read text only",
+    "/v1/images": "images are not supported; the models here read and write text only",
+    "/v1/audio": "audio is not supported; the models here read and write text only",
+    "/v1/realtime": "the Realtime API is not supported; use /v1/chat/completions with stream: true",
+    "/v1/moderations": "moderations are not supported; ask a model at /v1/chat/completions",
+    "/v1/fine_tuning": "fine-tuning is not supported; the operator deploys the models",
 }
 
 
@@ -109,6 +130,8 @@ def _location(error: Any) -> str | None:
     """The path of the wrong value, with dots; None for the body itself."""
     parts = [str(part) for part in error["loc"]]
     own: list[str] = []
+    if error["type"] == FIELD_ERROR:
+        own = [error["ctx"]["field"]]
     if error["type"] == "extra_forbidden":
         # an unknown key is the client's own word, even if it looks like a branch of a union
         own = [parts.pop()]
@@ -119,6 +142,30 @@ def _location(error: Any) -> str | None:
 def _cut(word: str) -> str:
     """A client's own word, cut to a length at which it may come back in an error."""
     return word if len(word) <= MAX_ECHO else f"{word[:MAX_ECHO]}…"
+
+
+def _hint(request: Request, error: HTTPException) -> str:
+    """What a client that asked for an unknown path or method should use instead."""
+    if error.status_code not in (404, 405):
+        return ""
+    for path, hint in UNSUPPORTED_ROUTES.items():
+        if request.url.path == path or request.url.path.startswith(
+            f"{path.rstrip('/')}/"
+        ):
+            return f"; {hint}"
+    return "; see /docs for what there is"
+
+
+def field_error(field: str, message: str) -> PydanticCustomError:
+    """An error of a validator about a field of the value that it validates.
+
+    Args:
+        field: the path of the field within the value, with dots.
+        message: what is wrong with it, and what to change.
+    """
+    return PydanticCustomError(
+        FIELD_ERROR, "{reason}", {"reason": message, "field": field}
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -132,15 +179,13 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return respond(_validation_error(error))
 
-    async def on_http(_: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        hint = (
-            "; see /docs for what there is" if error.status_code in (404, 405) else ""
-        )
         headers = dict(error.headers or {})
         if headers.get("Allow") == "GET":
             headers["Allow"] = "GET, HEAD"  # AccessMiddleware answers HEAD as GET
-        return respond(ApiError(error.status_code, f"{error.detail}{hint}"), headers)
+        message = f"{error.detail}{_hint(request, error)}"
+        return respond(ApiError(error.status_code, message), headers)
 
     async def on_anything(_: Request, __: Exception) -> JSONResponse:
         return respond(

@@ -23,6 +23,9 @@ from policies.types import Arm, Objective
 
 ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
 SECRET_PARAMETERS = ("password", "sslpassword")  # of a PostgreSQL URL
+# what clients send as `model` and get in a header: visible ASCII without commas, quotes and white space
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+AUTO = "auto"  # the router's own name; its presets are auto:NAME
 
 
 class StrictModel(BaseModel):
@@ -35,13 +38,17 @@ class ModelSettings(StrictModel):
     """One arm. The application that serves it has the same name.
 
     prior_quality: expected score before there is any feedback. Default: by the price (policies/base.py).
-    parent: a model that this one replaces or was made from; this one starts with what was learned of its parent.
+    tasks: what it can do, of chat, completion and embed.
+    parent: a model that this one replaces or was made from; this one starts with what was learned of its parent. A
+        parent that is no longer served must be among `retired`.
     inherit: number of events that the knowledge of the parent counts for. If a model is served under the same name with
         other weights or engine arguments, its own past counts for as many.
     revision: change it when the weights change and the application's arguments do not show it.
     """
 
-    tasks: tuple[str, ...] = ("chat", "completion")
+    tasks: tuple[Literal["chat", "completion", "embed"], ...] = Field(
+        ("chat", "completion"), min_length=1
+    )
     context_tokens: int = Field(4096, ge=1)
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
@@ -192,6 +199,8 @@ def has_password(url: str) -> bool:
 class GatewaySettings(StrictModel):
     """Settings of the gateway, the router and the tracker.
 
+    models: by name, smallest first. A name may be that of a hub, as Qwen/Qwen3-4B.
+    retired: names of models that are no longer served and that a model's `parent` names.
     journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, without a password. The database
         also stores these settings.
     journal_keep_days, journal_max_rows: maximum age and number of the journal's rows. A request makes about three rows,
@@ -210,6 +219,7 @@ class GatewaySettings(StrictModel):
     """
 
     models: dict[str, ModelSettings] = Field(min_length=1)
+    retired: tuple[str, ...] = ()
     policy: PolicySettings = PolicySettings()
     profiler: ProfilerSettings = ProfilerSettings()
     journal: str = "sqlite:///var/journal.db"
@@ -264,6 +274,38 @@ class GatewaySettings(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _check_models(self) -> "GatewaySettings":
+        for name, model in self.models.items():
+            where = f"models.{name!r}"
+            _check_name(name, where)
+            if name.partition(":")[0] == AUTO:
+                raise ValueError(
+                    f"{where}: '{AUTO}' and '{AUTO}:...' are the router's own names; choose another name"
+                )
+            if name in self.retired:
+                raise ValueError(f"{where} is among retired, too; take it out of one")
+            if model.parent and model.parent not in (*self.models, *self.retired):
+                raise ValueError(
+                    f"{where}.parent: there is no model '{model.parent}'; choose one of: {', '.join(self.models)}; "
+                    "or, if it is no longer served, add it to retired"
+                )
+            self._check_ancestors(name)
+        return self
+
+    def _check_ancestors(self, name: str) -> None:
+        """Refuse a model that descends from itself."""
+        line = [name]
+        while (parent := self._parent(line[-1])) and parent not in line:
+            line.append(parent)
+        if parent == name:
+            raise ValueError(
+                f"models.{name!r}.parent: {' -> '.join([*line, name])} is a circle; a model cannot descend from itself"
+            )
+
+    def _parent(self, name: str) -> str:
+        return self.models[name].parent if name in self.models else ""
+
+    @model_validator(mode="after")
     def _check_rule(self) -> "GatewaySettings":
         rule = self.rollout.observed_rule
         if rule is None:
@@ -278,6 +320,15 @@ class GatewaySettings(StrictModel):
         except ValueError as error:
             raise ValueError(f"rollout.rule: {error}") from None
         return self
+
+
+def _check_name(name: str, where: str) -> None:
+    """Refuse a name that a client could not send, or that would not fit into a header."""
+    if NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"{where}: a name has letters and digits of ASCII and any of . _ : / @ + -, begins with a letter or digit, "
+            "and has at most 128 characters, because it is sent in headers; choose another name"
+        )
 
 
 def latest(kept: bytes | None, given: GatewaySettings) -> GatewaySettings:
@@ -428,6 +479,12 @@ class Tuning(StrictModel):
     breaker: BreakerSettings = BreakerSettings()
     judge: JudgeSettings | None = None
 
+    @model_validator(mode="after")
+    def _check_presets(self) -> "Tuning":
+        for name in self.presets:
+            _check_name(name, f"presets.{name!r}")
+        return self
+
 
 def explain(error: ValidationError) -> str:
     """A validation error as text: the place, the problem, and the nearest valid key for a typo."""
@@ -442,7 +499,8 @@ def explain(error: ValidationError) -> str:
                 hint = "".join(f"; it belongs under '{name}'" for name in _under(key))
             lines.append(f"unknown key '{where}'{hint}")
         else:
-            lines.append(f"{where}: {item['msg']}")
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}" if where else message)
     return "; ".join(lines)
 
 

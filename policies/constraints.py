@@ -23,6 +23,7 @@ class Exclusion(StrEnum):
     COST = "cost"
     ANSWERED = "answered"
     NOT_IDLE = "not_idle"
+    TOOLS = "tools"
 
     def sentence(self, *details: object) -> str:
         """The sentence for this reason; `details` fill the gaps of its template, in their order."""
@@ -49,6 +50,7 @@ _TEMPLATES = {
     Exclusion.COST: "expected cost {:.3g} USD is over the limit of {:g} USD",
     Exclusion.ANSWERED: "it gave the first answer",
     Exclusion.NOT_IDLE: "it was not idle",
+    Exclusion.TOOLS: "cannot call tools",
 }
 _BEGINNINGS = {
     reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()
@@ -69,7 +71,7 @@ def removed(
     allowed = objective.models
     unavailable = dict(objective.unavailable)
     task = profile.task
-    prompt = profile.prompt_tokens
+    prompt = profile.longest_prompt_tokens or profile.prompt_tokens
     # An embedding request may hold several inputs, which the model reads one by one. There is no other model to
     # choose, and the engine refuses an input that is too long.
     bounded = task != "embed"

@@ -229,6 +229,8 @@ REPEATED = "repeated"
 TOO_MANY_SOURCES = "crowded"
 # The event's decision is too old or was deleted.
 EXPIRED = "expired"
+# The decision's request was refused, so there is no answer to score.
+UNANSWERED = "unanswered"
 BUSY = "busy"
 # The idempotency key belongs to a request that is being answered, or to one with another body.
 REUSED = "reused"
@@ -336,5 +338,13 @@ class Record:
 
     @property
     def vote(self) -> float | None:
-        """The decision's one vote on the quality of unflawed answers; None if it has a visible flaw or no score."""
-        return None if self.flaw else self.mean_score
+        """The decision's one vote on the quality of unflawed answers.
+
+        None if the answer has a visible flaw or no score, or if the request was refused.
+        """
+        return None if self.flaw or self.refused else self.mean_score
+
+    @property
+    def refused(self) -> bool:
+        """Whether the request was refused, so that there is no answer."""
+        return self.outcome is not None and self.outcome.status == "rejected"

@@ -73,7 +73,8 @@ class TaskProfile:
     features: [D] the context of the decision; the first is 1.
     task: one of TASKS.
     kind: the kind of work, one of features.KINDS.
-    prompt_tokens: counted or estimated.
+    prompt_tokens: counted or estimated; of all prompts together.
+    longest_prompt_tokens: of the longest of several prompts, which the model reads one by one; 0 for a single one.
     max_output_tokens: the client's own limit, or 0.
     output_tokens: usual number for the kind of work, whatever the limit. The length model learns the ratio to it.
     complexity, accuracy_sensitivity, time_sensitivity: in [0, 1]; a sensitivity is 0 if the text does not ask for it.
@@ -99,6 +100,7 @@ class TaskProfile:
     expected_output_tokens: float = 0.0
     sufficiency: Mapping[str, float] = field(default_factory=dict)
     profiler_version: int = 0
+    longest_prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         # One NaN would spread into everything that is learned. The sum is the quickest check.

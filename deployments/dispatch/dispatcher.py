@@ -17,6 +17,7 @@ from deployments.dispatch.failover import StrandedRequests
 from deployments.dispatch.router_client import RouterClient
 from deployments.dispatch.scale_from_zero import ZeroScaler
 from deployments.errors import ApiError
+from deployments.models import context_length, tool_calling
 from deployments.models.handle import (
     Body,
     Cancellable,
@@ -33,6 +34,8 @@ from policies.constraints import Exclusion
 from policies.events import Decision, Outcome
 from policies.types import Arm, Objective, Request
 
+# of refusals by one arm that another may not share
+CAPABILITY_CODES = (context_length.CODE, tool_calling.CODE)
 WAITED_S = 0.002  # a shorter wait for a slot is the event loop's own delay
 log = logging.getLogger(__name__)
 
@@ -254,7 +257,12 @@ class Dispatcher:
 
     async def _with_failover(self, decision: Decision, call: Call) -> Answer:
         try:
-            return await self._attempt(decision, call)
+            answer = await self._attempt(decision, call)
+            other = self._more_capable(answer, call)
+            if other is None:
+                return answer
+            took_s = time.perf_counter() - answer.started
+            self.finish(decision, Outcome(decision.id, "rejected", latency_s=took_s))
         except _FailedError as failure:
             if failure.final:
                 raise
@@ -262,6 +270,17 @@ class Dispatcher:
             if other is None:
                 raise
         return await self._attempt(other, call)
+
+    def _more_capable(self, answer: Answer, call: Call) -> Decision | None:
+        """A decision for another arm, if the arm refused the request because it cannot do what another may do."""
+        report = answer.first[1]
+        error = report.error if report is not None else None
+        if error is None or error.code not in CAPABILITY_CODES:
+            return None
+        least = 0
+        if error.code == context_length.CODE:
+            least = self._arms[answer.decision.arm].context_tokens + 1
+        return self._next_best(answer.decision, call, "model", least)
 
     async def _hedged(
         self, decision: Decision, call: Call, hedge_after_s: float
@@ -393,13 +412,22 @@ class Dispatcher:
             raise
 
     def _next_best(
-        self, failed: Decision, call: Call, fallback: str
+        self, failed: Decision, call: Call, fallback: str, least_context: int = 0
     ) -> Decision | None:
-        """A decision for the best of the other arms; None if the client's limits allow none of them."""
+        """A decision for the best of the other arms; None if the client's limits allow none of them.
+
+        Args:
+            failed: the decision for the arm that did not answer.
+            call: the request.
+            fallback: see Decision.fallback.
+            least_context: tokens of context that the other arm needs.
+        """
         others = []
         for estimate in failed.estimates:
             arm = estimate.arm
             if arm == failed.arm or arm not in self._arms or estimate.removed_by:
+                continue
+            if self._arms[arm].context_tokens < least_context:
                 continue
             if not self._unavailable_reason(arm, call.rank):
                 others.append(arm)

@@ -25,7 +25,7 @@ from deployments.dispatch.outcome_reporter import OutcomeReporter
 from deployments.journal.ids import IdFactory
 from deployments.journal.snapshot import unpack
 from deployments.profiler.deployment import ProfilerHandle
-from deployments.profiler.reader import ProfileItem, TextProfiler, count_tokens
+from deployments.profiler.reader import ProfileItem, TextProfiler, make_profile
 from deployments.router.interface import RouterHandle
 from deployments.settings import GatewaySettings, Tuning
 from policies.base import Policy
@@ -67,6 +67,7 @@ class RouterClient:
         outcomes: the queue of outcomes on their way to the router.
         ingress_id: name of this ingress in calls of the router.
         calibrating: whether a calibration runs, as of the last snapshot.
+        without_tools: the arms whose engines cannot call tools, as of the last snapshot.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class RouterClient:
         self._forced: Counter[str] = Counter()
         self.ingress_id = uuid.uuid4().hex
         self.calibrating = False
+        self.without_tools: frozenset[str] = frozenset()
         self.on_refresh: Callable[[], None] = lambda: None
         self._settings = settings
         self._profiler = profiler
@@ -145,6 +147,7 @@ class RouterClient:
         snapshot = view.snapshot
         self._states = view.states
         self.calibrating = view.calibrating
+        self.without_tools = view.without_tools
         self.on_refresh()
         self._local_policy_version = view.policy_version
         self._scoring_rates = view.scoring_rates
@@ -178,6 +181,11 @@ class RouterClient:
     def scoring_rate(self, owner: str) -> float:
         """Probability that an API key scores its next answer, as of the last snapshot; 1 for an unknown key."""
         return self._scoring_rates.get(owner, 1.0)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens of a prompt are counted by a tokenizer, and not estimated."""
+        return self._settings.profiler.tokenizer is not None
 
     def replicas(self, arm: str) -> int:
         """Number of ready replicas of an arm, as of the last snapshot."""
@@ -215,11 +223,7 @@ class RouterClient:
             log.warning(
                 "no profile in time (%s); using the text alone", type(error).__name__
             )
-            tokens = count_tokens(None, item.context, item.messages)
-            profile = features.profile(
-                item.text, None, item.task, tokens, item.max_output_tokens
-            )
-            return profile, "profiler"
+            return make_profile(item, None, None), "profiler"
 
     async def decide(self, request: Request, rank: int = NORMAL) -> Decision:
         """Decide on a fresh snapshot, else by the router, else on the last snapshot if the router does not answer."""

@@ -24,6 +24,7 @@ from policies.events import (
     PENDING,
     REUSED,
     TOO_MANY_SOURCES,
+    UNANSWERED,
     UNKNOWN,
     Feedback,
     Record,
@@ -56,6 +57,12 @@ REFUSALS = {
         "this Idempotency-Key was used for another score; use a new key",
         None,
         "idempotency_key_reused",
+    ),
+    UNANSWERED: (
+        409,
+        "this request was refused, so there is no answer to score; nothing was changed",
+        "decision_id",
+        "no_answer",
     ),
     TOO_MANY_SOURCES: (
         409,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Response
@@ -33,23 +34,24 @@ from deployments.gateway.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    Wishes,
 )
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
 from deployments.judging.judge import Judge
 from deployments.judging.pairs import Pairs
+from deployments.models import context_length, tool_calling
 from deployments.models.grammar import is_constrained
-from deployments.models.handle import ModelHandle
+from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
 from deployments.observability.metrics import PairTelemetry
 from deployments.profiler.deployment import ProfilerHandle
-from deployments.profiler.reader import ProfileItem
+from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
 from deployments.router.interface import RouterHandle
-from deployments.settings import GatewaySettings, KeySettings, Tuning
+from deployments.settings import AUTO, GatewaySettings, KeySettings, Tuning
 from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
 
-AUTO = "auto"
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
 
 
@@ -176,7 +178,7 @@ class Ingress:
                 "data": [self._card(name) for name in self._names()],
             }
 
-        @app.get("/v1/models/{model}")
+        @app.get("/v1/models/{model:path}")  # ids of the hub have a slash
         async def model(model: str) -> dict[str, object]:
             if model not in self._names():
                 raise self._no_such_model(model)
@@ -230,17 +232,19 @@ class Ingress:
             _check_priority(request, http)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, rank)
+        objective = self._with_tools(task, request, objective)
         body = request.body()
         constrained = is_constrained(body)
         with self.dispatcher.admission.deciding():
             owner = identity_of(http).name
             asked = await self._profiled(task, request, objective, forced, owner)
+            self._check_length(asked, body)
             asked = self.pairs.announce(asked, constrained)
             if not asked.pair:
                 asked = self.judge.announce(asked)
             decision = await self.router_client.decide(asked, rank)
         if not decision.arm:
-            raise _no_model(decision)
+            raise self._no_model(decision, body)
         call = Call(task, asked, body, rank, request_id, constrained)
         answer = await self.dispatcher.ask(decision, call)
         return self.relay.respond(answer, call)
@@ -254,10 +258,18 @@ class Ingress:
         owner: str,
     ) -> Request:
         """The request as the policy sees it."""
-        text, context, messages = request.texts()
-        item = ProfileItem(text, context, messages, task, request.limit())
+        read = request.texts()
+        item = ProfileItem(
+            read.last,
+            read.context,
+            read.messages,
+            task,
+            request.limit(),
+            read.parts,
+            read.token_counts,
+        )
         profile, fallback = await self.router_client.profile(item)
-        prompt_hash, prompt = self.router_client.prompt_fields(context)
+        prompt_hash, prompt = self.router_client.prompt_fields(read.context)
         return Request(
             id=self.router_client.new_id(),
             profile=profile,
@@ -274,19 +286,28 @@ class Ingress:
         """The objective of a request, and whether the client named the model itself."""
         name = request.model
         tuning = self.router_client.tuning
+        wishes = request.router or Wishes()
+        self._check_models(wishes)
         if name in self._arms:
             self._check_task(name, task)
-            return Objective(models=(name,)), True
-        auto, _, preset = name.partition(":")
-        if auto != AUTO or (preset and preset not in tuning.presets):
+            return self._of_one(name, wishes), True
+        auto, colon, preset = name.partition(":")
+        if auto != AUTO or (colon and preset not in tuning.presets):
             raise self._no_such_model(name)
+        if isinstance(request, CompletionRequest) and request.has_tokens:
+            raise ApiError(
+                400,
+                "prompt: token ids belong to the tokenizer of one model; name that model, or send text",
+                "prompt",
+            )
         if task == "embed":
-            return Objective(models=(self._embedding_model(),)), True
+            return self._of_one(self._embedding_model(wishes), wishes), True
         base = tuning.presets[preset] if preset else tuning.objective
-        objective = base.objective()
-        if request.router is None:
-            return objective, False
-        for wanted in request.router.models or ():
+        return wishes.objective(base.objective()), False
+
+    def _check_models(self, wishes: Wishes) -> None:
+        """Refuse unknown names among the models that a request allows."""
+        for wanted in wishes.models or ():
             if wanted not in self._arms:
                 known = ", ".join(self._arms)
                 raise ApiError(
@@ -294,7 +315,66 @@ class Ingress:
                     f"unknown model '{wanted[:100]}'; choose from: {known}",
                     "router.models",
                 )
-        return request.router.objective(objective), False
+
+    def _of_one(self, name: str, wishes: Wishes) -> Objective:
+        """The objective of a request for one model; hard limits hold for it as for a choice."""
+        if wishes.models is not None and name not in wishes.models:
+            raise ApiError(
+                400,
+                f"router.models does not have '{name}', the model that this request is for; add it, or leave it out",
+                "router.models",
+            )
+        return replace(wishes.objective(Objective()), models=(name,))
+
+    def _with_tools(
+        self, task: str, request: AnyRequest, objective: Objective
+    ) -> Objective:
+        """The objective without the arms that cannot call tools, if the request has tools.
+
+        Raises:
+            ApiError: 400, none of the arms that may answer can.
+        """
+        if not isinstance(request, ChatRequest) or not request.calls_tools:
+            return objective
+        candidates = self._candidates(task, objective)
+        cannot = [
+            arm.name
+            for arm in candidates
+            if arm.name in self.router_client.without_tools
+        ]
+        if candidates and len(cannot) == len(candidates):
+            raise tool_calling.refusal(", ".join(cannot))
+        removed = tuple((name, Exclusion.TOOLS.sentence()) for name in cannot)
+        return replace(objective, unavailable=(*objective.unavailable, *removed))
+
+    def _candidates(self, task: str, objective: Objective) -> list[Arm]:
+        """The arms that do a task and that an objective allows."""
+        allowed = objective.models or self._arms
+        return [
+            arm
+            for arm in self._arms.values()
+            if task in arm.tasks and arm.name in allowed
+        ]
+
+    def _check_length(self, asked: Request, body: Body) -> None:
+        """Refuse a request that fits into the context of no arm that may answer, as far as that is certain.
+
+        A chat template puts at least one token around each message. Without a tokenizer only the client's own limit
+        on the answer is certain. The policy removes the arms that are too small by the number that it expects.
+        """
+        profile = asked.profile
+        candidates = self._candidates(profile.task, asked.objective)
+        if profile.task == "embed" or not candidates:
+            return
+        largest = max(arm.context_tokens for arm in candidates)
+        prompt = 0
+        if self.router_client.counts_tokens and not asked.fallback:
+            prompt = profile.longest_prompt_tokens or profile.prompt_tokens
+            messages = body.get("messages")
+            if isinstance(messages, list):
+                prompt -= (TOKENS_PER_MESSAGE - 1) * len(messages)
+        if max(prompt, 1) + max(context_length.answer_tokens(body), 1) > largest:
+            raise context_length.refusal(largest, prompt, body)
 
     def _check_task(self, name: str, task: str) -> None:
         """Refuse a task that the model which the client named does not do."""
@@ -306,13 +386,50 @@ class Ingress:
                 "model",
             )
 
-    def _embedding_model(self) -> str:
+    def _embedding_model(self, wishes: Wishes) -> str:
         """The model for all embeddings that name none; embeddings of different models cannot be compared."""
-        for arm in self._arms.values():
-            if "embed" in arm.tasks:
-                return arm.name
-        raise ApiError(
-            404, "no model here makes embeddings", "model", "model_not_found"
+        names = [arm.name for arm in self._arms.values() if "embed" in arm.tasks]
+        if not names:
+            raise ApiError(
+                404, "no model here makes embeddings", "model", "model_not_found"
+            )
+        wanted = [name for name in names if name in (wishes.models or names)]
+        if not wanted:
+            raise ApiError(
+                400,
+                f"router.models has no model that makes embeddings; add one of: {', '.join(names)}",
+                "router.models",
+            )
+        return wanted[0]
+
+    def _no_model(self, decision: Decision, body: Body) -> ApiError:
+        """The error of a request for which no arm was eligible: 429 or 503 if waiting helps, otherwise 400."""
+        reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
+        never = {Exclusion.NOT_ALLOWED, Exclusion.TASK, Exclusion.TOOLS}
+        allowed = [
+            e for e in decision.estimates if Exclusion.of(e.removed_by) not in never
+        ]
+        found = {Exclusion.of(e.removed_by) for e in allowed}
+        if Exclusion.QUEUE_FULL in found or any(
+            _late_only_by_queue(e) for e in allowed
+        ):
+            return too_busy(1.0)
+        if found & {Exclusion.NO_REPLICA, Exclusion.CIRCUIT_OPEN}:
+            return ApiError.later(
+                503,
+                f"no model can take this request now ({reasons})",
+                5.0,
+                "model_unavailable",
+            )
+        if found == {Exclusion.CONTEXT}:
+            profile = decision.profile
+            largest = max(self._arms[e.arm].context_tokens for e in allowed)
+            prompt = profile.longest_prompt_tokens or profile.prompt_tokens
+            return context_length.refusal(largest, prompt, body)
+        return ApiError(
+            400,
+            f"no model can keep the limits of this request; relax them ({reasons})",
+            "router",
         )
 
 
@@ -341,32 +458,4 @@ def _late_only_by_queue(estimate: ArmEstimate) -> bool:
     return (
         Exclusion.of(estimate.removed_by) is Exclusion.LATENCY
         and estimate.latency_s > answer_s + WAITED_S
-    )
-
-
-def _no_model(decision: Decision) -> ApiError:
-    """The error of a request for which no arm was eligible: 429 or 503 if waiting helps, otherwise 400."""
-    reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
-    never = {Exclusion.NOT_ALLOWED, Exclusion.TASK}
-    allowed = [e for e in decision.estimates if Exclusion.of(e.removed_by) not in never]
-    found = {Exclusion.of(e.removed_by) for e in allowed}
-    if Exclusion.QUEUE_FULL in found or any(_late_only_by_queue(e) for e in allowed):
-        return too_busy(1.0)
-    if found & {Exclusion.NO_REPLICA, Exclusion.CIRCUIT_OPEN}:
-        return ApiError.later(
-            503,
-            f"no model can take this request now ({reasons})",
-            5.0,
-            "model_unavailable",
-        )
-    if found == {Exclusion.CONTEXT}:
-        return ApiError(
-            400,
-            f"the prompt is too long; shorten it ({reasons})",
-            code="context_length_exceeded",
-        )
-    return ApiError(
-        400,
-        f"no model can keep the limits of this request; relax them ({reasons})",
-        "router",
     )

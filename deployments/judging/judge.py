@@ -53,7 +53,7 @@ def grade(reply: str) -> float | None:
 
 
 def question_of(body: Body) -> str:
-    """The text of all messages of a chat, or the prompt of a completion."""
+    """The text of all messages of a chat, or the first prompt of a completion; "" for token ids."""
     texts = []
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
@@ -61,7 +61,10 @@ def question_of(body: Body) -> str:
         if not isinstance(content, str):
             content = "".join(part.get("text", "") for part in content)
         texts.append(content)
-    return "\n\n".join(texts) or str(body.get("prompt") or "")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list):
+        prompt = prompt[0]
+    return "\n\n".join(texts) or (prompt if isinstance(prompt, str) else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,11 +193,17 @@ class Judge:
         answer: str,
         on_score: Callable[[], None] = _ignore,
     ) -> bool:
-        """Queue an answer for the judge, without waiting; False if the queue is full or the budget is used up."""
-        if not answer.strip() or not self.has_budget(1):
+        """Queue an answer for the judge, without waiting.
+
+        Returns:
+            False if the queue is full or the budget is used up, or if there is no text that could be judged.
+        """
+        question = question_of(body)
+        if not (question and answer.strip()) or not self.has_budget(1):
             return False
-        question = question_of(body)[-CHARS:]
-        self._queue.append(_Ungraded(decision.id, question, answer[:CHARS], on_score))
+        self._queue.append(
+            _Ungraded(decision.id, question[-CHARS:], answer[:CHARS], on_score)
+        )
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._work())
         return True

@@ -23,7 +23,8 @@ class EmbeddingServer:
 
         runtime.bind_to_loopback()
         self._id = model_id
-        self._model = StaticModel.from_pretrained(source)
+        # each text is read to its end: a mean of word vectors has no context that could be exceeded
+        self._model = StaticModel.from_pretrained(source, max_length=None)
 
     async def complete(self, task: str, body: Body) -> tuple[bytes, ModelReport]:
         """Embed `input`, a text or a list of texts; see ModelServer.complete."""

@@ -11,11 +11,13 @@ class ModelError(msgspec.Struct, frozen=True):
 
     message: for the client. status: of HTTP; below 500 the request is at fault, from 500 on the engine.
     param: the request's parameter at fault; None if the error is about none.
+    code: for programs, one of OpenAI's codes; None for none.
     """
 
     message: str
     status: int
     param: str | None = None
+    code: str | None = None
 
     def body(self) -> dict[str, object]:
         """The error object that OpenAI's clients understand."""
@@ -25,7 +27,7 @@ class ModelError(msgspec.Struct, frozen=True):
                 "message": self.message,
                 "type": kind,
                 "param": self.param,
-                "code": None,
+                "code": self.code,
             }
         }
 
@@ -44,6 +46,8 @@ class ModelReport(msgspec.Struct, frozen=True):
     error: ModelError | None = None
 
 
-def failure(message: str, status: int, param: str | None = None) -> ModelReport:
+def failure(
+    message: str, status: int, param: str | None = None, code: str | None = None
+) -> ModelReport:
     """The report of an answer that failed; see ModelError."""
-    return ModelReport(error=ModelError(message, status, param))
+    return ModelReport(error=ModelError(message, status, param, code))

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 from msgspec import structs
 from pydantic import TypeAdapter, ValidationError
 from ray.serve.llm.deployment import LLMServer
@@ -27,10 +28,10 @@ from vllm.exceptions import GenerationError, VLLMClientError
 
 from deployments import runtime
 from deployments.errors import is_branch
-from deployments.models import process_reaper
+from deployments.models import context_length, process_reaper, tool_calling
 from deployments.models.grammar import is_constrained
 from deployments.models.handle import Body, Item
-from deployments.models.report import ModelReport, failure
+from deployments.models.report import ModelError, ModelReport, failure
 from deployments.models.watchdog import ANSWER_S, Watchdog
 
 REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union of two
@@ -49,10 +50,31 @@ DONE = DATA + "[DONE]"
 # xgrammar puts the time and the line of its own code before its messages
 XGRAMMAR_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 ENGINE_FAILED = "the engine failed; its log says why"
+# what names parts of the engine and not of the request: its flags, classes and environment
+ENGINE_CLASS = re.compile(r"[A-Z]\w*[a-z][A-Z]\w*|function-(before|after|wrap)\[.*")
+ENGINE_WORDS = re.compile(
+    r"(?<!\w)--\w|vllm|\w*Error\b|[A-Z][a-z]+[A-Z]\w*|environment variable|max_model_len",
+)
+NO_TOKEN = re.compile(r"[Tt]oken id \d+ is out of vocabulary")
+REFUSED = "the model's engine cannot answer this request as it is"
 SCHEMA_FAILED = (
     "the engine could not compile the schema, or the model could not follow it; "
     "simplify the schema"
 )
+
+
+def bound_grammars(llm_config: Any) -> None:
+    """Choose the compiler of grammars, unless the configuration has chosen: one for all requests, and no free blanks.
+
+    vLLM's default, "auto", gives all requests the compiler that the first one happened to need. A grammar that allows
+    any white space lets a small model write blanks up to its limit.
+    """
+    if "structured_outputs_config" not in llm_config.engine_kwargs:
+        llm_config.update_engine_kwargs(
+            structured_outputs_config=StructuredOutputsConfig(
+                backend="xgrammar", disable_any_whitespace=True
+            )
+        )
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
@@ -65,11 +87,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
         runtime.bind_to_loopback()
         process_reaper.kill_children_on_exit()
-        # vLLM's default, "auto", gives all requests the compiler that the first one happened to need
-        if "structured_outputs_config" not in llm_config.engine_kwargs:
-            llm_config.update_engine_kwargs(
-                structured_outputs_config=StructuredOutputsConfig(backend="xgrammar")
-            )
+        bound_grammars(llm_config)
         await super().__init__(llm_config, **options)
         self._watchdog = Watchdog(
             runtime.engine_client(self.engine).output_processor,
@@ -120,7 +138,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             "embed": self.embeddings,
         }
         payload = b""
-        report = failure("the engine gave no answer", 500)
+        report = failure(ENGINE_FAILED, 500)
         with self._count_constrained(body):
             try:
                 # read to the end: the engine frees the request's memory after the last item
@@ -128,7 +146,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                     payload, report = _read_answer(item)
             except GenerationError:  # a stream gets this error as its last event
                 payload, report = b"", failure(ENGINE_FAILED, 500)
-        return payload, self._attribute_failure(report, body)
+        return payload, self._for_client(report, body)
 
     async def generate(self, task: str, body: Body) -> AsyncIterator[Item]:
         """Answer one request as a stream.
@@ -158,7 +176,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                     if failed is not None:
                         if parts:
                             yield "".join(parts).encode(), None
-                        yield b"", self._attribute_failure(failed, body)
+                        yield b"", self._for_client(failed, body)
                         return
                     usage = _usage(item)
                     if usage is not None:
@@ -182,6 +200,13 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             yield
         finally:
             self._constrained -= constrained
+
+    def _for_client(self, report: ModelReport, body: Body) -> ModelReport:
+        """The report with an error that the client can understand."""
+        report = self._attribute_failure(report, body)
+        if report.error is None or report.error.status >= 500:
+            return report
+        return structs.replace(report, error=_in_own_words(report.error, body))
 
     def _attribute_failure(self, report: ModelReport, body: Body) -> ModelReport:
         """Turn a failure into a refusal where the request's schema caused it; other reports stay as they are.
@@ -207,12 +232,36 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             return REQUESTS[task].validate_python({**named, **body})
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"] if not is_branch(part))
+            where = ".".join(
+                str(part)
+                for part in first["loc"]
+                if not is_branch(part) and not ENGINE_CLASS.match(str(part))
+            )
             message = f"{where}: {first['msg']}" if where else first["msg"]
-            return failure(message, 400, where or None)
+            return self._for_client(failure(message, 400, where or None), body)
         except VLLMClientError as error:
             # raised by vLLM's validators; it is no ValueError, so pydantic lets it pass
-            return failure(str(error.args[0]), 400, getattr(error, "parameter", None))
+            parameter = getattr(error, "parameter", None)
+            refused = failure(str(error.args[0]), 400, parameter)
+            return self._for_client(refused, body)
+
+
+def _in_own_words(error: ModelError, body: Body) -> ModelError:
+    """A refusal of the engine's in the words of this API."""
+    longer = context_length.from_engine(error.message, body)
+    if longer is not None:
+        return longer
+    if tool_calling.VLLM_CANNOT.search(error.message):
+        message = (
+            "this model cannot call tools; leave tools out, or send tool_choice: none"
+        )
+        return ModelError(message, error.status, "tools", tool_calling.CODE)
+    if NO_TOKEN.search(error.message):
+        return ModelError(f"prompt: {error.message}", error.status, "prompt")
+    if ENGINE_WORDS.search(error.message):
+        where = f"; change {error.param}" if error.param else ""
+        return ModelError(f"{REFUSED}{where}", error.status, error.param)
+    return error
 
 
 def _usage(chunk: str) -> dict[str, int] | None:
@@ -264,4 +313,16 @@ def _read_answer(item: Any) -> tuple[bytes, ModelReport]:
         output_tokens=usage.completion_tokens or 0,
         finish_reason=(choices[0].finish_reason or "") if choices else "",
     )
-    return item.model_dump_json(exclude_none=True).encode(), report
+    return _encode_answer(item), report
+
+
+def _encode_answer(item: Any) -> bytes:
+    """An answer in OpenAI's shape: without the engine's empty fields, but with those that OpenAI's API always has."""
+    plain = item.model_dump(mode="json", exclude_none=True)
+    for choice in plain.get("choices", ()):
+        choice.setdefault("logprobs", None)
+        message = choice.get("message")
+        if message is not None:
+            message.setdefault("content", None)
+            message.setdefault("refusal", None)
+    return msgspec.json.encode(plain)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from deployments.access.api_keys import FILE, ApiKeyStore, creation_hint
 from deployments.runtime import LOOPBACK
-from deployments.settings import GatewaySettings, Tuning, explain
+from deployments.settings import GatewaySettings, ModelSettings, Tuning, explain
 from policies.registry import make_policy
 
 # fields of ray.serve.llm.LLMConfig; to import it takes many seconds, because it imports vLLM
@@ -30,6 +30,8 @@ LLM_CONFIG = (
     "log_engine_metrics",
     "callback_config",
 )
+# the builders of deployments/app.py that serve a model
+MODEL_BUILDERS = ("model", "embedder")
 # the content of serve_config.yaml, or a part of it
 Config = dict[str, Any]
 # Serve's default of a deployment's graceful_shutdown_timeout_s
@@ -57,11 +59,82 @@ def check_config(config: Config) -> list[str]:
         elif builder == "embedder":
             wrong += _names(arguments, ["model_id", "source"], f"{where}.args")
     if not wrong:
+        wrong += _counterparts(config)
+    if not wrong:
         try:
             ServeDeploySchema.model_validate(config)
         except ValidationError as error:
             wrong.append(explain(error))
     return wrong
+
+
+def _counterparts(config: Config) -> list[str]:
+    """Problems between the gateway and the applications of its models, each of which has the name of its model."""
+    gateways = []
+    served: dict[str, Config] = {}
+    for application in config.get("applications", ()):
+        builder = str(application.get("import_path", "")).rpartition(":")[2]
+        if builder == "gateway":
+            gateways.append(application)
+        elif builder in MODEL_BUILDERS:
+            served[str(application.get("name"))] = application
+    wrong = []
+    known: set[str] = set()
+    for gateway in gateways:
+        where = f"applications.{gateway.get('name')}.args.models"
+        settings = GatewaySettings.model_validate(gateway.get("args") or {})
+        known |= settings.models.keys()
+        wrong += _judge(gateway, settings)
+        for name, model in settings.models.items():
+            if name not in served:
+                wrong.append(
+                    f"{where}.{name}: no application serves it; add an application of this name, or take the model out"
+                )
+            else:
+                wrong += _served(served[name], model, f"{where}.{name}")
+    for name in served.keys() - known if gateways else ():
+        wrong.append(
+            f"applications.{name}: the gateway has no model of this name, so that no request would reach it; add it to "
+            "the gateway's models, or take the application out"
+        )
+    return wrong
+
+
+def _served(application: Config, model: ModelSettings, where: str) -> list[str]:
+    """Problems of a model that its application cannot do."""
+    arguments = application.get("args") or {}
+    engine = arguments.get("engine_kwargs") or {}
+    embeds = (
+        str(application.get("import_path")).endswith(":embedder")
+        or engine.get("runner") == "pooling"
+    )
+    wrong = []
+    for task in model.tasks:
+        if embeds != (task == "embed"):
+            does = "embed" if embeds else "chat, completion"
+            wrong.append(
+                f"{where}.tasks: its application does not do '{task}'; write: [{does}]"
+            )
+    longest = engine.get("max_model_len")
+    if isinstance(longest, int) and model.context_tokens > longest:
+        wrong.append(
+            f"{where}.context_tokens is {model.context_tokens}, but the engine's max_model_len is {longest}; lower it"
+        )
+    return wrong
+
+
+def _judge(gateway: Config, settings: GatewaySettings) -> list[str]:
+    """A problem if the judge is a model that the gateway does not have."""
+    for deployment in gateway.get("deployments", ()):
+        judge = (deployment.get("user_config") or {}).get("judge") or {}
+        name = judge.get("model")
+        if name and not judge.get("url") and name not in settings.models:
+            where = f"applications.{gateway.get('name')}.{deployment.get('name')}.user_config.judge.model"
+            known = ", ".join(settings.models)
+            return [
+                f"{where}: there is no model '{name}'; choose one of: {known}, or write its url"
+            ]
+    return []
 
 
 def _validate(settings: type[BaseModel], value: object, where: str) -> list[str]:

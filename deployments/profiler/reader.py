@@ -1,14 +1,14 @@
 """Profiles a text: tokens, features and embedding."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deployments.profiler.embedding import Embedding
 from deployments.settings import ProfilerSettings
 from policies.profiling import features
-from policies.types import TaskProfile
+from policies.types import TaskProfile, Vector
 
 CHARS_PER_TOKEN = 4  # where no tokenizer is given
 TOKENS_PER_MESSAGE = 2  # the marks of a chat template around a message
@@ -24,6 +24,8 @@ class ProfileItem:
         messages: number of messages in `context`.
         task: "chat", "completion" or "embed".
         max_output_tokens: limit set by the client; 0 if there is none.
+        parts: the prompts, where the model answers each by itself; empty for a single text.
+        token_counts: lengths of the prompts, where they are token ids.
     """
 
     text: str
@@ -31,6 +33,8 @@ class ProfileItem:
     messages: int
     task: str
     max_output_tokens: int
+    parts: tuple[str, ...] = ()
+    token_counts: tuple[int, ...] = ()
 
 
 class TextProfiler:
@@ -51,17 +55,28 @@ class TextProfiler:
         ends = [item.text[-2 * features.READ_CHARS :] for item in items]
         profiles = []
         for item, embedding in zip(items, self._embed(ends), strict=True):
-            tokens = count_tokens(self._tokenizer, item.context, item.messages)
-            profiles.append(
-                features.profile(
-                    text=item.text,
-                    embedding=embedding,
-                    task=item.task,
-                    prompt_tokens=tokens,
-                    max_output_tokens=item.max_output_tokens,
-                )
-            )
+            profiles.append(make_profile(item, embedding, self._tokenizer))
         return profiles
+
+
+def make_profile(
+    item: ProfileItem, embedding: Vector | None, tokenizer: Any
+) -> TaskProfile:
+    """The profile of a request; without a tokenizer the number of its tokens is estimated."""
+    counts = list(item.token_counts)
+    if not counts:
+        texts = item.parts or (item.context,)
+        counts = [count_tokens(tokenizer, text, item.messages) for text in texts]
+    profile = features.profile(
+        text=item.text,
+        embedding=embedding,
+        task=item.task,
+        prompt_tokens=sum(counts),
+        max_output_tokens=item.max_output_tokens,
+    )
+    if len(counts) > 1:
+        profile = replace(profile, longest_prompt_tokens=max(counts))
+    return profile
 
 
 def load_tokenizer(name: str | None) -> Any:

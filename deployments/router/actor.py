@@ -326,6 +326,7 @@ class Router:
             self._arm_stats.ingresses,
             self._calibrations.active,
             self._arm_stats.undelivered(ingress),
+            getattr(self._count_replicas, "without_tools", frozenset()),
         )
 
     async def forecaster(self, version: int) -> Forecaster | None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from deployments import runtime
+from deployments.models.tool_calling import can_call_tools
 from deployments.router.model_revisions import digest_of
 
 READY_STATES = ("RUNNING", "RECOVERING")  # of a replica
@@ -14,11 +15,13 @@ class ReplicaCounter:
     Attributes:
         digests: digest of each deployed model, as of the last call (model_revisions.py).
         counts: ready replicas of each model, as of the last call.
+        without_tools: the models whose engines cannot call tools, as of the last call (models/tool_calling.py).
     """
 
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
         self.counts: dict[str, int] = {}
+        self.without_tools: frozenset[str] = frozenset()
 
     def __call__(self, models: Collection[str]) -> dict[str, int]:
         """Count the ready replicas of these models; blocking. The count of a model that is not deployed is 0.
@@ -31,6 +34,7 @@ class ReplicaCounter:
         if not applications:
             return self.counts
         counts = dict.fromkeys(models, 0)
+        without_tools = set()
         for name in models:
             application = applications.get(name)
             if application is None:
@@ -40,5 +44,8 @@ class ReplicaCounter:
             )
             if application.args:
                 self.digests[name] = digest_of(application.args)
+            if not can_call_tools(application.args):
+                without_tools.add(name)
         self.counts = counts
+        self.without_tools = frozenset(without_tools)
         return counts

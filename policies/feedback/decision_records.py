@@ -18,6 +18,7 @@ from policies.events import (
     PENDING,
     REPEATED,
     TOO_MANY_SOURCES,
+    UNANSWERED,
     UNKNOWN,
     Decision,
     Event,
@@ -147,8 +148,8 @@ class DecisionRecords:
             fresh: the caller knows that this decision is new, so the history is not asked.
 
         Returns:
-            ACCEPTED; DUPLICATE if nothing changed; REPEATED, PENDING or TOO_MANY_SOURCES (events.py); UNKNOWN if the
-            decision belongs to another owner; or the status of History.status_without_decision.
+            ACCEPTED; DUPLICATE if nothing changed; REPEATED, PENDING, TOO_MANY_SOURCES or UNANSWERED (events.py);
+            UNKNOWN if the decision belongs to another owner; or the status of History.status_without_decision.
         """
         if isinstance(event, Decision):
             if event.id in self._records:
@@ -213,6 +214,8 @@ class DecisionRecords:
             return ACCEPTED
         if event.owner not in (record.decision.owner, ANY_OWNER):
             return UNKNOWN
+        if record.refused:
+            return UNANSWERED
         if event.source not in record.scores and len(record.scores) >= MAX_SOURCES:
             return TOO_MANY_SOURCES
         earlier = record.scores.get(event.source)

@@ -22,6 +22,7 @@ STORED = {
         Exclusion.COST,
         (0.0012345, 0.001),
     ),
+    "cannot call tools": (Exclusion.TOOLS, ()),
 }
 
 

@@ -158,6 +158,8 @@ def test_fields_that_openais_clients_commonly_send_are_accepted(
 ) -> None:
     """Fields without a meaning here do not reach the models."""
     body = {**ASK, "stream": field == "stream_options", field: COMMON[field]}
+    if field == "top_logprobs":
+        body["logprobs"] = True
     answer = gateway.client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     (call,) = [call for model in gateway.models.values() for call in model.calls]
@@ -170,7 +172,7 @@ def test_fields_that_openais_clients_commonly_send_are_accepted(
         "stop",
         "parallel_tool_calls",
     }
-    known |= {"tools", "response_format", "top_logprobs"}
+    known |= {"tools", "response_format", "top_logprobs", "logprobs"}
     if field in ("tools", "response_format"):
         assert call[field] == COMMON[field]
     assert set(call) <= known and not re.search("refusal|reasoning", json.dumps(call))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deployments.journal.ids import sampled
-from deployments.judging.judge import Judge, grade
+from deployments.judging.judge import Judge, grade, question_of
 from deployments.models.report import ModelReport
 from deployments.settings import JudgeSettings
 from policies.events import Decision, Feedback
@@ -303,3 +303,21 @@ def test_the_first_answers_are_all_judged_and_then_a_share(
     gateway.chat()
     time.sleep(0.3)
     assert len(judging.asked) == asked >= 3
+
+
+@pytest.mark.parametrize(
+    ("body", "question"),
+    [
+        ({"prompt": "a"}, "a"),
+        ({"prompt": ["a", "b"]}, "a"),
+        ({"prompt": [1, 2]}, ""),
+        ({"prompt": [[1], [2]]}, ""),
+        ({"messages": [{"role": "user", "content": "a"}]}, "a"),
+    ],
+    ids=str,
+)
+def test_the_question_is_what_the_first_choice_answers(
+    body: dict[str, Any], question: str
+) -> None:
+    """Token ids are no text that a judge could read."""
+    assert question_of(body) == question

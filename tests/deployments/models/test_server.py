@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import xgrammar
 from ray.serve.context import _RequestContext, _serve_request_context
-from ray.serve.llm.openai_api_models import ErrorResponse
+from ray.serve.llm.openai_api_models import ChatCompletionResponse, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
 )
@@ -17,24 +18,20 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from deployments import runtime
 from deployments.models.report import ModelReport
-from deployments.models.server import WARM_UP, ModelServer
+from deployments.models.server import WARM_UP, ModelServer, bound_grammars
 from tests.support.gateway import Gateway
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 SAID = 'data: {"id":"a","choices":[{"index":0,"delta":{"content":"8"}}]}\n\n'
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"tools": []}, "tools"),
-    ({"tool_choice": "auto"}, "tool_choice"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"top_logprobs": 3}, "top_logprobs"),
     (
-        {
-            "tools": [TOOL],
-            "tool_choice": {"type": "function", "function": {"name": "g"}},
-        },
-        "tool_choice",
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]},
+        "tools.0.function.parameters",
     ),
-    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "description": 5}}]},
+        "tools.0.function.description",
+    ),
 ]
 
 
@@ -120,11 +117,11 @@ def test_llmserver_keeps_an_id_that_was_given(task: str) -> None:
 def test_a_clients_mistake_is_no_failure_of_the_model(
     gateway: Gateway, wrong: dict[str, Any], param: str
 ) -> None:
-    """A request that only the engine can refuse gets a 400 with the engine's message, and no breaker counts it."""
+    """A request that only the engine can refuse gets a 400 with the place, and no breaker counts it."""
     for model in gateway.models.values():
         model.script = played(server())
     gateway.tune(breaker={"failures": 1})
-    for stream in (False, True) if param != "stream_options" else (False,):
+    for stream in (False, True):
         answer = gateway.chat(**wrong, stream=stream)
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
@@ -215,3 +212,111 @@ def test_a_whole_answer_may_be_an_error() -> None:
             "too long" in report.error.message
         ) == (status == 400)
         assert "/usr" not in report.error.message
+
+
+@pytest.mark.parametrize(
+    ("said", "param", "code"),
+    [
+        (
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+            "tools",
+            "unsupported_parameter",
+        ),
+        (
+            'tool_choice="required" requires --tool-call-parser to be set',
+            "tools",
+            "unsupported_parameter",
+        ),
+        (
+            "This model's maximum context length is 512 tokens. However, you requested 500 output tokens and your "
+            "prompt contains at least 13 input tokens, for a total of at least 513 tokens.",
+            "max_tokens",
+            "context_length_exceeded",
+        ),
+        ("Token id 99999999 is out of vocabulary", "prompt", None),
+        ("VLLMValidationError: see --max-logprobs", None, None),
+        ("set the VLLM_MAX_COMPLETION_PROMPTS environment variable", None, None),
+    ],
+    ids=range(6),
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_refusals_are_in_the_words_of_this_api(
+    said: str, param: str | None, code: str | None, stream: bool
+) -> None:
+    """The engine's flags, classes and parameters do not reach the client."""
+
+    async def refusal() -> Any:
+        body = {**WARM_UP["chat"], "max_tokens": 500, "stream": stream}
+        error = VLLMValidationError(said)
+        if stream:
+            made = server(event(error))
+            return [item async for item in made.generate("chat", body)][-1][1]
+        item = ErrorResponse(**create_error_response(error).model_dump())
+        return (await server(item).complete("chat", body))[1]
+
+    error = asyncio.run(refusal()).error
+    assert (error.status, error.param, error.code) == (400, param, code)
+    for word in ("--", "VLLM", "Error", "output tokens", "environment variable"):
+        assert word not in error.message
+
+
+def answer(**message: Any) -> Any:
+    """An engine's whole answer to a chat."""
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    return ChatCompletionResponse.model_validate(
+        {"model": "small", "choices": [choice], "usage": usage}
+    )
+
+
+def test_fields_that_openais_answers_always_have_are_present() -> None:
+    """`content` is null beside tool calls, and an empty text stays one; the engine's own empty fields are left out."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for message, content in (
+        ({"role": "assistant", "content": None, "tool_calls": [call]}, None),
+        ({"role": "assistant", "content": ""}, ""),
+        ({"role": "assistant", "content": "8"}, "8"),
+    ):
+        payload, report = asyncio.run(
+            server(answer(**message)).complete("chat", WARM_UP["chat"])
+        )
+        assert report.error is None
+        (choice,) = json.loads(payload)["choices"]
+        assert choice["message"]["content"] == content
+        assert choice["message"]["refusal"] is None and choice["logprobs"] is None
+        assert ("tool_calls" in choice["message"]) == ("tool_calls" in message)
+        assert "prompt_logprobs" not in json.loads(payload)
+
+
+def test_grammars_allow_no_free_white_space() -> None:
+    """An engine's own setting is kept."""
+
+    def configured(**engine_kwargs: Any) -> dict[str, Any]:
+        config = SimpleNamespace(engine_kwargs=engine_kwargs)
+        config.update_engine_kwargs = lambda **new: engine_kwargs.update(new)
+        bound_grammars(config)
+        return engine_kwargs
+
+    made = configured()["structured_outputs_config"]
+    assert made.backend == "xgrammar" and made.disable_any_whitespace
+    own = {"backend": "guidance"}
+    kept = configured(structured_outputs_config=own)
+    assert kept == {"structured_outputs_config": own}
+
+
+@pytest.mark.parametrize("schema", [{"type": "object"}, {"type": "array"}, {}])
+def test_json_ends_within_its_grammar(schema: dict[str, Any]) -> None:
+    """The grammar that the engine compiles takes JSON as Python writes it, and neither line breaks nor more blanks."""
+    made = xgrammar.Grammar.from_json_schema(json.dumps(schema), any_whitespace=False)
+    compiler = xgrammar.GrammarCompiler(
+        xgrammar.TokenizerInfo([chr(i) for i in range(128)], stop_token_ids=[0])
+    )
+    for text, taken in (
+        ('{"a": 1, "b": [2, 3]}', "array" not in str(schema)),
+        ('{"a":  1}', False),
+        ('{ "a": 1}', False),
+        ("[1,\n2]", False),
+        (" ", False),
+    ):
+        matcher = xgrammar.GrammarMatcher(compiler.compile_grammar(made))
+        assert matcher.accept_string(text) == taken, text

@@ -378,3 +378,106 @@ def test_a_first_day_is_accepted_and_stored(rollout: dict[str, Any]) -> None:
         stored = settings.model_dump_json().encode()
         other = settings.model_copy(update={"store_text": True})
         assert latest(stored, other) == settings
+
+
+def changed(name: str = "serve_config.yaml", **models: Any) -> list[str]:
+    """The problems of a shipped file with these changes of the gateway's models; None removes a model."""
+    config = read(name)
+    given = config["applications"][-1]["args"]["models"]
+    for model, change in models.items():
+        if change is None:
+            del given[model]
+        else:
+            given[model] = {**given.get(model, {}), **change}
+    return check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("auto", "the router's own names"),
+        ("auto:fast", "the router's own names"),
+        ("auto:", "the router's own names"),
+        ("模型", "ASCII"),
+        ("modèle", "ASCII"),
+        ("a\nb", "ASCII"),
+        ("a\r\nx-evil: 1", "ASCII"),
+        ("", "ASCII"),
+        (" large", "ASCII"),
+        ("a,b", "ASCII"),
+        ("x" * 129, "128"),
+    ],
+)
+def test_names_that_shadow_the_router_or_fit_no_header_are_refused(
+    name: str, reason: str
+) -> None:
+    """Of models, and of presets where these become names, before the start and by the builder of the gateway."""
+    (wrong,) = changed(**{name: {}})
+    assert reason in wrong and "choose another name" in wrong
+    with pytest.raises(ValidationError, match="choose another name"):
+        GatewaySettings.model_validate({"models": {name: {}}})
+    if reason == "ASCII":
+        with pytest.raises(ValidationError, match="choose another name"):
+            Tuning.model_validate({"presets": {name: {}}})
+
+
+@pytest.mark.parametrize(
+    "name", ["large", "Qwen/Qwen3-4B", "llama3:8b", "gpt-4.1", "automatic", "a@b+c_d"]
+)
+def test_names_that_clients_use_are_valid(name: str) -> None:
+    assert GatewaySettings.model_validate({"models": {name: {}}}).models
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tasks": ["chatt"]}, "tasks"),
+        ({"tasks": []}, "tasks"),
+        ({"tasks": ["embed"]}, "does not do 'embed'; write: [chat, completion]"),
+        ({"parent": "lage"}, "there is no model 'lage'"),
+        ({"parent": "small"}, "small -> small is a circle"),
+        ({"context_tokens": 1024}, "max_model_len is 512; lower it"),
+    ],
+    ids=str,
+)
+def test_a_model_that_would_break_is_refused_with_the_reason(
+    change: dict[str, Any], reason: str
+) -> None:
+    (wrong,) = changed(small=change)
+    assert reason in wrong and "small" in wrong
+
+
+def test_a_circle_of_parents_is_refused() -> None:
+    """A line of parents is valid, and so is a parent that is no longer served, if it is named."""
+    models = {"a": {"parent": "b"}, "b": {"parent": "c"}, "c": {"parent": "b"}}
+    with pytest.raises(ValidationError, match="b -> c -> b is a circle"):
+        GatewaySettings.model_validate({"models": models})
+    models["c"] = {"parent": "d"}
+    with pytest.raises(ValidationError, match="there is no model 'd'"):
+        GatewaySettings.model_validate({"models": models})
+    assert GatewaySettings.model_validate({"models": models, "retired": ["d"]})
+    with pytest.raises(ValidationError, match="among retired"):
+        GatewaySettings.model_validate({"models": models, "retired": ["d", "a"]})
+
+
+def test_models_and_applications_belong_together() -> None:
+    """A model that no application serves is refused, and so is an application that no request would reach."""
+    (wrong,) = changed(tiny={})
+    assert "models.tiny: no application serves it" in wrong
+    (wrong,) = changed(large=None)
+    assert "applications.large: the gateway has no model of this name" in wrong
+    (wrong,) = changed(minilm={"tasks": ["chat"]})
+    assert "write: [embed]" in wrong
+    found = changed("serve_config.gpu.yaml", **{"qwen3-embedding": {"tasks": ["chat"]}})
+    assert "write: [embed]" in found[0]
+
+
+def test_a_judge_that_is_no_model_here_is_refused() -> None:
+    """Unless it has a url, which is where its name is known."""
+    config = read("serve_config.yaml")
+    tuning = config["applications"][-1]["deployments"][0]["user_config"]
+    tuning["judge"] = {"model": "lage"}
+    (wrong,) = check_config(config)
+    assert "there is no model 'lage'" in wrong
+    tuning["judge"]["url"] = "https://example.com/v1"
+    assert check_config(config) == []

@@ -206,6 +206,33 @@ def test_replica_counter_computes_digests_of_deployed_models(
     assert watch.digests == {"large": digest_of(CONFIG)}
 
 
+def test_replica_counter_knows_the_models_that_cannot_call_tools(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It reads the engine arguments that are deployed; of an application without arguments it knows nothing."""
+    parsing = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+    engines = {"with": parsing, "without": {"max_model_len": 512}}
+
+    class Client:
+        def get_serve_details(self) -> dict[str, Any]:
+            served = {
+                name: {
+                    "deployments": {},
+                    "deployed_app_config": {"args": {"engine_kwargs": engine}},
+                }
+                for name, engine in engines.items()
+            }
+            return {"applications": {**served, "unknown": {"deployments": {}}}}
+
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: Client())
+    watch = ReplicaCounter()
+    watch(("with", "without", "unknown", "gone"))
+    assert watch.without_tools == {"without"}
+    engines["without"] = parsing
+    watch(("with", "without"))
+    assert watch.without_tools == frozenset()
+
+
 def test_replica_counts_survive_a_restart_of_the_controller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

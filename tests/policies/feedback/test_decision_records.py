@@ -14,6 +14,7 @@ from policies.events import (
     PENDING,
     REPEATED,
     TOO_MANY_SOURCES,
+    UNANSWERED,
     UNKNOWN,
     Feedback,
     Outcome,
@@ -314,3 +315,25 @@ def test_an_operators_early_score_counts_beside_the_owners() -> None:
         records.apply(decision, None)
         record = records.get("d0")
         assert record is not None and record.scores == {"user": 0.2}
+
+
+def test_a_score_of_a_refused_request_teaches_nothing() -> None:
+    """After the outcome it is refused; before the outcome it is kept, and withdrawn when the outcome arrives."""
+    (decision,) = decisions(1)
+    for late in (False, True):
+        policy = Thompson(ARMS)
+        records = DecisionRecords()
+        records.apply(decision, policy)
+        events = [Feedback("d0", 1.0), Outcome("d0", "rejected")]
+        first, second = [
+            records.apply(event, policy) for event in (events[::-1] if late else events)
+        ]
+        assert first == ACCEPTED
+        assert second == (UNANSWERED if late else ACCEPTED)
+        record = records.get("d0")
+        assert record is not None and record.refused and record.vote is None
+        fresh = Thompson(ARMS).state()
+        for name, value in policy.state().items():
+            # the clock of what was learned has seen the score, and nothing else has
+            if name.startswith("quality.") and name != "quality.latest":
+                assert np.allclose(value, fresh[name], atol=1e-12), name
