@@ -24,6 +24,7 @@ from deployments.models.report import ModelError, ModelReport
 from policies.events import FORCED, Decision, Outcome
 from policies.types import Arm
 
+RETRY_AFTER_S = "2"  # of a request that the model can take later
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +66,8 @@ class AnswerRelay:
                     decision,
                     Outcome(decision.id, _outcome_status(error), latency_s=took_s),
                 )
+                if error.status == 429:
+                    headers["retry-after"] = RETRY_AFTER_S
                 return JSONResponse(error.body(), error.status, headers)
             keep_text = self._router_client.store_text or self._judge.picks(decision)
             checker = AnswerChecker(call.task, call.body, keep_text)

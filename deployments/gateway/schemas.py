@@ -10,8 +10,10 @@ from pydantic import (
     BeforeValidator,
     Field,
     StringConstraints,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from deployments.dispatch.admission import BATCH, HIGH, NORMAL, RANKS
 from deployments.models.grammar import check_schema, check_tools, compiled_tools
@@ -56,10 +58,21 @@ def _short(value: Item, limit: int) -> Item:
     return value
 
 
-def _compilable(schema: dict[str, object]) -> dict[str, object]:
-    """Refuse a schema that the engine would compile for minutes, or fail to compile."""
-    check_schema(_short(schema, MAX_SCHEMA))
-    return schema
+def _compilable(named: dict[str, object]) -> dict[str, object]:
+    """Refuse a `json_schema` whose schema an engine would compile for minutes, or fail to compile."""
+    try:
+        check_schema(_short(named, MAX_SCHEMA))
+    except ValueError as error:
+        if "schema" not in named:
+            raise
+        # the error is at the schema itself
+        problem = InitErrorDetails(
+            type=PydanticCustomError("value_error", "{why}", {"why": str(error)}),
+            loc=("schema",),
+            input=None,
+        )
+        raise ValidationError.from_exception_data("json_schema", [problem]) from None
+    return named
 
 
 def _at_most(count: int) -> Callable[[object], object]:

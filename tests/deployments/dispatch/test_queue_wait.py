@@ -57,7 +57,10 @@ def test_expected_and_actual_waits_are_reported(tmp_path: Path) -> None:
     foreseen = {
         arm: last.decision.estimate(arm).latency_s for arm in ("small", "large")
     }
-    assert last.decision.arm == "small" and foreseen["large"] > foreseen["small"] + 3 * HELD_S
+    assert (
+        last.decision.arm == "small"
+        and foreseen["large"] > foreseen["small"] + 3 * HELD_S
+    )
 
 
 def test_wait_of_a_disconnected_client_is_not_latency_of_the_model(
