@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 UNION_BRANCH = re.compile(r"(constrained|function)-.*|(list|dict)\[.*\]|str")
+MAX_PATH = 200  # characters that an error repeats of the client's own names
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -103,14 +104,17 @@ def _validation_error(error: RequestValidationError) -> ApiError:
 
 
 def _location(error: Any) -> str | None:
-    """The path of the wrong value, with dots; None for the body itself."""
+    """The path of the wrong value, with dots and of bounded length; None for the body itself."""
     parts = [str(part) for part in error["loc"]]
     own: list[str] = []
     if error["type"] == "extra_forbidden":
         # an unknown key is the client's own word, even if it looks like a branch of a union
         own = [parts.pop()]
     kept = [part for part in parts if part != "body" and not is_branch(part)]
-    return ".".join(kept + own) or None
+    path = ".".join(kept + own)
+    if len(path) > MAX_PATH:
+        path = path[:MAX_PATH] + "…"
+    return path or None
 
 
 def install(app: FastAPI) -> None:

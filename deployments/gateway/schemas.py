@@ -316,7 +316,7 @@ class EmbeddingRequest(StrictModel):
         BeforeValidator(_no_tokens),
     ]
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(None, ge=1, le=1_000_000)
     user: str | None = Field(None, max_length=512, exclude=True)
 
     stream: Literal[False] | None = Field(False, exclude=True)
