@@ -20,7 +20,7 @@ export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
 
 .PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
-	test-faults lint train clean
+	test-faults test-fuzz lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
 	@$(PY) -m deployments.operations.launcher up $(if $(KEYS),--keys '$(KEYS)')
@@ -74,6 +74,11 @@ test-faults: .venv/installed  ## inject the catalogue's faults and print the res
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.faults $(if $(URL),--url $(URL)) \
 		$(if $(STATE),--state $(STATE)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(TABLE),--table $(TABLE))
+
+# SEED=2: other requests; CASES=3000 MUTATIONS=20000: how many
+test-fuzz: .venv/installed  ## generated and mutated requests against the gateway in one process: wrong answers, event loop, memory
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.fuzz --seed $(SEED) \
+		$(if $(CASES),--cases $(CASES)) $(if $(MUTATIONS),--mutations $(MUTATIONS))
 
 lint: .venv/installed  ## check style, types and the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo

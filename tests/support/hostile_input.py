@@ -1,5 +1,6 @@
 """Requests of hostile and careless clients, for the tests and the catalogue of faults."""
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -141,6 +142,36 @@ CORPUS: dict[str, tuple[Any, int]] = {
     "priority as vLLM has it": (with_(priority=-100), 400),
     "a model of 10,000 letters": (with_(model="x" * 10_000), 400),
     "a model by path": (with_(model="../../etc/passwd"), 404),
+    "a key of 900 kB": (with_(**{"k" * 900_000: 1}), 400),
+    "a key of 900 kB in a message": (
+        with_(messages=[{"role": "user", "content": "a", "k" * 900_000: 1}]),
+        400,
+    ),
+    "a key of wide characters": (with_(**{"\ufdfa" * 2_000: 1}), 400),
+    "1e999 in a tool": (with_(tools=[{"a": 1}]).replace(b"1}]", b"1e999}]"), 400),
+    "a number of 900,000 digits": (
+        with_()[:-1] + b', "seed": ' + b"9" * 900_000 + b"}",
+        400,
+    ),
+    "metadata 100,000 deep": (
+        with_()[:-1]
+        + b', "metadata": {"a": '
+        + b"[" * 100_000
+        + b"]" * 100_000
+        + b"}}",
+        400,
+    ),
+    "metadata 150 deep": (with_(metadata={"a": nested(150)}), 400),
+    "60,000 models": (b"{" + b'"model": "x", ' * 60_000 + b'"n": 9}', 400),
+    "compressed": (gzip.compress(with_()), 400),
+    "UTF-16": (with_().decode().encode("utf-16"), 400),
+    "a byte order mark": (b"\xef\xbb\xbf" + with_(), 400),
+    "a schema of 900,000 digits": (
+        with_schema({"const": 1}).replace(b": 1}", b": " + b"9" * 900_000 + b"}"),
+        400,
+    ),
+    "200,000 stops": (with_(stop=["x"] * 200_000), 400),
+    "50,000 biases": (with_(logit_bias={str(i): 1 for i in range(50_000)}), 400),
     "null": (b"null", 400),
     "no object": (b'"a"', 400),
 }

@@ -303,3 +303,8 @@ def test_the_first_answers_are_all_judged_and_then_a_share(
     gateway.chat()
     time.sleep(0.3)
     assert len(judging.asked) == asked >= 3
+
+
+def test_only_the_beginning_of_a_long_reply_is_read() -> None:
+    """A reply of megabytes, as a foreign endpoint may send it, costs no more than a short one."""
+    assert grade("7" + " " * MAX_REPLY + "3" * 10**6) == 0.7
