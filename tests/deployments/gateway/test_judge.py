@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deployments.gateway.judge import Judge, grade
+from deployments.gateway.judge import MAX_REPLY, Judge, grade
 from deployments.journal.ids import sampled
 from deployments.models.report import ModelReport
 from deployments.settings import JudgeSettings

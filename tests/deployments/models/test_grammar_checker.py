@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import xgrammar
+from transformers import AutoTokenizer
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
@@ -39,7 +40,7 @@ from deployments.models.grammar_worker import (
 )
 from tests.deployments.models.test_grammar import ACCEPTED
 from tests.deployments.models.test_server import event, played, server
-from tests.support.gateway import PATIENCE_S, Gateway
+from tests.support.gateway import PATIENCE_S, ROOT, Gateway
 
 LARGE = 150_000  # tokens of the vocabulary of a large model
 SLOW_SCHEMAS: dict[str, dict[str, Any]] = {
@@ -152,6 +153,25 @@ def test_the_process_answers_and_is_started_again() -> None:
             await checker.close()
 
     asyncio.run(play())
+
+
+def test_the_vocabulary_is_the_engines() -> None:
+    """It is made by vLLM's own class for xgrammar, and survives the way to the process.
+
+    If this fails after an upgrade of vLLM: see what XgrammarBackend needs, and give it that in `vocabulary_of`.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/models/nano")
+    config = SimpleNamespace(
+        structured_outputs_config=SimpleNamespace(disable_any_whitespace=True),
+        speculative_config=None,
+        model_config=SimpleNamespace(get_vocab_size=lambda: len(tokenizer)),
+    )
+    client = SimpleNamespace(vllm_config=config, get_tokenizer=lambda: tokenizer)
+    vocabulary = grammar_checker.vocabulary_of(client)
+    info = xgrammar.TokenizerInfo.deserialize_json(vocabulary.tokens)
+    assert info.vocab_size == len(tokenizer) and not vocabulary.any_whitespace
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    assert run(compiler, job({"type": "integer"}), any_whitespace=False) == Verdict(OK)
 
 
 # a process that gives every job the verdict that its text is, after a line in the file
