@@ -81,8 +81,8 @@ class GrammarChecker:
         """The verdict on a grammar; LATE if too many others wait, or the machine is too busy to compile it now.
 
         Args:
-            kind: see grammar_worker.Job.
-            text: see there.
+            kind: of a grammar_worker.Job.
+            text: of the same.
         """
         key = hashlib.sha256(f"{kind}\n{text}".encode()).digest()
         if (known := self._kept.get(key)) is not None:
@@ -180,7 +180,7 @@ def guard(generate: Callable[..., Any], checker: GrammarChecker) -> Callable[...
         if grammar is not None:
             verdict = await checker.check(*grammar)
             if verdict.result != OK:
-                refusals.get().append(verdict)
+                refusals.get([]).append(verdict)
                 raise GenerationError
         async for output in generate(prompt, sampling_params, *args, **options):
             yield output

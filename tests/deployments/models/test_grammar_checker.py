@@ -204,7 +204,7 @@ def echo(tmp_path: Any) -> Iterator[Callable[[], GrammarChecker]]:
 def test_few_grammars_wait_and_the_loop_goes_on(
     echo: Callable[[], GrammarChecker], tmp_path: Any
 ) -> None:
-    """One is compiled at a time, MAX_WAITING wait, further ones are told to come back; known ones do not wait."""
+    """One is compiled at a time, MAX_WAITING wait, further ones shall come back; known ones do not wait."""
 
     async def play() -> None:
         checker = echo()
