@@ -61,7 +61,7 @@ def test_long_requests_are_embedded_in_a_thread(
     in_loop: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A megabyte takes a second, for which the event loop would answer nobody."""
+    """A megabyte takes a second, and the event loop goes on meanwhile."""
     threads = []
     answer = embedder._answer
 
