@@ -126,6 +126,7 @@ def _compile(compiler: Any, job: Job, any_whitespace: bool) -> Verdict:
     }
     try:
         compiled = methods[job.kind](job.text)
+        begins = _can_begin(compiled)
     except MemoryError:
         return Verdict(LIMIT)
     except Exception as error:
@@ -133,11 +134,24 @@ def _compile(compiler: Any, job: Job, any_whitespace: bool) -> Verdict:
         return Verdict(FAILED, lines[0].decode(errors="replace")[:MAX_REASON])
     if compiled.memory_size_bytes > MAX_GRAMMAR:
         return Verdict(LIMIT)
+    if not begins:
+        return Verdict(
+            FAILED, "this model has no token with which an answer could begin"
+        )
     size = os.lseek(warnings, 0, os.SEEK_END)
     written = os.pread(warnings, size, 0).split(b"\n")
     if any(line and not WARNING.match(line) for line in written):
         return Verdict(FAILED, "a pattern or a reference has a line break")
     return Verdict(OK)
+
+
+def _can_begin(compiled: Any) -> bool:
+    """Whether the vocabulary has a token with which an answer can begin; a schema may refer to itself for ever."""
+    import xgrammar
+
+    tokens = xgrammar.allocate_token_bitmask(1, compiled.tokenizer_info.vocab_size)
+    xgrammar.GrammarMatcher(compiled).fill_next_token_bitmask(tokens)
+    return bool(tokens.numpy().any())
 
 
 if __name__ == "__main__":

@@ -129,6 +129,16 @@ def test_a_grammar_that_fails_has_a_reason(
     assert ".cc:" not in verdict.reason and len(verdict.reason) <= 300
 
 
+def test_a_grammar_that_no_token_begins_is_refused() -> None:
+    """A schema that refers to itself only compiles, and leaves the engine no token to choose."""
+    info = xgrammar.TokenizerInfo.deserialize_json(small().tokens)
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    twice = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+    for schema in ({"$ref": "#"}, twice):
+        assert run(compiler, job(schema)).result == FAILED, schema
+    assert run(compiler, job({"enum": ["a"]})) == Verdict(OK)
+
+
 def small() -> Vocabulary:
     """The vocabulary of printable characters."""
     tokens = [chr(32 + i) for i in range(95)]
@@ -424,7 +434,7 @@ def test_xgrammars_warnings_do_not_reach_the_log(
     ],
 )
 def test_a_warning_with_a_line_break_of_the_client_is_a_refusal(
-    warning: bytes, result: str
+    warning: bytes, result: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The filter could not tell its second line from the engine's own lines."""
 
@@ -435,6 +445,7 @@ def test_a_warning_with_a_line_break_of_the_client_is_a_refusal(
     warns = SimpleNamespace(compile_json_schema=warn)
     for method in ("compile_structural_tag", "compile_regex", "compile_grammar"):
         setattr(warns, method, None)
+    monkeypatch.setattr("deployments.models.grammar_worker._can_begin", bool)
     assert run(warns, job({})).result == result
 
 
