@@ -21,7 +21,7 @@ from policies.evaluation.size_comparison import compare_sizes
 from policies.types import Arm
 
 PATH = "/v1/router/calibrations"
-MAX_PATTERNS_S = 1.0  # of CPU, for all regular expressions of a calibration
+MAX_PATTERNS_S = 0.5  # of CPU, for all regular expressions of a calibration
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -67,11 +67,15 @@ class GradesRequest(StrictModel):
 
 def _check_patterns(prompts: list[PromptLine]) -> None:
     """Refuse a reference that is no regular expression, and patterns that take long to compile together."""
-    began_s = time.thread_time()
+    spent_s = 0.0
     for number, line in enumerate(prompts):
+        began_s = time.thread_time()
         try:
             line.check_pattern()
-            if time.thread_time() - began_s > MAX_PATTERNS_S:
+            took_s = time.thread_time() - began_s
+            time.sleep(took_s)  # the event loop needs the interpreter's lock
+            spent_s += took_s
+            if spent_s > MAX_PATTERNS_S:
                 raise ValueError(
                     "the patterns of these prompts take too long to compile; use fewer groups and counts"
                 )
@@ -92,7 +96,7 @@ def add_calibration_routes(
     @app.post(PATH, status_code=202)
     async def start(request: CalibrationRequest) -> dict[str, object]:
         """Start a calibration, or go on with it. 409 while another one runs."""
-        # in a thread, because hundreds of patterns take a second; one calibration at a time
+        # in a thread, because many patterns take a second; one calibration at a time
         async with checking:
             await asyncio.to_thread(_check_patterns, request.prompts)
         chat = tuple(arm.name for arm in arms.values() if "chat" in arm.tasks)

@@ -380,7 +380,7 @@ FAULTS += [
             ),
             sends(
                 pattern_prompts("(" * 20, "){2}" * 20),
-                pattern_prompts("(" * 8, "){2}" * 8),
+                pattern_prompts("(" * 6, "){2}" * 6),
                 json.dumps({"prompts": [{"q": 1}] * 2_000}).encode(),
                 path="/v1/router/calibrations",
             ),
