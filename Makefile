@@ -23,7 +23,7 @@ CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_K
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
 .PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
-	test-faults test-clients lint train clean
+	test-faults test-fuzz test-clients lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
 	@$(PY) -m deployments.operations.launcher up $(if $(KEYS),--keys '$(KEYS)')
@@ -92,6 +92,11 @@ var/clients/installed: tests/clients/requirements.txt tests/clients/requirements
 	@var/clients/llama-index/bin/pip install --disable-pip-version-check --progress-bar off -q \
 		-r tests/clients/requirements-llama-index.txt
 	@touch $@
+
+# SEED=2: other requests; CASES=3000 MUTATIONS=20000: how many
+test-fuzz: .venv/installed  ## generated and mutated requests against the gateway in one process: wrong answers, event loop, memory
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.fuzz --seed $(SEED) \
+		$(if $(CASES),--cases $(CASES)) $(if $(MUTATIONS),--mutations $(MUTATIONS))
 
 lint: .venv/installed  ## check style, types and the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo

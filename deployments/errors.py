@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 UNION_BRANCH = re.compile(r"(constrained|function)-.*|(list|dict)\[.*\]|str")
 MAX_ECHO = 100  # characters of a client's key or value in an error
+MAX_PATH = 200  # characters of the path of a wrong value in an error
 MAX_MESSAGE = 4_000
 FIELD_ERROR = "wrong_field"  # pydantic's type of the errors that field_error makes
 TYPES = {
@@ -127,7 +128,7 @@ def _validation_error(error: RequestValidationError) -> ApiError:
 
 
 def _location(error: Any) -> str | None:
-    """The path of the wrong value, with dots; None for the body itself."""
+    """The path of the wrong value, with dots and of bounded length; None for the body itself."""
     parts = [str(part) for part in error["loc"]]
     own: list[str] = []
     if error["type"] == FIELD_ERROR:
@@ -136,7 +137,10 @@ def _location(error: Any) -> str | None:
         # an unknown key is the client's own word, even if it looks like a branch of a union
         own = [parts.pop()]
     kept = [part for part in parts if part != "body" and not is_branch(part)]
-    return ".".join(_cut(part) for part in kept + own) or None
+    path = ".".join(_cut(part) for part in kept + own)
+    if len(path) > MAX_PATH:
+        path = path[:MAX_PATH] + "…"
+    return path or None
 
 
 def _cut(word: str) -> str:

@@ -18,12 +18,16 @@ from deployments.calibration.records import Prompt
 RULES = ("exact", "regex", "number", "json")
 MATCH_TIMEOUT_S = 0.5  # for a pattern that backtracks
 MAX_ANSWER = 100_000  # characters that are graded
+MAX_PATTERN = 500  # characters of a regular expression
+# of a regular expression; with each group inside another, of the form `(…){2}`, the work of the compiler doubles
+MAX_GROUPS = 6
 _NUMBER = regex.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
-_FENCE = regex.compile(r"(?s)\s*```\w*\n(.*?)\n?\s*```\s*")
+_ESCAPE = regex.compile(r"(?s)\\.")
+_FENCE_LANGUAGE = regex.compile(r"\w*")
 
 
 def check_reference(rule: str, reference: str) -> None:
-    """Refuse a reference that its rule cannot use.
+    """Refuse a reference that its rule cannot use. A regular expression is not compiled; see check_pattern.
 
     Raises:
         ValueError: the message says what to change.
@@ -32,16 +36,42 @@ def check_reference(rule: str, reference: str) -> None:
         raise ValueError(f"unknown grade '{rule}'; choose one of: {', '.join(RULES)}")
     try:
         if rule == "regex":
-            regex.compile(reference)
+            _check_shape(reference)
         elif rule == "number" and not isfinite(_as_number(reference)):
             raise ValueError("not finite")
         elif rule == "json":
             json.loads(reference)
-    except (ValueError, regex.error) as error:
-        what = {"regex": "a regular expression", "number": "a number", "json": "JSON"}
-        raise ValueError(
-            f"the reference is not {what[rule]} ({error}); correct it, or choose another grade"
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _wrong_reference(rule, error) from None
+
+
+def check_pattern(reference: str) -> None:
+    """Refuse a reference that is no regular expression. A thread should do it: the worst take 20 ms.
+
+    Raises:
+        ValueError: the message says what to change.
+    """
+    try:
+        _check_shape(reference)
+        regex.compile(reference, cache_pattern=False)
+    except (ValueError, RecursionError, regex.error) as error:
+        raise _wrong_reference("regex", error) from None
+
+
+def _wrong_reference(rule: str, error: Exception) -> ValueError:
+    what = {"regex": "a regular expression", "number": "a number", "json": "JSON"}
+    why = "nested too deeply" if isinstance(error, RecursionError) else error
+    return ValueError(
+        f"the reference is not {what[rule]} ({why}); correct it, or choose another grade"
+    )
+
+
+def _check_shape(pattern: str) -> None:
+    """Refuse a regular expression whose compilation could take long."""
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"longer than {MAX_PATTERN} characters")
+    if len(_ESCAPE.sub("", pattern).split("(")) > MAX_GROUPS + 1:
+        raise ValueError(f"more than {MAX_GROUPS} groups")
 
 
 def grade(prompt: Prompt, answer: str) -> float:
@@ -64,13 +94,21 @@ def grade(prompt: Prompt, answer: str) -> float:
             and isclose(_as_number(numbers[-1]), _as_number(reference), rel_tol=1e-9)
         )
     if prompt.rule == "json":
-        fenced = _FENCE.fullmatch(answer)
         try:
-            given = json.loads(fenced[1] if fenced else answer)
+            given = json.loads(_without_fence(answer))
             return float(_same(given, json.loads(reference)))
         except (ValueError, RecursionError):
             return 0.0
     return float(answer == reference)
+
+
+def _without_fence(answer: str) -> str:
+    """The text inside a code fence that surrounds the whole answer; without one, the answer."""
+    inner = answer.removeprefix("```").removesuffix("```")
+    if len(inner) != len(answer) - 6:
+        return answer
+    language = _FENCE_LANGUAGE.match(inner)
+    return inner[language.end() :] if language else inner
 
 
 def _same(one: object, other: object) -> bool:

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from deployments.calibration.grading import check_reference
+from deployments.calibration.grading import check_pattern, check_reference
 from deployments.calibration.records import Message, Prompt
 from deployments.settings import StrictModel
 
@@ -86,6 +86,15 @@ class PromptLine(StrictModel):
             return self.reference
         return json.dumps(self.reference, ensure_ascii=False)
 
+    def check_pattern(self) -> None:
+        """Refuse a reference that is to be, and is not, a regular expression.
+
+        Raises:
+            ValueError: the message says what to change.
+        """
+        if self.grade == "regex":
+            check_pattern(self._reference_text())
+
     def record(self) -> Prompt:
         """The prompt as the other modules know it."""
         if self.messages is not None:
@@ -117,8 +126,11 @@ def read_prompts(path: Path) -> list[PromptLine]:
             continue
         try:
             parsed = PromptLine.model_validate_json(line)
+            parsed.check_pattern()
         except ValidationError as error:
             wrong.append(f"{path}, line {number}: {_problem(error)}")
+        except ValueError as error:
+            wrong.append(f"{path}, line {number}: {error}")
         else:
             prompts.setdefault(parsed.record(), parsed)
     if wrong:

@@ -25,6 +25,7 @@ from deployments.models.report import ModelError, ModelReport
 from policies.events import FORCED, Decision, Outcome
 from policies.types import Arm
 
+RETRY_AFTER_S = "2"  # of a request that the model can take later
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +70,8 @@ class AnswerRelay:
                     decision,
                     Outcome(decision.id, _outcome_status(error), latency_s=took_s),
                 )
+                if error.status == 429:
+                    headers["retry-after"] = RETRY_AFTER_S
                 return JSONResponse(error.body(), error.status, headers)
             graded = self._judge.picks(decision) or decision.pair != ""
             keep_text = self._router_client.store_text or graded

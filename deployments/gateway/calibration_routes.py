@@ -1,6 +1,7 @@
 """Calibration over HTTP, for operators: start, watch, cancel, and grade by a program of the command's."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from deployments.access.middleware import identity_of
 from deployments.calibration.prompts import MAX_PROMPTS, PromptLine
 from deployments.calibration.records import RunOrder
 from deployments.dispatch.router_client import RouterClient
+from deployments.errors import ApiError
 from deployments.gateway.schemas import DECISION_ID, Listed, Name
 from deployments.gateway.version_routes import result_of
 from deployments.settings import StrictModel
@@ -19,6 +21,7 @@ from policies.evaluation.size_comparison import compare_sizes
 from policies.types import Arm
 
 PATH = "/v1/router/calibrations"
+MAX_PATTERNS_S = 0.5  # of CPU, for all regular expressions of a calibration
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -62,6 +65,25 @@ class GradesRequest(StrictModel):
     scores: Annotated[Listed[Grade], Field(min_length=1, max_length=1000)]
 
 
+def _check_patterns(prompts: list[PromptLine]) -> None:
+    """Refuse a reference that is no regular expression, and patterns that take long to compile together."""
+    spent_s = 0.0
+    for number, line in enumerate(prompts):
+        began_s = time.thread_time()
+        try:
+            line.check_pattern()
+            took_s = time.thread_time() - began_s
+            time.sleep(took_s)  # the event loop needs the interpreter's lock
+            spent_s += took_s
+            if spent_s > MAX_PATTERNS_S:
+                raise ValueError(
+                    "the patterns of these prompts take too long to compile; use fewer groups and counts"
+                )
+        except ValueError as error:
+            path = f"prompts.{number}.reference"
+            raise ApiError(400, f"{path}: {error}", path) from None
+
+
 def add_calibration_routes(
     app: FastAPI,
     router_client: RouterClient,
@@ -69,10 +91,14 @@ def add_calibration_routes(
     start_worker: Callable[[], None],
 ) -> None:
     """Add the routes to the gateway's application."""
+    checking = asyncio.Lock()
 
     @app.post(PATH, status_code=202)
     async def start(request: CalibrationRequest) -> dict[str, object]:
         """Start a calibration, or go on with it. 409 while another one runs."""
+        # in a thread, because many patterns take a second; one calibration at a time
+        async with checking:
+            await asyncio.to_thread(_check_patterns, request.prompts)
         chat = tuple(arm.name for arm in arms.values() if "chat" in arm.tasks)
         order = RunOrder(
             prompts=tuple(dict.fromkeys(line.record() for line in request.prompts)),

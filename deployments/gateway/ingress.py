@@ -190,6 +190,7 @@ class Ingress:
         add_calibration_routes(
             app, self.router_client, self._arms, self.calibration.start
         )
+        app.openapi()  # made and kept now: it takes 0.1 s, for which a request would hold the event loop
         return app
 
     def _names(self) -> list[str]:

@@ -12,10 +12,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import InitErrorDetails, PydanticCustomError, from_json
 
 from deployments.dispatch.admission import BATCH, HIGH, NORMAL, RANKS
 from deployments.errors import field_error
@@ -67,10 +68,21 @@ def _short(value: Item, limit: int) -> Item:
     return value
 
 
-def _compilable(schema: dict[str, object]) -> dict[str, object]:
-    """Refuse a schema that the engine would compile for minutes, or fail to compile."""
-    check_schema(_short(schema, MAX_SCHEMA))
-    return schema
+def _compilable(named: dict[str, object]) -> dict[str, object]:
+    """Refuse a `json_schema` whose schema an engine would compile for minutes, or fail to compile."""
+    try:
+        check_schema(_short(named, MAX_SCHEMA))
+    except ValueError as error:
+        if "schema" not in named:
+            raise
+        # the error is at the schema itself
+        problem = InitErrorDetails(
+            type=PydanticCustomError("value_error", "{why}", {"why": str(error)}),
+            loc=("schema",),
+            input=None,
+        )
+        raise ValidationError.from_exception_data("json_schema", [problem]) from None
+    return named
 
 
 def _at_most(count: int) -> Callable[[object], object]:
@@ -599,7 +611,7 @@ class EmbeddingRequest(StrictModel):
         BeforeValidator(_no_tokens),
     ]
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: Whole | None = Field(None, ge=1)
+    dimensions: Whole | None = Field(None, ge=1, le=1_000_000)
     user: str | None = Field(None, max_length=512, exclude=True)
 
     stream: Literal[False] | None = Field(False, exclude=True)

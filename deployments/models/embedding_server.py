@@ -1,13 +1,19 @@
 """Serves the profiler's static embedding as a model of its own, on any CPU."""
 
+import asyncio
 import base64
-import json
 
+import msgspec
 import numpy as np
 
 from deployments import runtime
 from deployments.models.handle import Body
 from deployments.models.report import ModelReport, failure
+
+SHORT = (
+    4_000  # characters of all texts of a request that are embedded in the event loop
+)
+BATCH = 32  # texts
 
 
 class EmbeddingServer:
@@ -23,6 +29,7 @@ class EmbeddingServer:
 
         runtime.bind_to_loopback()
         self._id = model_id
+        self._turn = asyncio.Lock()  # of requests with long texts
         # each text is read to its end: a mean of word vectors has no context that could be exceeded
         self._model = StaticModel.from_pretrained(source, max_length=None)
 
@@ -35,21 +42,35 @@ class EmbeddingServer:
             )
             return b"", failure(message, 400, "dimensions")
         given = body["input"]
-        texts = given if isinstance(given, list) else [given]
-        vectors = self._model.encode(texts).astype(np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        tokens = sum(len(ids) for ids in self._model.tokenize(texts))
+        texts: list[str] = list(given) if isinstance(given, list) else [str(given)]
         as_base64 = body.get("encoding_format") == "base64"
-        data = [
-            {
-                "object": "embedding",
-                "index": i,
-                "embedding": base64.b64encode(vector.tobytes()).decode()
-                if as_base64
-                else vector.tolist(),
-            }
-            for i, vector in enumerate(vectors)
-        ]
+        if len(texts) <= BATCH and sum(map(len, texts)) <= SHORT:
+            return self._answer(texts, as_base64)
+        # in a thread, where a megabyte takes a second; short texts of others go on meanwhile
+        async with self._turn:
+            return await asyncio.to_thread(self._answer, texts, as_base64)
+
+    def _answer(self, texts: list[str], as_base64: bool) -> tuple[bytes, ModelReport]:
+        data: list[dict[str, object]] = []
+        tokens = 0
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            vectors = self._model.encode(batch).astype(np.float32)
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            tokens += sum(len(ids) for ids in self._model.tokenize(batch))
+            for vector in vectors:
+                embedding = (
+                    base64.b64encode(vector.tobytes()).decode()
+                    if as_base64
+                    else vector.tolist()
+                )
+                data.append(
+                    {
+                        "object": "embedding",
+                        "index": len(data),
+                        "embedding": embedding,
+                    }
+                )
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "model": self._id, "data": data, "usage": usage}
-        return json.dumps(answer).encode(), ModelReport(prompt_tokens=tokens)
+        return msgspec.json.encode(answer), ModelReport(prompt_tokens=tokens)

@@ -132,10 +132,13 @@ def grammar_size(schema: Mapping[str, object]) -> int:
                 )
         for name in BOUNDS:
             bound = node.get(name)
-            if isinstance(bound, int | float) and abs(bound) >= 10**MAX_DIGITS:
+            if not isinstance(bound, int | float):
+                continue
+            if abs(bound) >= 10**MAX_DIGITS:
                 raise ValueError(
                     f"has a {name} of more than {MAX_DIGITS} digits; lower it or leave it out"
                 )
+            size += len(str(abs(int(bound))))
     return size
 
 

@@ -9,7 +9,8 @@ import msgspec
 class ModelError(msgspec.Struct, frozen=True):
     """Why a model gave no complete answer.
 
-    message: for the client. status: of HTTP; below 500 the request is at fault, from 500 on the engine.
+    message: for the client. status: of HTTP; below 500 the request is at fault, from 500 on the engine. 429: the
+    request may be sent again.
     param: the request's parameter at fault; None if the error is about none.
     code: for programs, one of OpenAI's codes; None for none.
     """
@@ -22,6 +23,8 @@ class ModelError(msgspec.Struct, frozen=True):
     def body(self) -> dict[str, object]:
         """The error object that OpenAI's clients understand."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
         return {
             "error": {
                 "message": self.message,

@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,9 +28,18 @@ from vllm.exceptions import GenerationError, VLLMClientError
 
 from deployments import runtime
 from deployments.errors import is_branch
-from deployments.models import context_length, process_reaper, tool_calling
-from deployments.models.grammar import is_constrained
+from deployments.models import (
+    context_length,
+    grammar_checker,
+    log_filter,
+    process_reaper,
+    tool_calling,
+)
+from deployments.models.grammar import compiled_tools, is_constrained
+from deployments.models.grammar_checker import GrammarChecker
+from deployments.models.grammar_worker import Verdict
 from deployments.models.handle import Body, Item
+from deployments.models.log_filter import WARNING
 from deployments.models.report import ModelError, ModelReport, failure
 from deployments.models.watchdog import ANSWER_S, Watchdog
 
@@ -47,8 +56,6 @@ WARM_UP: dict[str, Body] = {
 DATA = "data: "
 ERROR_EVENT = DATA + '{"error":'
 DONE = DATA + "[DONE]"
-# xgrammar puts the time and the line of its own code before its messages
-XGRAMMAR_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 ENGINE_FAILED = "the engine failed; its log says why"
 # what names parts of the engine and not of the request: its flags, classes and environment
 ENGINE_CLASS = re.compile(r"[A-Z]\w*[a-z][A-Z]\w*|function-(before|after|wrap)\[.*")
@@ -87,12 +94,11 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
         runtime.bind_to_loopback()
         process_reaper.kill_children_on_exit()
+        log_filter.filter_stderr()
         bound_grammars(llm_config)
         await super().__init__(llm_config, **options)
-        self._watchdog = Watchdog(
-            runtime.engine_client(self.engine).output_processor,
-            lambda: self._constrained,
-        )
+        client = runtime.engine_client(self.engine)
+        self._watchdog = Watchdog(client.output_processor, lambda: self._constrained)
         tasks: tuple[str, ...] = ("chat", "completion")
         if llm_config.engine_kwargs.get("runner") == "pooling":
             tasks = ("embed",)
@@ -102,6 +108,11 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             if task != "embed":
                 async for _ in self.generate(task, {**WARM_UP[task], "stream": True}):
                     pass
+        backend = client.vllm_config.structured_outputs_config.backend
+        if tasks != ("embed",) and backend == "xgrammar":
+            checker = GrammarChecker(lambda: grammar_checker.vocabulary_of(client))
+            client.generate = grammar_checker.guard(client.generate, checker)
+            self._checker_starts = asyncio.create_task(checker.start())
 
     async def check_health(self) -> None:
         """Serve calls this every `health_check_period_s`, and replaces the replica when it raises three times in a row.
@@ -139,6 +150,8 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         }
         payload = b""
         report = failure(ENGINE_FAILED, 500)
+        refused: list[Verdict] = []
+        grammar_checker.refusals.set(refused)
         with self._count_constrained(body):
             try:
                 # read to the end: the engine frees the request's memory after the last item
@@ -146,7 +159,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                     payload, report = _read_answer(item)
             except GenerationError:  # a stream gets this error as its last event
                 payload, report = b"", failure(ENGINE_FAILED, 500)
-        return payload, self._for_client(report, body)
+        return payload, self._for_client(report, body, refused)
 
     async def generate(self, task: str, body: Body) -> AsyncIterator[Item]:
         """Answer one request as a stream.
@@ -166,6 +179,8 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         if isinstance(request, ModelReport):
             yield b"", request
             return
+        refused: list[Verdict] = []
+        grammar_checker.refusals.set(refused)
         with self._count_constrained(body):
             answer = await (self.chat if task == "chat" else self.completions)(request)
             report = ModelReport()
@@ -176,7 +191,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                     if failed is not None:
                         if parts:
                             yield "".join(parts).encode(), None
-                        yield b"", self._for_client(failed, body)
+                        yield b"", self._for_client(failed, body, refused)
                         return
                     usage = _usage(item)
                     if usage is not None:
@@ -201,25 +216,35 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         finally:
             self._constrained -= constrained
 
-    def _for_client(self, report: ModelReport, body: Body) -> ModelReport:
-        """The report with an error that the client can understand."""
-        report = self._attribute_failure(report, body)
+    def _for_client(
+        self, report: ModelReport, body: Body, refused: Sequence[Verdict] = ()
+    ) -> ModelReport:
+        """The report with an error that the client can understand; `refused` is that of _attribute_failure."""
+        report = self._attribute_failure(report, body, refused)
         if report.error is None or report.error.status >= 500:
             return report
         return structs.replace(report, error=_in_own_words(report.error, body))
 
-    def _attribute_failure(self, report: ModelReport, body: Body) -> ModelReport:
+    def _attribute_failure(
+        self, report: ModelReport, body: Body, refused: Sequence[Verdict]
+    ) -> ModelReport:
         """Turn a failure into a refusal where the request's schema caused it; other reports stay as they are.
 
-        vLLM checks a schema before the engine compiles it. Some schemas pass the check and fail in the engine, or leave
-        no token to choose. So if the engine is alive and fails a request with a schema, the schema is the cause.
+        A schema that compiles may leave no token to choose. So if the engine is alive and fails a request with a
+        schema, the schema is the cause.
+
+        Args:
+            report: of the answer.
+            body: the request.
+            refused: verdicts of the GrammarChecker.
         """
+        if refused:
+            return grammar_checker.refusal(refused[0], _schema_path(body))
         if report.error is None or report.error.status < 500:
             return report
         if not is_constrained(body) or runtime.engine_client(self.engine).errored:
             return report
-        param = "response_format" if body.get("response_format") else "tools"
-        return failure(SCHEMA_FAILED, 400, param)
+        return failure(SCHEMA_FAILED, 400, _schema_path(body))
 
     def _request(self, task: str, body: Body) -> Any:
         """The engine's request, or a report of what is wrong with the client's.
@@ -264,6 +289,14 @@ def _in_own_words(error: ModelError, body: Body) -> ModelError:
     return error
 
 
+def _schema_path(body: Body) -> str:
+    """The path of what the engine compiles for this request: tools that must be called replace the format."""
+    tools = body.get("tools")
+    if isinstance(tools, list) and compiled_tools(tools, body.get("tool_choice")):
+        return "tools"
+    return "response_format.json_schema.schema"
+
+
 def _usage(chunk: str) -> dict[str, int] | None:
     """The token counts in the chunk of a stream that vLLM adds for `include_usage`; None for any other chunk."""
     if '"choices":[]' not in chunk or '"usage":{' not in chunk:
@@ -304,7 +337,7 @@ def _read_answer(item: Any) -> tuple[bytes, ModelReport]:
         code = item.error.code if isinstance(item.error.code, int) else 500
         message = ENGINE_FAILED
         if code < 500:
-            message = XGRAMMAR_PREFIX.sub("", item.error.message)
+            message = WARNING.sub(b"", item.error.message.encode()).decode()
         return b"", failure(message, code, item.error.param)
     usage = item.usage
     choices = getattr(item, "choices", None)

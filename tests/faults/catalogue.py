@@ -24,7 +24,7 @@ HEADERS = ["", "fault", "figure", "bar", "held", "s"]
 HEAD = """# Faults and their results
 
 `make test-faults` writes this table. Rows of a running system need `URL=http://127.0.0.1:8000 STATE=var`, the two soaks
-also need `MINUTES=20`. T1 to T30 are the project's catalogue; `s` is the duration of a check in seconds.
+also need `MINUTES=20`. T1 to T31 are the project's catalogue; `s` is the duration of a check in seconds.
 """
 # by `Fault.needs`: the attributes of a System that must be set
 NEEDS = {

@@ -5,6 +5,7 @@ client.
 """
 
 import asyncio
+import gzip
 import itertools
 import json
 import sys
@@ -171,6 +172,18 @@ def sends(
     return play
 
 
+def in_turn(
+    *players: Callable[[str], Awaitable[Counter[str]]],
+) -> Callable[[str], Awaitable[Counter[str]]]:
+    """A hostile client that plays one of these after the other."""
+    waiting = itertools.cycle(players)
+
+    async def play(url: str) -> Counter[str]:
+        return await next(waiting)(url)
+
+    return play
+
+
 async def _send(url: str, bodies: list[bytes]) -> Counter[str]:
     answers: Counter[str] = Counter()
     options = {"content-type": "application/json", **headers()}
@@ -245,6 +258,28 @@ def megabyte(item: str, opening: str, closing: str) -> bytes:
     return (opening + ",".join([item] * count) + closing).encode()
 
 
+def chat(content: str = "x", **change: Any) -> bytes:
+    """Body of a chat."""
+    messages = [{"role": "user", "content": content}]
+    body = {**ORDINARY, "messages": messages, **change}
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def doubling(word: str) -> dict[str, Any]:
+    """Schema of 60 definitions, each of which refers twice to the next one."""
+    parts: dict[str, Any] = {
+        f"a{i}": {word: [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(60)
+    }
+    return {"$ref": "#/$defs/a0", "$defs": {**parts, "a60": {"type": "null"}}}
+
+
+def pattern_prompts(opening: str, closing: str) -> bytes:
+    """Body of a calibration whose references are patterns of this form; the last one is wrong."""
+    patterns = [*(f"{opening}{i}{closing}" for i in range(1_000)), "("]
+    prompts = [{"prompt": "x", "reference": p, "grade": "regex"} for p in patterns]
+    return json.dumps({"prompts": prompts}).encode()
+
+
 PROPERTIES = {f"p{i}": {"type": "integer"} for i in range(600)}
 MESSAGE = '{"model":"auto","messages":[{"role":"user","content":['
 COMPLETION = {"model": "auto", "prompt": "3 plus 5 is", "max_tokens": 4}
@@ -304,6 +339,52 @@ FAULTS = [
             1_500, HEAD + b"content-length: 100\r\n\r\n{"
         ),
         "1,500 heads that do not end": half_open(1_500, HEAD),
+    }.items()
+]
+FAULTS += [
+    Fault("T31", what, BAR, beside(hostile), "state")
+    for what, hostile in {
+        "schemas whose references multiply": sends(
+            with_schema(doubling("anyOf")),
+            with_schema(doubling("allOf")),
+            with_schema({"enum": [f"{i:05d}" for i in range(3_000)]}),
+            with_schema(text("^(?!a)b$|^c$")),
+            with_schema({"$ref": "#/$defs/x"}),
+            with_schema(text("[z-a]")),
+        ),
+        "odd numbers, keys and bytes": sends(
+            chat()[:-1] + b',"temperature":1e999}',
+            chat()[:-1] + b',"seed":' + b"9" * 900_000 + b"}",
+            chat()[:-1] + b',"metadata":{"a":' + b"[" * 400_000 + b"}}",
+            b"{" + b'"model":"auto",' * 60_000 + chat()[1:],
+            chat(**{"k" * 900_000: 1}),
+            chat(stop=["x"] * 200_000),
+            chat(logit_bias={str(i): 1 for i in range(50_000)}),
+            gzip.compress(b" " * 2**24),
+            chat().decode().encode("utf-16"),
+        ),
+        "texts that are long to read": sends(
+            chat("a" * 399_999),
+            chat("a" + "\u0301" * 399_000),
+            chat("\ufdfa" * 300_000),
+            chat("1 - " * 99_000),
+            chat(("1" + " " * 3_990) * 50),
+            chat(messages=[{"role": "user", "content": "a b"}] * 2_048),
+        ),
+        "scores and calibrations that are wrong everywhere": in_turn(
+            sends(
+                b'{"decision_id":"a","score":' + b"9" * 5_000 + b"}",
+                b"[" + b"1," * 400_000 + b"1]",
+                b'{"decision_id":"' + b"d" * 900_000 + b'","score":1}',
+                path="/v1/feedback",
+            ),
+            sends(
+                pattern_prompts("(" * 20, "){2}" * 20),
+                pattern_prompts("(" * 6, "){2}" * 6),
+                json.dumps({"prompts": [{"q": 1}] * 2_000}).encode(),
+                path="/v1/router/calibrations",
+            ),
+        ),
     }.items()
 ]
 

@@ -97,14 +97,16 @@ def test_schema_that_makes_the_engine_fail_is_a_client_error(
     gateway: Gateway, body: dict[str, Any], stream: bool
 ) -> None:
     """A 400 names the parameter. One model is asked, and no circuit breaker opens."""
-    wrong = "response_format" if "response_format" in body else "tools"
+    wrong = path = "tools"
+    if "response_format" in body:
+        wrong, path = "response_format", "response_format.json_schema.schema"
     fail_everywhere(gateway, wrong, stream)
     for asked in range(1, 9):
         answer = gateway.chat(**body, stream=stream)
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
         assert (
-            error["param"] == wrong
+            error["param"] == path
             and error["type"] == "invalid_request_error"
             and "/usr" not in error["message"]
         )

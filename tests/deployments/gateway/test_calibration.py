@@ -10,6 +10,7 @@ import pytest
 
 from deployments.access.api_keys import add
 from deployments.calibration import run as calibration_run
+from deployments.gateway import calibration_routes
 from deployments.models.report import ModelReport
 from policies.events import CALIBRATION, Decision, Feedback, Outcome
 from tests.support.fakes import failing
@@ -454,3 +455,33 @@ def test_no_text_is_stored(gateway: Gateway, tmp_path: Path) -> None:
     run(gateway, 0, prompts=[{"prompt": secret, "reference": secret}])
     written = b"".join(file.read_bytes() for file in tmp_path.glob("journal.db*"))
     assert secret.encode() not in written
+
+
+@pytest.mark.parametrize(
+    ("reference", "grade", "param"),
+    [
+        ("(", "regex", "prompts.1.reference"),
+        ("(" * 20 + "a" + "){2}" * 20, "regex", "prompts.1"),
+        ("[" * 3_000, "json", "prompts.1"),
+        ("9" * 400, "number", "prompts.1"),
+    ],
+)
+def test_a_reference_that_cannot_be_used_starts_nothing(
+    gateway: Gateway, reference: str, grade: str, param: str
+) -> None:
+    """The error names the prompt; patterns that explode in the compiler and deep JSON are refused before they cost."""
+    given = [*prompts(1), *prompts(1, reference=reference, grade=grade)]
+    answer = gateway.client.post(PATH, json={"prompts": given})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert status(gateway)["state"] != "running"
+
+
+def test_patterns_have_a_limit_of_time_together(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many patterns, each of them allowed, do not occupy the gateway for long."""
+    monkeypatch.setattr(calibration_routes, "MAX_PATTERNS_S", -1.0)
+    given = prompts(3, reference="(a|b){1,9}", grade="regex")
+    answer = gateway.client.post(PATH, json={"prompts": given})
+    assert answer.status_code == 400 and "too long to compile" in answer.text

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deployments.journal.ids import sampled
-from deployments.judging.judge import Judge, grade, question_of
+from deployments.judging.judge import MAX_REPLY, Judge, grade, question_of
 from deployments.models.report import ModelReport
 from deployments.settings import JudgeSettings
 from policies.events import Decision, Feedback
@@ -321,3 +321,8 @@ def test_the_question_is_what_the_first_choice_answers(
 ) -> None:
     """Token ids are no text that a judge could read."""
     assert question_of(body) == question
+
+
+def test_only_the_beginning_of_a_long_reply_is_read() -> None:
+    """A reply of megabytes, as a foreign endpoint may send it, costs no more than a short one."""
+    assert grade("7" + " " * MAX_REPLY + "3" * 10**6) == 0.7

@@ -60,6 +60,13 @@ REFUSED = {
     "a text of a billion": {"type": "string", "minLength": 10**9},
     "a list of 1e300": {"type": "array", "maxItems": 1e300},
     "a bound of 300 digits": {"type": "integer", "minimum": -(10**300)},
+    "150 numbers between bounds of 17 digits": record(
+        0,
+        properties={
+            f"p{i}": {"type": "integer", "minimum": -(10**16), "maximum": 10**16}
+            for i in range(150)
+        },
+    ),
     "a pattern with NUL": text("a\x00b"),
     "patterns of 2,000 characters": {"anyOf": [text("a" * 500)] * 4},
 }
@@ -75,6 +82,12 @@ ACCEPTED = {
     "brackets that were not opened": text(")))]}"),
     "100 properties": record(100, required=[f"p{i}" for i in range(100)]),
     "at least one of 20": record(20, minProperties=1),
+    "50 numbers between 0 and 100": record(
+        0,
+        properties={
+            f"p{i}": {"type": "number", "minimum": 0, "maximum": 100} for i in range(50)
+        },
+    ),
     "a text of 4,000": {"type": "string", "maxLength": 4_000},
     "50 items": {"type": "array", "items": record(5), "maxItems": 50},
     "500 values": {"enum": [f"value {i}" for i in range(500)]},
