@@ -98,7 +98,12 @@ class EchoEngine:
             update_scheduler_stats=None, get_num_unfinished_requests=lambda: 0
         )
         # the watchdog replaces `update_scheduler_stats`
-        self._engine_client = SimpleNamespace(output_processor=outputs)
+        # no backend: the engine compiles no grammars
+        grammars = SimpleNamespace(backend="")
+        self._engine_client = SimpleNamespace(
+            output_processor=outputs,
+            vllm_config=SimpleNamespace(structured_outputs_config=grammars),
+        )
 
     async def start(self) -> None:
         """Do nothing: no model is loaded."""

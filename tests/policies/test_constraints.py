@@ -23,6 +23,8 @@ STORED = {
         (0.0012345, 0.001),
     ),
     "cannot call tools": (Exclusion.TOOLS, ()),
+    "it gave the first answer": (Exclusion.ANSWERED, ()),
+    "it was not idle": (Exclusion.NOT_IDLE, ()),
 }
 
 
