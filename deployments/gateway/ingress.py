@@ -37,10 +37,10 @@ from deployments.gateway.schemas import (
     Wishes,
 )
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
+from deployments.grammars.bounds import is_constrained
 from deployments.judging.judge import Judge
 from deployments.judging.pairs import Pairs
 from deployments.models import context_length, tool_calling
-from deployments.models.grammar import is_constrained
 from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
 from deployments.observability.metrics import PairTelemetry

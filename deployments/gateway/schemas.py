@@ -20,8 +20,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, from_json
 
 from deployments.dispatch.admission import BATCH, HIGH, NORMAL, RANKS
 from deployments.errors import field_error
+from deployments.grammars.bounds import check_schema, check_tools, compiled_tools
 from deployments.models.context_length import COMPLETION_TOKENS
-from deployments.models.grammar import check_schema, check_tools, compiled_tools
 from deployments.settings import StrictModel
 from policies.types import Objective
 

@@ -28,18 +28,18 @@ from vllm.exceptions import GenerationError, VLLMClientError
 
 from deployments import runtime
 from deployments.errors import is_branch
+from deployments.grammars import checker as grammar_checker
+from deployments.grammars import log_filter
+from deployments.grammars.bounds import compiled_tools, is_constrained
+from deployments.grammars.checker import CPU_S, GrammarChecker
+from deployments.grammars.log_filter import WARNING
+from deployments.grammars.worker import FAILED, LATE, Verdict
 from deployments.models import (
     context_length,
-    grammar_checker,
-    log_filter,
     process_reaper,
     tool_calling,
 )
-from deployments.models.grammar import compiled_tools, is_constrained
-from deployments.models.grammar_checker import GrammarChecker
-from deployments.models.grammar_worker import Verdict
 from deployments.models.handle import Body, Item
-from deployments.models.log_filter import WARNING
 from deployments.models.report import ModelError, ModelReport, failure
 from deployments.models.watchdog import ANSWER_S, Watchdog
 
@@ -64,6 +64,8 @@ ENGINE_WORDS = re.compile(
 )
 NO_TOKEN = re.compile(r"[Tt]oken id \d+ is out of vocabulary")
 REFUSED = "the model's engine cannot answer this request as it is"
+SIMPLER = "use fewer properties, shorter maxLength and maxItems, and smaller counts in patterns"
+BUSY = "this model compiles the schemas of other requests; send this one again shortly"
 SCHEMA_FAILED = (
     "the engine could not compile the schema, or the model could not follow it; "
     "simplify the schema"
@@ -239,7 +241,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             refused: verdicts of the GrammarChecker.
         """
         if refused:
-            return grammar_checker.refusal(refused[0], _schema_path(body))
+            return refusal(refused[0], _schema_path(body))
         if report.error is None or report.error.status < 500:
             return report
         if not is_constrained(body) or runtime.engine_client(self.engine).errored:
@@ -287,6 +289,22 @@ def _in_own_words(error: ModelError, body: Body) -> ModelError:
         where = f"; change {error.param}" if error.param else ""
         return ModelError(f"{REFUSED}{where}", error.status, error.param)
     return error
+
+
+def refusal(verdict: Verdict, param: str) -> ModelReport:
+    """The report of a request whose grammar was refused.
+
+    Args:
+        verdict: not OK.
+        param: the grammar's path in the client's request.
+    """
+    if verdict.result == LATE:
+        return failure(BUSY, 429)
+    message = f"{param}: takes this model more than {CPU_S} s to compile; {SIMPLER}"
+    if verdict.result == FAILED:
+        reason = verdict.reason or "it is not supported"
+        message = f"{param}: this model cannot compile the schema ({reason})"
+    return failure(message, 400, param)
 
 
 def _schema_path(body: Body) -> str:

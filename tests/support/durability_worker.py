@@ -88,6 +88,8 @@ def make_stream(identity: IdFactory, decisions: int, seed: int) -> list[Step]:
                 decision.id, status, 0.05, latency, 20, tokens, finish_reason=reason
             )
             steps.append(Step(decision, outcome))
+            if status == "rejected":  # the router refuses scores of refused requests
+                continue
             for source in ("user", "judge"):
                 for version in range(int(rng.choice([0, 1, 2], p=[0.5, 0.3, 0.2]))):
                     score = Feedback(

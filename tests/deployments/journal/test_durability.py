@@ -136,7 +136,9 @@ class Victim:
         done = False
         wanted = len(numbers) if acknowledgements is None else acknowledgements
         while die_after is None and acknowledged < wanted and not done:
-            done = self._read_line() == "done"
+            line = self._read_line()
+            assert line != "gone", "the child ended by itself; stderr says why"
+            done = line == "done"
             acknowledged += 1
         if die_after is None:
             time.sleep(then_s)

@@ -374,7 +374,12 @@ def test_the_clients_limits_hold_for_the_second_answer(
     "body",
     [
         {"model": "small"},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": {"type": "object"}},
+            }
+        },
     ],
 )
 def test_a_forced_request_and_one_with_a_schema_are_not_paired(

@@ -18,16 +18,16 @@ from transformers import AutoTokenizer
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from deployments.models import grammar_checker, log_filter
-from deployments.models.grammar_checker import (
+from deployments.grammars import checker as grammar_checker
+from deployments.grammars import log_filter
+from deployments.grammars.checker import (
     MAX_KEPT,
     MAX_WAITING,
     GrammarChecker,
     grammar_of,
     guard,
-    refusal,
 )
-from deployments.models.grammar_worker import (
+from deployments.grammars.worker import (
     FAILED,
     LATE,
     LIMIT,
@@ -38,7 +38,8 @@ from deployments.models.grammar_worker import (
     Vocabulary,
     run,
 )
-from tests.deployments.models.test_grammar import ACCEPTED
+from deployments.models.server import refusal
+from tests.deployments.grammars.test_bounds import ACCEPTED
 from tests.deployments.models.test_server import event, played, server
 from tests.support.gateway import PATIENCE_S, ROOT, Gateway
 
@@ -107,7 +108,7 @@ def test_the_limit_of_memory_holds(
     compiler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child that needs more than it may have is refused."""
-    monkeypatch.setattr("deployments.models.grammar_worker.MEMORY", 2**20)
+    monkeypatch.setattr("deployments.grammars.worker.MEMORY", 2**20)
     schema = {"enum": ["x" * 30_000 + str(i) for i in range(200)]}
     assert run(compiler, job(schema)).result in (LIMIT, FAILED)
 
@@ -406,7 +407,7 @@ def test_xgrammars_warnings_do_not_reach_the_log(
     warned = {"type": "string", "pattern": f"^{CANARY}$|^b$"}
     code = (
         "import json, os, sys, xgrammar\n"
-        "from deployments.models.log_filter import filter_stderr\n"
+        "from deployments.grammars.log_filter import filter_stderr\n"
         "filter_stderr()\n"
         "os.write(2, b'before\\n')\n"
         "xgrammar.Grammar.from_json_schema(sys.argv[1])\n"
@@ -445,7 +446,7 @@ def test_a_warning_with_a_line_break_of_the_client_is_a_refusal(
     warns = SimpleNamespace(compile_json_schema=warn)
     for method in ("compile_structural_tag", "compile_regex", "compile_grammar"):
         setattr(warns, method, None)
-    monkeypatch.setattr("deployments.models.grammar_worker._can_begin", bool)
+    monkeypatch.setattr("deployments.grammars.worker._can_begin", bool)
     assert run(warns, job({})).result == result
 
 

@@ -1,6 +1,6 @@
 """Compiles clients' grammars, each in a child process that is killed at its limits.
 
-Command: `python -m deployments.models.grammar_worker`. The first line of its input is a Vocabulary, each further line a
+Command: `python -m deployments.grammars.worker`. The first line of its input is a Vocabulary, each further line a
 Job, and each job gets one line of output, a Verdict. Jobs are compiled one after the other. A child has a low priority,
 and the kernel limits its CPU time and memory.
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from deployments.models.log_filter import WARNING
+from deployments.grammars.log_filter import WARNING
 
 NICE = 10  # of a child, below every engine
 MEMORY = 2**29  # bytes that a child may allocate

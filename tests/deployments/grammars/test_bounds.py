@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.gateway.schemas import ChatRequest
-from deployments.models.grammar import (
+from deployments.grammars.bounds import (
     MAX_SIZE,
     check_schema,
     grammar_size,

@@ -1,4 +1,4 @@
-"""Compiles each new grammar of a client in another process, before the engine compiles it (grammar_worker.py).
+"""Compiles each new grammar of a client in another process, before the engine compiles it (worker.py).
 
 The engine compiles in threads that nothing can stop, and how long it takes depends on the model's vocabulary as much as
 on the grammar: with 150,000 tokens a `maxLength` of 4,000 took 8 s. So only a grammar that was compiled within CPU_S
@@ -18,8 +18,7 @@ from typing import Any
 
 import msgspec
 
-from deployments.models.grammar_worker import (
-    FAILED,
+from deployments.grammars.worker import (
     LATE,
     OK,
     SLOW,
@@ -27,15 +26,12 @@ from deployments.models.grammar_worker import (
     Verdict,
     Vocabulary,
 )
-from deployments.models.report import ModelReport, failure
 
 CPU_S = 2  # of a compilation
 WAIT_S = 8.0  # for it; longer than CPU_S, because the process has a low priority
 START_S = 120.0  # for the process to load the compiler and the vocabulary
 MAX_WAITING = 3
 MAX_KEPT = 2_000  # verdicts, each of about 200 bytes
-SIMPLER = "use fewer properties, shorter maxLength and maxItems, and smaller counts in patterns"
-BUSY = "this model compiles the schemas of other requests; send this one again shortly"
 log = logging.getLogger(__name__)
 # gets the verdict on a grammar of the request under way, if the grammar was refused
 refusals: ContextVar[list[Verdict]] = ContextVar("refusals")
@@ -47,7 +43,7 @@ class GrammarChecker:
     Args:
         vocabulary: gives the model's; called in a thread, once for each start of the process.
         command: of the process.
-        cpu_s: limit of a compilation; see grammar_worker.Job.
+        cpu_s: limit of a compilation; see worker.Job.
         wait_s: the same.
     """
 
@@ -57,7 +53,7 @@ class GrammarChecker:
         command: tuple[str, ...] = (
             sys.executable,
             "-m",
-            "deployments.models.grammar_worker",
+            "deployments.grammars.worker",
         ),
         cpu_s: int = CPU_S,
         wait_s: float = WAIT_S,
@@ -81,7 +77,7 @@ class GrammarChecker:
         """The verdict on a grammar; LATE if too many others wait, or the machine is too busy to compile it now.
 
         Args:
-            kind: of a grammar_worker.Job.
+            kind: of a worker.Job.
             text: of the same.
         """
         key = hashlib.sha256(f"{kind}\n{text}".encode()).digest()
@@ -147,22 +143,6 @@ class GrammarChecker:
         self._kill()
         if process is not None:
             await process.wait()
-
-
-def refusal(verdict: Verdict, param: str) -> ModelReport:
-    """The report of a request whose grammar was refused.
-
-    Args:
-        verdict: not OK.
-        param: the grammar's path in the client's request.
-    """
-    if verdict.result == LATE:
-        return failure(BUSY, 429)
-    message = f"{param}: takes this model more than {CPU_S} s to compile; {SIMPLER}"
-    if verdict.result == FAILED:
-        reason = verdict.reason or "it is not supported"
-        message = f"{param}: this model cannot compile the schema ({reason})"
-    return failure(message, 400, param)
 
 
 def guard(generate: Callable[..., Any], checker: GrammarChecker) -> Callable[..., Any]:

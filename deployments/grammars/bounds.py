@@ -9,8 +9,6 @@ sees the schema. Every function takes time linear in the schema's length.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.models.handle import Body
-
 MAX_PATTERN_CHARS = 1_000  # of all patterns of one schema
 MAX_COUNT = 128  # xgrammar fails on a pattern that repeats a part more often
 MAX_LENGTH = 100_000  # of strings and lists, in a schema's minLength, maxItems, …
@@ -63,7 +61,7 @@ def check_schema(schema: Mapping[str, object]) -> None:
         )
 
 
-def is_constrained(body: Body) -> bool:
+def is_constrained(body: Mapping[str, object]) -> bool:
     """Whether the engine compiles a schema of the client for this request in OpenAI's shape."""
     wanted = body.get("response_format")
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":

@@ -1,0 +1,1 @@
+"""Grammars that clients ask for: how large they may be, and a compilation that ends."""
