@@ -14,12 +14,12 @@ from deployments.access.api_keys import SCOPES, add
 from tests.deployments.access.test_api_keys import Locked
 from tests.support.hostile_input import openai_shape
 
-EVERYBODY = None  # without a key, too
+OPEN = None  # without a key, too
 ANY_KEY = SCOPES
 # the scopes of which a key needs one, by the route's path
 ALLOWED: dict[str, tuple[str, ...] | None] = {
-    "/healthz": EVERYBODY,
-    "/readyz": EVERYBODY,
+    "/healthz": OPEN,
+    "/readyz": OPEN,
     "/openapi.json": ANY_KEY,
     "/docs": ANY_KEY,
     "/docs/oauth2-redirect": ANY_KEY,
@@ -106,7 +106,7 @@ def filled(path: str) -> str:
 def wrong_of(status: int, given: tuple[str, ...] | None, path: str) -> bool:
     """Whether this status is wrong for a key with the scopes `given`; None for a key that is not valid."""
     needed = ALLOWED[path]
-    if needed is EVERYBODY:
+    if needed is OPEN:
         return status in (401, 403)
     if given is None:
         return status != 401
