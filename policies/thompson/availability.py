@@ -36,6 +36,14 @@ RECOVERS_AFTER = 50.0
 WELL = 0.05
 DOWN = 0.9
 LOG_DECAY = log(DECAY)
+# Factors for a distance in decisions, [DISTANCES] each, because the recursion needs two at every outcome. The last ones
+# are 1e-7 and 0.
+DISTANCES = 8192
+FADES = np.array([exp(n * LOG_DECAY) for n in range(DISTANCES)])
+STAYS_DOWN = np.array([exp(-n / RECOVERS_AFTER) for n in range(DISTANCES)])
+# See `estimate`.
+Observed = tuple[Vector, NDArray[np.bool_], Vector, float]
+OBSERVED = "f8[:, :, ::1], b1[::1], f8[:, ::1], f8"
 # Columns of a window.
 SEQUENCE, IS_FLAWED, WEIGHT = range(3)
 
@@ -58,8 +66,7 @@ class Availability:
 
     def observe(self, arm: int, sequence: int, flawed: bool) -> None:
         """Record one outcome of an arm; one that is older than a full window is ignored."""
-        _insert(self.window[arm], float(sequence), float(flawed))
-        self._changed[arm] = True
+        _insert(self.window, self._changed, arm, sequence, flawed)
 
     def discount(self, arm: int, keep: float) -> None:
         """Reduce the weight of an arm's outcomes so far to at most `keep` outcomes; the arm counts as well."""
@@ -69,7 +76,11 @@ class Availability:
 
     def predict(self) -> tuple[Vector, Vector]:
         """Mean and variance [K] of the availability."""
-        return _estimate(self.window, self._changed, self._found, self._now)
+        return estimate(*self.observed())
+
+    def observed(self) -> Observed:
+        """The arguments of `estimate`."""
+        return self.window, self._changed, self._found, self._now
 
     def state(self) -> dict[str, Vector]:
         """The windows, from which everything else follows."""
@@ -90,9 +101,17 @@ class Availability:
         self._changed[:] = True
 
 
-@compiled("void(f8[:, ::1], f8, f8)")
-def _insert(rows: Vector, sequence: float, flawed: float) -> None:
-    """Insert an outcome into the window [WINDOW, 3] of one arm, in place; the oldest one leaves it."""
+@compiled("void(f8[:, :, ::1], b1[::1], i8, f8, b1)")
+def _insert(
+    window: Vector,
+    changed: NDArray[np.bool_],
+    arm: int,
+    sequence: float,
+    flawed: bool,
+) -> None:
+    """Insert an outcome into the window [K, WINDOW, 3] of one arm, in place; the oldest one leaves it."""
+    changed[arm] = True
+    rows = window[arm]
     if sequence <= rows[0, SEQUENCE] and rows[0, WEIGHT] > 0.0:
         return
     place = 0
@@ -101,8 +120,14 @@ def _insert(rows: Vector, sequence: float, flawed: float) -> None:
         for column in range(3):
             rows[place - 1, column] = rows[place, column]
     rows[place, SEQUENCE] = sequence
-    rows[place, IS_FLAWED] = flawed
+    rows[place, IS_FLAWED] = 1.0 if flawed else 0.0
     rows[place, WEIGHT] = 1.0
+
+
+@compiled("i8(f8)")
+def _place(distance: float) -> int:
+    """The place in FADES and STAYS_DOWN of a distance in decisions; their ends stand for longer ones."""
+    return min(max(int(distance), 0), DISTANCES - 1)
 
 
 @compiled("void(f8[:, ::1], f8[::1])")
@@ -128,7 +153,7 @@ def _filter(window: Vector, found: Vector) -> None:
         well = 1.0
         if weight >= 1.0:
             if before >= 0.0 and down > 1e-12:
-                down *= exp((before - window[n, SEQUENCE]) / RECOVERS_AFTER)
+                down *= STAYS_DOWN[_place(window[n, SEQUENCE] - before)]
             down += (1.0 - down) * GOES_DOWN
             flaw = window[n, IS_FLAWED] > 0.0
             if_down = down * (DOWN if flaw else 1.0 - DOWN)
@@ -136,7 +161,7 @@ def _filter(window: Vector, found: Vector) -> None:
             down = if_down / (if_down + if_well)
             before = window[n, SEQUENCE]
             well = 1.0 - down
-        share = well * weight * exp((latest - window[n, SEQUENCE]) * LOG_DECAY)
+        share = well * weight * FADES[_place(latest - window[n, SEQUENCE])]
         counted += share
         flawed += share * window[n, IS_FLAWED]
     found[0] = latest
@@ -145,8 +170,8 @@ def _filter(window: Vector, found: Vector) -> None:
     found[3] = flawed
 
 
-@compiled("UniTuple(f8[::1], 2)(f8[:, :, ::1], b1[::1], f8[:, ::1], f8)")
-def _estimate(
+@compiled(f"UniTuple(f8[::1], 2)({OBSERVED})")
+def estimate(
     window: Vector, changed: NDArray[np.bool_], found: Vector, now: float
 ) -> tuple[Vector, Vector]:
     """Mean and variance [K] of the availability at this decision.

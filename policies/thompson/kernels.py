@@ -9,6 +9,7 @@ from math import exp, inf, log, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.thompson.availability import OBSERVED, Observed, estimate
 from policies.thompson.best_arm import QUADRATURE, Mask, Quadrature, probability_best
 from policies.thompson.compiling import compiled
 from policies.types import Vector
@@ -264,16 +265,16 @@ def exploration_factor(most: float, fade: float, total_scores: Vector) -> Vector
 
 
 @compiled(
-    "Tuple((f8[:, :, ::1], i8[::1]))(UniTuple(f8[:, ::1], 2), UniTuple(f8[::1], 2), f8[:, :, ::1], f8[:, ::1],"
-    f"f8[::1], f8, f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})"
+    f"Tuple((f8[:, :, ::1], i8[::1]))(UniTuple(f8[:, ::1], 2), Tuple(({OBSERVED})), f8[:, :, ::1], f8[:, ::1],"
+    f"UniTuple(f8, 3), f8[::1], f8[:, ::1], f8[:, ::1], b1[:, ::1], {QUADRATURE})"
 )
 def draw(
     quality: Pair,
-    availability: Pair,
+    observed: Observed,
     expected: Vector,
     asked: Vector,
-    alpha: Vector,
-    least: float,
+    exploration: tuple[float, float, float],
+    total_scores: Vector,
     z: Vector,
     uniform: Vector,
     eligible: Mask,
@@ -286,24 +287,28 @@ def draw(
 
     Args:
         quality: mean and variance of the score of an unflawed answer, from `predict`.
-        availability: [K] mean and variance.
+        observed: what is known of the availability.
         expected: the result of `expect`.
         asked: see `expect`.
-        alpha: [K] exploration factor.
-        least: smallest probability of an eligible arm, if the answer will be scored.
+        exploration: see `exploration_factor`, most and fade; and the smallest probability of an eligible arm, if the
+            answer will be scored.
+        total_scores: [K] number of scores.
         z: [B, K] standard normal draws.
         uniform: [B, 2] uniform draws: whether the arm is drawn uniformly, and which.
         eligible: [B, K]; the draws of the others are -inf.
         quadrature: see `probability_best`.
 
     Returns:
-        [11, B, K] the numbers of ArmEstimate in the order of its fields, without the availability; and [B] the chosen
-        arm: the one with the largest draw, or one that was drawn uniformly.
+        [12, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the chosen arm: the one with the
+        largest draw, or one that was drawn uniformly.
     """
     score, variance = quality
-    available, doubt = availability
+    window, changed, found, now = observed
+    available, doubt = estimate(window, changed, found, now)
+    most, fade, least = exploration
+    alpha = exploration_factor(most, fade, total_scores)
     requests, arms = score.shape
-    table = np.empty((11, requests, arms))
+    table = np.empty((12, requests, arms))
     best = np.zeros(requests, np.int64)
     mean = np.empty((requests, arms))
     spread = np.empty((requests, arms))
@@ -332,6 +337,7 @@ def draw(
             table[7, b, k] = expected[b, 5, k]
             table[9, b, k] = expected[b, 6, k]
             table[10, b, k] = expected[b, 7, k]
+            table[11, b, k] = available[k]
             if table[4, b, k] > table[4, b, best[b]]:
                 best[b] = k
     table[8] = probability_best(mean, spread, eligible, quadrature)

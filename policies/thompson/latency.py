@@ -18,7 +18,7 @@ from policies.profiling.features import D
 from policies.thompson import kernels
 from policies.thompson.posterior import LinearPosterior
 from policies.thompson.smearing import ENOUGH, Smearing
-from policies.types import Arm, ModelState, Objective, Request, Vector
+from policies.types import Arm, ModelState, Objective, Request, TaskProfile, Vector
 
 PRIOR_TTFT_S = 0.1
 PRIOR_TPOT_S = 0.01
@@ -39,8 +39,8 @@ class LatencyModel:
         ]
         ones = [1.0] * len(terms)
         self._terms = np.array([*zip(*terms), ones, ones])  # [5, K]
-        self.smearing = Smearing(len(arms), forgetting)
-        self.pace_smearing = Smearing(len(arms), forgetting)
+        self.smearing = Smearing(self._terms[3], forgetting)
+        self.pace_smearing = Smearing(self._terms[4], forgetting)
         self.tokens = LinearPosterior(
             np.zeros((len(arms), D)), np.full(D, 1.0), 0.2, forgetting
         )
@@ -90,8 +90,8 @@ class LatencyModel:
             self.ttft.posterior(),
             self.tpot.posterior(),
         )
-        self._terms[3] = self.smearing.factors
-        self._terms[4] = self.pace_smearing.factors
+        self.smearing.refresh()
+        self.pace_smearing.refresh()
         return kernels.expect(features, asked, load, total, self._terms, *posteriors)
 
     def recorded_factors(self, arm: int) -> tuple[float, float]:
@@ -99,23 +99,27 @@ class LatencyModel:
 
         A factor is 0 if it must not be learned from.
         """
-        length = self._terms[3, arm] if self.tokens.count[arm] >= ENOUGH else 0.0
-        pace = self._terms[4, arm] if self.tpot.count[arm] >= ENOUGH else 0.0
-        return float(length), float(pace)
+        length = self.smearing.factor(arm) if self.tokens.count[arm] >= ENOUGH else 0.0
+        pace = self.pace_smearing.factor(arm) if self.tpot.count[arm] >= ENOUGH else 0.0
+        return length, pace
 
-    def _learn_pace(self, arm: int, decision: Decision, outcome: Outcome) -> None:
+    def _learn_pace(
+        self, arm: int, decision: Decision, estimate: ArmEstimate, outcome: Outcome
+    ) -> None:
         """Compare the time after the first token of a stream with the expected one of as many tokens."""
         further = outcome.output_tokens - 1
         if further > 0 and decision.pace_smearing > 0:
-            expected_s = further * decision.estimate().tpot_s / decision.pace_smearing
+            expected_s = further * estimate.tpot_s / decision.pace_smearing
             actual_s = outcome.latency_s - outcome.ttft_s
             self.pace_smearing.add(arm, actual_s, expected_s, decision.sequence)
 
-    def _learn_tail(self, arm: int, decision: Decision, outcome: Outcome) -> None:
+    def _learn_tail(
+        self, arm: int, decision: Decision, estimate: ArmEstimate, outcome: Outcome
+    ) -> None:
         """Compare an answer's length with the expected one, if no limit bounded the expectation."""
-        expected = decision.estimate().output_tokens
+        expected = estimate.output_tokens
         profile = decision.profile
-        room = self._terms[0, arm] - profile.prompt_tokens
+        room = self._arms[arm].context_tokens - profile.prompt_tokens
         limit = min(profile.max_output_tokens or inf, room)
         if decision.smearing > 0 and 1.0 < expected < limit:
             self.smearing.add(
@@ -155,10 +159,10 @@ class LatencyModel:
                 weight=by_pace * min(1.0, (outcome.output_tokens - 1) / 8),
             )
         if outcome.status == "ok" and outcome.output_tokens:
-            self._learn_tail(arm, decision, outcome)
+            self._learn_tail(arm, decision, estimate, outcome)
             if outcome.ttft_s > outcome.waited_s:
-                self._learn_pace(arm, decision, outcome)
-            if _shows_length(decision, outcome):
+                self._learn_pace(arm, decision, estimate, outcome)
+            if _shows_length(profile, estimate, outcome):
                 beyond = log1p(outcome.output_tokens) - log1p(profile.output_tokens)
                 self.tokens.add(arm, profile.features, beyond, at)
 
@@ -204,18 +208,19 @@ def _whole_s(estimate: ArmEstimate, tokens: float) -> float:
     return estimate.ttft_s + max(tokens - 1, 0) * estimate.tpot_s
 
 
-def _shows_length(decision: Decision, outcome: Outcome) -> bool:
+def _shows_length(
+    profile: TaskProfile, estimate: ArmEstimate, outcome: Outcome
+) -> bool:
     """Whether an outcome shows how long such answers get.
 
     The length of an answer that a limit truncated is only a lower bound. It is used if the decision expected a shorter
     answer.
     """
-    expected = decision.estimate().output_tokens
-    limit = decision.profile.max_output_tokens or inf
-    truncated = outcome.finish_reason == "length"
-    return not truncated or (expected or decision.profile.output_tokens) < min(
-        outcome.output_tokens, limit
-    )
+    if outcome.finish_reason != "length":
+        return True
+    expected = estimate.output_tokens or profile.output_tokens
+    limit = profile.max_output_tokens or inf
+    return expected < min(outcome.output_tokens, limit)
 
 
 def _split(

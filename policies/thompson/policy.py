@@ -84,6 +84,11 @@ class Thompson:
         self.latency = LatencyModel(arms, forgetting)
         self.drift = Drift(len(arms))
         self.availability = Availability(len(arms))
+        self._exploration = (
+            float(self.settings.exploration),
+            float(self.settings.fade),
+            float(self.settings.least_propensity),
+        )
         self._scored = -1  # clock of the scores, see base.EventLearner.advance
         self._latencies: tuple[LinearPosterior, ...] = (
             self.latency.tokens,
@@ -118,16 +123,15 @@ class Thompson:
         )  # [B, D]
         asked = self.latency.asked(requests, objectives)
         quality = self.quality.predict(features)
-        availability = self.availability.predict()
         expected = self.latency.expect(asked, features, states)
         removed, eligible = self._removed(requests, objectives, states, expected)
         table, best = kernels.draw(
             quality,
-            availability,
+            self.availability.observed(),
             expected,
             asked,
-            self._exploration(),
-            self.settings.least_propensity,
+            self._exploration,
+            self.quality.total_scores,
             rng.standard_normal(eligible.shape),
             rng.random((len(requests), 2)),
             eligible,
@@ -135,19 +139,16 @@ class Thompson:
         )
         names = self._names
         arms = len(names)
-        numbers = table.reshape(len(table), -1).tolist()  # [11][B·K]
+        *numbers, available = table.reshape(len(table), -1).tolist()  # [12][B·K]
         fields = zip(
-            names * len(requests),
-            *numbers,
-            chain.from_iterable(removed),
-            availability[0].tolist() * len(requests),
+            names * len(requests), *numbers, chain.from_iterable(removed), available
         )
         estimates = list(map(ArmEstimate._make, fields))
         known = self.drift.known
         decisions = []
         chosen = best.tolist()
         for i, (request, row, k) in enumerate(zip(requests, removed, chosen)):
-            factors = self.latency.recorded_factors(k)
+            factor, pace_factor = self.latency.recorded_factors(k)
             decision = Decision(
                 request.id,
                 "" if row[k] else names[k],
@@ -160,17 +161,11 @@ class Thompson:
                 scored=self._scored,
                 score_chance=request.score_chance,
                 explore=request.explore,
-                smearing=factors[0],
-                pace_smearing=factors[1],
+                smearing=factor,
+                pace_smearing=pace_factor,
             )
             decisions.append(decision)
         return decisions
-
-    def _exploration(self) -> Vector:
-        """[K] factor on the standard deviation of the draws."""
-        return kernels.exploration_factor(
-            self.settings.exploration, self.settings.fade, self.quality.total_scores
-        )
 
     def _removed(
         self,

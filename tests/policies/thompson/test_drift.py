@@ -5,8 +5,10 @@ import pytest
 
 from policies.events import Decision
 from policies.thompson.drift import Drift
+from policies.thompson.kernels import exploration_factor
 from policies.thompson.policy import Thompson, ThompsonSettings
 from policies.thompson.posterior import DISCOUNTS
+from policies.types import Vector
 from tests.policies.thompson.test_policy import ARMS
 from tests.support.requests import make_request
 
@@ -105,9 +107,17 @@ def test_an_arm_that_has_changed_is_explored_again(rng: np.random.Generator) -> 
     """Its exploration factor rises to nearly that of a new arm; the other arm's does not change."""
     policy = Thompson(ARMS, ThompsonSettings())
     stream(policy, [1.0] * 600, rng)
-    faded = policy._exploration().copy()
+
+    def exploration() -> Vector:
+        return exploration_factor(
+            policy.settings.exploration,
+            policy.settings.fade,
+            policy.quality.total_scores,
+        )
+
+    faded = exploration()
     policy.quality.discount(0, 10.0)
-    now = policy._exploration()
+    now = exploration()
     assert now[0] > 1.3 * faded[0] and now[1] == faded[1]
 
 
