@@ -15,6 +15,11 @@ it. Where the ceiling does not bind, the account falls, and the price falls to z
 A decision charges its expected cost at once, and its outcome replaces that by the actual cost. An integral over an
 error that is known hundreds of requests late would swing. So each decision records the price under which it was made,
 from which the error at that time follows, and the integral adds up those errors: it needs no outcome.
+
+The chosen arm is the one that seems worth its cost, so its answers cost more, or less, than expected on the mean. The
+ratio Σ actual / Σ expected of the latest answers, BIAS, corrects the expected costs whose outcome is not known yet:
+
+    error = D + (BIAS - 1) · Σ expected costs without an outcome / ceiling + margin.
 """
 
 from math import exp, inf, isfinite, log, sqrt
@@ -36,8 +41,21 @@ MARGIN = 2.0  # standard deviations of the account
 MAX_UNDELIVERED = 20_000  # decisions of an ingress that the router does not have yet
 STEPS = 20  # in which the decisions of other ingresses are charged, where this one has made fewer
 STEADY = 200.0  # requests over which the scatter of costs is averaged
+BIAS_OVER = (
+    2_000.0  # answers over which the ratio of actual to expected costs is averaged
+)
+BIAS_PRIOR = 100.0  # ceilings of cost for which the ratio 1 counts
+LEAST_BIAS, MOST_BIAS = 0.25, 4.0
+OUTCOME_LOST = (
+    5_000.0  # decisions after which an outcome that has not come is unlikely to come
+)
 # Values of Decision.fallback for a second decision about the same request.
 SECOND_DECISIONS = ("model", "hedge", PAIR)
+SINCE_BIAS = (
+    "pending",
+    "paid",
+    "expected",
+)  # parts of a state that earlier releases lack
 NOT_CHARGED = (FORCED, CALIBRATION)  # values of Decision.fallback
 
 
@@ -78,11 +96,24 @@ class BudgetPacer:
         self.requests = self.spent_usd = 0.0
         self.account = self.integral = 0.0  # D, I
         self.scatter = 1.0  # mean square of cost / ceiling - 1
+        self.pending = (
+            0.0  # ceilings that answers without an outcome are expected to cost
+        )
+        self.paid = self.expected = (
+            0.0  # ceilings that the latest answers cost, and were expected to cost
+        )
+
+    @property
+    def bias(self) -> float:
+        """Actual over expected cost of the latest answers."""
+        ratio = (self.paid + BIAS_PRIOR) / (self.expected + BIAS_PRIOR)
+        return max(LEAST_BIAS, min(MOST_BIAS, ratio))
 
     @property
     def _error(self) -> float:
         # Around its aim the account is an autoregression with coefficient 1 - GAIN, whose steps scatter as the costs.
-        return self.account + MARGIN * sqrt(self.scatter / (2 * GAIN))
+        margin = MARGIN * sqrt(self.scatter / (2 * GAIN))
+        return self.account + (self.bias - 1.0) * self.pending + margin
 
     @property
     def cost_weight(self) -> float:
@@ -107,6 +138,7 @@ class BudgetPacer:
             return
         cost_usd = decision.estimate().cost_usd
         if decision.fallback in SECOND_DECISIONS:
+            self._expect(cost_usd)
             self._charge(cost_usd, cost_usd / self.ceiling_usd)
             return
         self.charge(Spending(1.0, cost_usd), decision.paced_weight)
@@ -131,17 +163,31 @@ class BudgetPacer:
                     -INTEGRAL_MOST, min(INTEGRAL_MOST, self.integral + step)
                 )
         self.requests += spending.requests
+        self.pending *= max(0.0, 1.0 - spending.requests / OUTCOME_LOST)
         cost_usd = spending.cost_usd
+        self._expect(cost_usd)
         self._charge(cost_usd, cost_usd / self.ceiling_usd - spending.requests)
 
     def finished(self, decision: Decision, outcome: Outcome) -> None:
         """Replace the expected cost by the actual cost; an unknown actual cost leaves the expected one."""
+        if decision.fallback in NOT_CHARGED:
+            return
+        expected_usd = decision.estimate().cost_usd
+        self._expect(-expected_usd)
         # A client that left the queue caused no cost: then the whole latency is waiting time.
         asked = outcome.latency_s > outcome.waited_s
         unknown = outcome.status == "disconnected" and asked and not outcome.cost_usd
-        if decision.fallback not in NOT_CHARGED and not unknown:
-            difference = outcome.cost_usd - decision.estimate().cost_usd
-            self._charge(difference, difference / self.ceiling_usd)
+        if unknown:
+            return
+        difference = outcome.cost_usd - expected_usd
+        self._charge(difference, difference / self.ceiling_usd)
+        kept = 1.0 - 1.0 / BIAS_OVER
+        self.paid = kept * self.paid + outcome.cost_usd / self.ceiling_usd
+        self.expected = kept * self.expected + expected_usd / self.ceiling_usd
+
+    def _expect(self, cost_usd: float) -> None:
+        """Add to the expected cost of the answers without an outcome."""
+        self.pending = max(0.0, self.pending + cost_usd / self.ceiling_usd)
 
     def _charge(self, cost_usd: float, beyond: float) -> None:
         self.spent_usd += cost_usd
@@ -167,6 +213,9 @@ class BudgetPacer:
                 "account": self.account,
                 "integral": self.integral,
                 "scatter": self.scatter,
+                "pending": self.pending,
+                "paid": self.paid,
+                "expected": self.expected,
             }
             kept["ceiling_usd"] = self.ceiling_usd
         return {name: np.array([value]) for name, value in kept.items()}
@@ -177,13 +226,14 @@ class BudgetPacer:
         Raises:
             ValueError: a value is missing, has another shape, or is not finite.
         """
-        given = {}
+        given = dict.fromkeys(SINCE_BIAS, 0.0)
         paced = (
             ("account", "integral", "scatter", "ceiling_usd")
             if "ceiling_usd" in state
             else ()
         )
-        for name in ("requests", "spent_usd", *paced):
+        recent = [name for name in SINCE_BIAS if name in state]
+        for name in ("requests", "spent_usd", *paced, *recent):
             value = state.get(name)
             if value is None or value.shape != (1,) or not np.isfinite(value).all():
                 raise ValueError(
@@ -197,6 +247,9 @@ class BudgetPacer:
             ratio = self.ceiling_usd / before.ceiling_usd
             for pacer, scale in ((before, 1.0), (self, ratio)):
                 pacer.account = given["account"] / scale
+                pacer.pending = given["pending"] / scale
+                pacer.paid = given["paid"] / scale
+                pacer.expected = given["expected"] / scale
                 pacer.scatter = given["scatter"]
             integral = given["integral"] + log(ratio)
             if ratio != 1.0 and before._error >= -SATURATION:
