@@ -22,7 +22,7 @@ PY = .venv/bin/python
 CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_KEY='$(KEY)') \
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
-.PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
+.PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
 	test-faults test-fuzz test-clients lint train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
@@ -67,6 +67,10 @@ bench-surge: .venv/installed  ## saturate one size: how auto and the autoscaling
 
 bench-scale: .venv/installed  ## measure the capacity of one router, and how several would share
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m benchmarks.router.capacity --json var/scale.json
+
+# RELEASE=v0.1.0: the tag or commit to compare with; by default the newest tag
+bench-check: .venv/installed  ## compare the speed with the last release, in one run; fails if a figure is 15 % worse
+	@$(PY) -m benchmarks.release.check $(if $(RELEASE),--release '$(RELEASE)')
 
 test: .venv/installed  ## run all tests, with a system of their own on other ports
 	@$(PY) -m pytest

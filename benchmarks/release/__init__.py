@@ -1,0 +1,1 @@
+"""Comparison of this tree with the last release."""
