@@ -166,6 +166,17 @@ def update_posterior(
         events[arm] += weight
 
 
+@compiled("void(f8[::1], f8, f8, f8)")
+def _set_pace_features(
+    row: Vector, prompt_tokens: float, load: float, total_load: float
+) -> None:
+    """Write `pace_features` to a row [4]."""
+    row[0] = 1.0
+    row[1] = log1p(prompt_tokens) / 5
+    row[2] = log1p(load)
+    row[3] = log1p(total_load)
+
+
 @compiled("f8[::1](f8, f8, f8)")
 def pace_features(prompt_tokens: float, load: float, total_load: float) -> Vector:
     """[4] features of the time to a token: bias, prompt length, the arm's load, and the load of all arms.
@@ -177,7 +188,9 @@ def pace_features(prompt_tokens: float, load: float, total_load: float) -> Vecto
         load: requests in flight per replica of the arm.
         total_load: requests in flight over all arms.
     """
-    return np.array([1.0, log1p(prompt_tokens) / 5, log1p(load), log1p(total_load)])
+    row = np.empty(4)
+    _set_pace_features(row, prompt_tokens, load, total_load)
+    return row
 
 
 @compiled(
@@ -219,6 +232,7 @@ def expect(
     requests = len(x)
     arms = load.shape[1]
     spread = np.empty(4)
+    at = np.empty(4)
     found = np.empty((requests, 8, arms))
     named = np.zeros(arms)
     naming = 0.0
@@ -239,7 +253,7 @@ def expect(
                 beyond += x[b, i] * tokens_mean[k, i]
             tokens = terms[3, k] * ((1.0 + usual) * exp(beyond) - 1.0)
             tokens = max(min(tokens, terms[0, k] - prompt, limit), 1.0)
-            at = pace_features(prompt, here, others)
+            _set_pace_features(at, prompt, here, others)
             log_ttft, ttft_doubt = _one(at, ttft_mean[k], ttft_covariance[k], spread)
             log_tpot, tpot_doubt = _one(at, tpot_mean[k], tpot_covariance[k], spread)
             ttft = exp(min(log_ttft + 0.5 * ttft_noise[k], 8.0))

@@ -7,7 +7,7 @@ further tokens · TPOT. Cost is tokens · price. The variance of the latency fol
 order. The variance of the number of tokens is left out, because every answer teaches it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import erfc, exp, inf, log, log1p, pi, sqrt
 
 import numpy as np
@@ -74,17 +74,22 @@ class LatencyModel:
         return np.array(rows, np.float64)
 
     def expect(
-        self, asked: Vector, features: Vector, states: Mapping[str, ModelState]
+        self, asked: Vector, features: Vector, live: Sequence[ModelState], total: float
     ) -> Vector:
-        """Expected latency, cost and length of each arm's answers under the present load: see kernels.expect."""
-        live = [states.get(arm.name, UNKNOWN_STATE) for arm in self._arms]
+        """Expected latency, cost and length of each arm's answers under the present load: see kernels.expect.
+
+        Args:
+            asked: see `asked`.
+            features: [B, D].
+            live: [K] state of each arm.
+            total: requests in flight over all arms.
+        """
         rows = (
             [s.in_flight for s in live],
             [max(1, s.replicas) for s in live],
             [s.wait_s for s in live],
         )
         load = np.array(rows, np.float64)
-        total = float(sum([state.in_flight for state in states.values()]))
         posteriors = (
             self.tokens.posterior(),
             self.ttft.posterior(),

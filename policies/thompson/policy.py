@@ -123,8 +123,10 @@ class Thompson:
         )  # [B, D]
         asked = self.latency.asked(requests, objectives)
         quality = self.quality.predict(features)
-        expected = self.latency.expect(asked, features, states)
-        removed, eligible = self._removed(requests, objectives, states, expected)
+        live = [states.get(name, UNKNOWN_STATE) for name in self._names]
+        total = float(sum([state.in_flight for state in states.values()]))
+        expected = self.latency.expect(asked, features, live, total)
+        removed, eligible = self._removed(requests, objectives, live, expected)
         table, best = kernels.draw(
             quality,
             self.availability.observed(),
@@ -171,11 +173,10 @@ class Thompson:
         self,
         requests: Sequence[Request],
         objectives: Sequence[Objective],
-        states: Mapping[str, ModelState],
+        live: Sequence[ModelState],
         expected: Vector,
     ) -> tuple[list[list[str]], NDArray[np.bool_]]:
         """[B][K] the sentence for the limit that excludes an arm from a request, or ""; [B, K] whether it is ""."""
-        live = [states.get(name, UNKNOWN_STATE) for name in self._names]
         eligible = np.ones((len(requests), len(live)), np.bool_)
         rows = []
         for i, (request, objective) in enumerate(zip(requests, objectives)):

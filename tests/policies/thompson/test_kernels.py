@@ -90,14 +90,12 @@ def test_latency_and_cost_by_the_formulas_of_latency_py(
         replace(make_request("How?", Objective(models=("b",))), forced=True),
     ]
     features = np.array([request.profile.features for request in requests])
-    states = {
-        "a": ModelState(in_flight=3, replicas=2),
-        "b": ModelState(in_flight=5, wait_s=0.7),
-        "gone": ModelState(in_flight=7),
-    }
-    found = model.expect(
-        model.asked(requests, [r.objective for r in requests]), features, states
-    )
+    live = [
+        ModelState(in_flight=3, replicas=2),
+        ModelState(in_flight=5, wait_s=0.7),
+    ]
+    asked = model.asked(requests, [r.objective for r in requests])
+    found = model.expect(asked, features, live, total=15.0)
     for b, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
         profile = requests[b].profile
         others = b == 0  # the other one of the two names b
