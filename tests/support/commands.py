@@ -37,7 +37,7 @@ def invoke(client: httpx.Client | None, line: str, *more: str) -> Result:
 
 def data_of(client: httpx.Client, line: str, *more: str) -> Any:
     """What a command that succeeds prints as JSON."""
-    result = invoke(client, f"{line} --json", *more)
+    result = invoke(client, line, *more, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 

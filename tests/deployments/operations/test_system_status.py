@@ -118,7 +118,7 @@ def test_the_export_to_mlflow(
     tracker: bool | None,
     ready: bool | None,
 ) -> None:
-    """A silent tracker, a failed export and an MLflow that is away are told apart."""
+    """A silent tracker, a failed export and an MLflow that is away are distinguished."""
     state = {**STATE, "export": {**STATE["export"], **export}}
     parts = parts_of(state=state, mlflow=mlflow)
     assert parts["tracker"].ready is tracker and parts["MLflow"].ready is ready
