@@ -171,7 +171,12 @@ def status(
     and only for the system of this machine the Ray dashboard and MLflow, too.
     """
     from deployments.operations import launcher
-    from deployments.operations.system_status import components, is_well, plain
+    from deployments.operations.system_status import (
+        components,
+        is_well,
+        plain,
+        router_figures,
+    )
 
     cluster = None
     with reported():
@@ -201,7 +206,7 @@ def status(
         "status": "well" if well else "degraded",
         "components": plain(parts),
         "urls": urls,
-        "router": _figures(router) if router else None,
+        "router": router_figures(router) if router else None,
         "processes": [vars(usage) for usage in usages],
     }
     bad = [part.name for part in parts if part.ready is False]
@@ -275,49 +280,15 @@ def _urls(url: str, cluster: "Cluster | None") -> dict[str, str]:
     return urls
 
 
-def _figures(state: Mapping[str, Any]) -> dict[str, object]:
-    """The part of the router's state that `status` shows, as data."""
-    counts, rollout = state["counts"], state["rollout"]
-    champion = rollout["roles"]["champion"]
-    day = rollout.get("first_day")
-    return {
-        "uptime_s": state["uptime_s"],
-        "champion": champion,
-        "champion_since_s": _since(rollout, "champion", champion["version"]),
-        "roles": rollout["roles"],
-        "first_day_stage": day["stage"] if day else None,
-        "counts": counts,
-        "feedback_coverage": _coverage(state),
-        "journal_waiting_rows": state["journal_waiting_rows"],
-        "export": state["export"],
-        "quarantined": sorted(state["quarantined"]),
-    }
-
-
-def _coverage(state: Mapping[str, Any]) -> float | None:
-    """The share of the latest answers that have a score."""
-    window = state["window"]
-    answers: int = window["answers"]
-    return window["scored"] / answers if answers else None
-
-
-def _since(rollout: Mapping[str, Any], role: str, version: int) -> float | None:
-    """Since when a version has a role, in seconds since the epoch; None if the history does not say."""
-    times = [
-        change.get("time_s")
-        for change in rollout["history"]
-        if change["role"] == role and change["version"] == version
-    ]
-    return times[-1] if times else None
-
-
 def _router_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
-    figures = _figures(state)
+    from deployments.operations.system_status import router_figures, since_s
+
+    figures = router_figures(state)
     rollout, counts = state["rollout"], state["counts"]
     rows = []
     for role, given in rollout["roles"].items():
-        since_s = _since(rollout, role, given["version"])
-        age = f", for {duration(time.time() - since_s)}" if since_s else ""
+        began_s = since_s(rollout, role, given["version"])
+        age = f", for {duration(time.time() - began_s)}" if began_s else ""
         number = f"version {given['version']}" if given["version"] else "no version yet"
         rows.append(
             (

@@ -124,9 +124,7 @@ def read_config(path: Path) -> Config:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
-        raise SystemExit(
-            f"cannot read {path}: {why}; name another file with --config"
-        ) from None
+        raise SystemExit(f"cannot read {path}: {why}; name another file") from None
     except yaml.YAMLError as error:
         raise SystemExit(f"{path} is no valid YAML: {error}") from None
     if not isinstance(config, dict):

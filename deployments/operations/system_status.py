@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 Json = Mapping[str, object]
 MODEL_BUILDERS = ("model", "embedder")  # of deployments/app.py
@@ -66,6 +67,42 @@ def is_well(parts: list[Component]) -> bool:
 def plain(parts: list[Component]) -> list[dict[str, object]]:
     """The components as plain data."""
     return [asdict(part) for part in parts]
+
+
+def router_figures(state: Mapping[str, Any]) -> dict[str, object]:
+    """The part of the router's state that `status` shows, as data."""
+    counts, rollout = state["counts"], state["rollout"]
+    champion = rollout["roles"]["champion"]
+    day = rollout.get("first_day")
+    return {
+        "uptime_s": state["uptime_s"],
+        "champion": champion,
+        "champion_since_s": since_s(rollout, "champion", champion["version"]),
+        "roles": rollout["roles"],
+        "first_day_stage": day["stage"] if day else None,
+        "counts": counts,
+        "feedback_coverage": _coverage(state),
+        "journal_waiting_rows": state["journal_waiting_rows"],
+        "export": state["export"],
+        "quarantined": sorted(state["quarantined"]),
+    }
+
+
+def _coverage(state: Mapping[str, Any]) -> float | None:
+    """The share of the latest answers that have a score."""
+    window = state["window"]
+    answers: int = window["answers"]
+    return window["scored"] / answers if answers else None
+
+
+def since_s(rollout: Mapping[str, Any], role: str, version: int) -> float | None:
+    """Since when a version has a role, in seconds since the epoch; None if the history does not say."""
+    times = [
+        change.get("time_s")
+        for change in rollout["history"]
+        if change["role"] == role and change["version"] == version
+    ]
+    return times[-1] if times else None
 
 
 @dataclass(frozen=True)

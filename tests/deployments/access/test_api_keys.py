@@ -357,7 +357,7 @@ def test_the_gateway_itself_requires_keys_unless_it_is_on_loopback(
     else:
         with pytest.raises(
             ValueError,
-            match="keys is missing.*router keys add",
+            match=r"keys is missing.*router keys add",
         ):
             app.gateway(arguments)
     assert app.gateway({**arguments, "keys": {"file": "var/keys.json"}})
