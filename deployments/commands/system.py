@@ -218,7 +218,7 @@ def status(
         table(("address", "url"), list(urls.items())),
     ]
     if router:
-        text.append(table(("", ""), _router_rows(router)))
+        text.append(table(("router", "figures"), _router_rows(router)))
     if processes:
         text.append(_process_table(usages))
     show("\n\n".join(text), data, as_json)

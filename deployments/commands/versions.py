@@ -105,7 +105,7 @@ def show_version(version: Number, url: Url = URL, as_json: AsJson = False) -> No
         ("policy", _policy_of(tags)),
         *((k, v) for k, v in sorted(tags.items()) if not k.startswith("evaluation")),
     ]
-    text = table(("", ""), rows)
+    text = table(("what", "value"), rows)
     if "evaluation" in found:
         text += f"\n\n{_report_in_words(found['evaluation'])}"
     show(text, found, as_json)

@@ -1,6 +1,7 @@
 """What a reload changes: the settings that differ, and the replicas that restart because of it."""
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,17 @@ def test_the_same_config_changes_nothing() -> None:
     change = compare(details_of(CONFIG), CONFIG)
     assert change.changes == () and restarted(change) == set()
     assert len(change.effects) == 6 and change.not_running == ()
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
+def test_serves_own_form_of_the_shipped_files_changes_nothing(name: str) -> None:
+    """Serve reads a config into its schema and shows the fields that were set."""
+    from ray.serve.schema import ServeDeploySchema
+
+    config = yaml.safe_load((ROOT / name).read_text())
+    schema = ServeDeploySchema.model_validate(config)
+    shown = json.loads(json.dumps(schema.model_dump(exclude_unset=True), default=str))
+    assert compare(details_of({**config, **shown}), config).changes == ()
 
 
 def test_a_changed_objective_restarts_nothing() -> None:
