@@ -298,7 +298,8 @@ def _router_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     if figures["first_day_stage"]:
         rows.append(("first day", f"stage {figures['first_day_stage']}"))
-    rows.append(("up for", duration(state["uptime_s"])))
+    uptime_s = state.get("uptime_s")
+    rows.append(("up for", DASH if uptime_s is None else duration(uptime_s)))
     rows.append(
         (
             "requests",
@@ -311,8 +312,8 @@ def _router_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{percent(figures['feedback_coverage'])} of the latest {state['window']['answers']} answers have a score",
         )
     )
-    export = state["export"]
-    waiting = export["waiting_rows"]
+    export = state.get("export") or {}
+    waiting = export.get("waiting_rows")
     exported = DASH
     if waiting is not None:
         succeeded_s = export["succeeded_s"]
@@ -321,7 +322,8 @@ def _router_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         exported = f"{waiting} rows behind, last success {last}"
     rows.append(("export to MLflow", exported))
-    rows.append(("journal", f"{state['journal_waiting_rows']} rows wait for the disk"))
+    unwritten = state.get("journal_waiting_rows", DASH)
+    rows.append(("journal", f"{unwritten} rows wait for the disk"))
     if state["quarantined"]:
         rows.append(("quarantined keys", ", ".join(sorted(state["quarantined"]))))
     return rows

@@ -70,20 +70,20 @@ def plain(parts: list[Component]) -> list[dict[str, object]]:
 
 
 def router_figures(state: Mapping[str, Any]) -> dict[str, object]:
-    """The part of the router's state that `status` shows, as data."""
+    """The part of the router's state that `status` shows, as data; a router of an earlier release has less of it."""
     counts, rollout = state["counts"], state["rollout"]
     champion = rollout["roles"]["champion"]
     day = rollout.get("first_day")
     return {
-        "uptime_s": state["uptime_s"],
+        "uptime_s": state.get("uptime_s"),
         "champion": champion,
         "champion_since_s": since_s(rollout, "champion", champion["version"]),
         "roles": rollout["roles"],
         "first_day_stage": day["stage"] if day else None,
         "counts": counts,
         "feedback_coverage": _coverage(state),
-        "journal_waiting_rows": state["journal_waiting_rows"],
-        "export": state["export"],
+        "journal_waiting_rows": state.get("journal_waiting_rows"),
+        "export": state.get("export"),
         "quarantined": sorted(state["quarantined"]),
     }
 
@@ -201,6 +201,8 @@ def _router(observed: Observed) -> Component:
             "router", None if observed.denied else False, observed.state_problem
         )
     waiting = observed.state.get("journal_waiting_rows")
+    if waiting is None:
+        return Component("router", True, "answers")
     return Component("router", True, f"{waiting} rows of the journal wait for the disk")
 
 
@@ -218,6 +220,9 @@ def _tracking(observed: Observed, now_s: float) -> list[Component]:
             silent_s = max(0.0, now_s - reported_s)
             words = f"{export.get('waiting_rows')} rows to export, last report {silent_s:.0f} s ago"
             tracker = Component("tracker", silent_s < TRACKER_SILENT_S, words)
+        elif "export" not in observed.state:
+            words = "not known: the router is of an earlier release"
+            tracker = Component("tracker", None, words)
         elif observed.mlflow is None or young:
             tracker = Component("tracker", None, "has not reported yet")
         else:

@@ -213,6 +213,20 @@ def test_the_status_of_a_system_that_is_well(
     assert {part["name"] for part in plain["components"]} >= {"router", "tracker"}
 
 
+def test_the_status_of_an_earlier_release(
+    system: System, gateway: Gateway, answers: list[bool]
+) -> None:
+    """A system that was started before an upgrade has no age and no export in its state."""
+    state = gateway.client.get("/v1/router/state").json()
+    for name in ("uptime_s", "journal_waiting_rows", "export", "last_used_s"):
+        del state[name]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=state))
+    client = httpx.Client(transport=transport, base_url="http://gateway")
+    result = invoke(client, f"status {system.where}")
+    assert "thompson, no version yet" in result.stdout
+    assert result.exit_code == 0 and "of an earlier release" in result.stdout
+
+
 def test_the_status_of_a_degraded_system(
     system: System, gateway: Gateway, answers: list[bool]
 ) -> None:
