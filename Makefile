@@ -1,4 +1,5 @@
-# Two commands: `make serve` and `make test`. Everything they need is installed into .venv the first time.
+# Two commands: `make serve` and `make test`. Everything they need is installed into .venv the first time. The commands of
+# the product are those of `.venv/bin/router`; without a target make shows what there is.
 
 PYTHON ?= python3.11
 # Index for the CPU build of torch. Empty: pip's own index, or PyTorch's if pip's has none.
@@ -18,37 +19,42 @@ export VLLM_NO_USAGE_STATS = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT = true
 PY = .venv/bin/python
+ROUTER = .venv/bin/router
 # environment of the clients' tests
 CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_KEY='$(KEY)') \
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
-.PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
+.PHONY: help serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
 	test-faults test-fuzz test-clients lint train clean
 
-serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
-	@$(PY) -m deployments.operations.launcher up $(if $(KEYS),--keys '$(KEYS)')
+help:  ## show these targets
+	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  router --help         the commands of a running system: . .venv/bin/activate"
 
-reload: .venv/installed  ## apply a changed serve_config.yaml to the running system; unchanged parts keep running. KEYS as for serve
-	@$(PY) -m deployments.operations.launcher reload $(if $(KEYS),--keys '$(KEYS)')
+serve: $(ROUTER)  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
+	@$(ROUTER) up $(if $(KEYS),--keys '$(KEYS)')
 
-stop: .venv/installed  ## stop exactly what `make serve` started
-	@$(PY) -m deployments.operations.launcher down
+reload: $(ROUTER)  ## apply a changed serve_config.yaml to the running system; unchanged parts keep running. KEYS as for serve
+	@$(ROUTER) reload $(if $(KEYS),--keys '$(KEYS)')
 
-status: .venv/installed  ## memory and CPU of the running system
-	@$(PY) -m deployments.operations.launcher status
+stop: $(ROUTER)  ## stop exactly what `make serve` started
+	@$(ROUTER) down
 
-demo: .venv/installed  ## watch the router learn; the system must be running. SEED=2 for another stream
-	@$(PY) -m benchmarks.demo --seed $(SEED)
+status: $(ROUTER)  ## whether the system is well; memory and CPU: router status --processes
+	@$(ROUTER) status
+
+demo: $(ROUTER)  ## watch the router learn; the system must be running. SEED=2 for another stream
+	@$(ROUTER) demo --seed $(SEED)
 
 # URL=http://127.0.0.1:8000: of the gateway; OPTIONS="--max-usd 2 --grader 'python grade.py'": see `--help`
-calibrate: .venv/installed  ## every size answers the prompts of PROMPTS=FILE.jsonl while it is idle; the system must be running
-	@$(PY) -m deployments.cli calibrate '$(PROMPTS)' $(if $(URL),--url $(URL)) $(OPTIONS)
+calibrate: $(ROUTER)  ## every size answers the prompts of PROMPTS=FILE.jsonl while it is idle; the system must be running
+	@$(ROUTER) calibrate '$(PROMPTS)' $(if $(URL),--url $(URL)) $(OPTIONS)
 
 models: .venv/installed  ## accuracy and latency of each size by kind of task; the system must be running
 	@$(PY) -m benchmarks.model_accuracy
 
-report: .venv/installed  ## write the notebook as HTML and log it to MLflow, which must be running; JOURNAL=sqlite:///var/journal.db for yours
-	@$(PY) -m notebooks.report
+report: $(ROUTER)  ## write the notebook as HTML and log it to MLflow, which must be running; JOURNAL=sqlite:///var/journal.db for yours
+	@$(ROUTER) report
 
 bench-quality: .venv/installed  ## compare decisions with other routers and bandits, on recorded public streams
 	@.venv/bin/python -c 'import pareto_bandit, mabwiser, vowpalwabbit' 2>/dev/null \
@@ -120,4 +126,9 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
 	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q --require-hashes -r requirements.lock
 	@.venv/bin/python -c 'import policies.thompson.kernels'  # compiles the kernels before the first start
+	@touch $@
+
+# `pip install -e .` puts the command `router` into .venv; it runs the code of this checkout
+.venv/bin/router: .venv/installed pyproject.toml
+	@.venv/bin/pip install --disable-pip-version-check --progress-bar off -q --no-deps --no-build-isolation -e .
 	@touch $@

@@ -47,7 +47,7 @@ def gateway(args: Mapping[str, object]) -> Application:
         raise ValueError(
             "serve_config.yaml, args of the gateway: keys is missing, and other machines may reach the gateway: write "
             f"`keys: {{file: {FILE}}}` there and make a key with `{creation_hint(FILE)}`; without keys it "
-            "is started on loopback only, by `python -m deployments.operations.launcher up` with "
+            "is started on loopback only, by `router up` with "
             "http_options.host 127.0.0.1"
         )
     profiler = serve.deployment(

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
+GATE_REFUSED = "gate_refused"  # code of the error that a GateRefusedError becomes
 UNION_BRANCH = re.compile(r"(constrained|function)-.*|(list|dict)\[.*\]|str")
 MAX_ECHO = 100  # characters of a client's key or value in an error
 MAX_PATH = 200  # characters of the path of a wrong value in an error
@@ -206,3 +207,11 @@ def install(app: FastAPI) -> None:
 
 class UnknownVersionError(ValueError):
     """No policy version has this number."""
+
+
+class GateRefusedError(ValueError):
+    """A version, or a stage of the first day, is refused, because the log does not prove that it is good enough."""
+
+
+class NoAnswerError(SystemExit):
+    """A command ends with this message, because the system, or a part of it, does not run or does not answer."""

@@ -99,7 +99,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url.rstrip("/")
         return
     state = tmp_path_factory.mktemp("system")
-    launch = [sys.executable, "-m", "deployments.operations.launcher"]
+    launch = [sys.executable, "-m", "deployments.commands"]
     where = ["--state", str(state), "--offset", str(PORT_OFFSET)]
     try:
         subprocess.run([*launch, "up", *where], cwd=ROOT, check=True)

@@ -1,12 +1,10 @@
-"""API keys, their scopes and the file that stores them. `python -m deployments.access.api_keys add NAME --scopes infer
-feedback operate`.
+"""API keys, their scopes and the file that stores them; `router keys` changes it.
 
 A key is `rk-ID-SECRET` with 256 random bits in the secret. The file holds only the SHA-256 of the secret. For so many
 random bits it is as good as a slow password hash (OWASP Password Storage: slow hashes are for passwords that people
 choose). The running gateway reads a changed file within seconds.
 """
 
-import argparse
 import hashlib
 import hmac
 import json
@@ -14,7 +12,6 @@ import logging
 import os
 import re
 import secrets
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +39,7 @@ class Key:
     requests_per_minute, concurrency, scores_per_minute: override the settings; None for the settings' own.
     trusted: the key's scores count even if they contradict those of other keys; the next score ends a quarantine of the
         key (policies/feedback/reputation.py).
+    created_s: in seconds since the epoch; None for a key of an earlier release.
     """
 
     name: str
@@ -52,6 +50,7 @@ class Key:
     concurrency: int | None = None
     scores_per_minute: int | None = None
     trusted: bool = False
+    created_s: float | None = None
 
 
 class ApiKeyStore:
@@ -159,65 +158,47 @@ def add(path: Path, name: str, scopes: tuple[str, ...], **limits: int | None) ->
     key_id = secrets.token_hex(4)
     secret = secrets.token_urlsafe(32)
     sha256 = hashlib.sha256(secret.encode()).hexdigest()
-    key = _parse(
-        {"name": name, "id": key_id, "sha256": sha256, "scopes": scopes, **limits}
-    )
+    entry = {"name": name, "id": key_id, "sha256": sha256, "scopes": scopes}
+    key = _parse({**entry, **limits, "created_s": time.time()})
     write(path, {**keys, key_id: key})
     return f"rk-{key_id}-{secret}"
 
 
+def remove(path: Path, name: str) -> int:
+    """Remove all keys of this name from the file; returns their number.
+
+    Raises:
+        ValueError: there is no such key, or the file is broken.
+    """
+    keys = read(path)
+    ids = _of_name(path, keys, name)
+    write(path, {key_id: key for key_id, key in keys.items() if key_id not in ids})
+    return len(ids)
+
+
+def set_trust(path: Path, name: str, trusted: bool) -> int:
+    """Trust all keys of this name, or end that; returns their number.
+
+    Raises:
+        ValueError: there is no such key, or the file is broken.
+    """
+    keys = read(path)
+    ids = _of_name(path, keys, name)
+    changed = {key_id: replace(keys[key_id], trusted=trusted) for key_id in ids}
+    write(path, {**keys, **changed})
+    return len(ids)
+
+
+def _of_name(path: Path, keys: Mapping[str, Key], name: str) -> list[str]:
+    """Ids of the keys of this name."""
+    ids = [key_id for key_id, key in keys.items() if key.name == name]
+    if not ids:
+        raise ValueError(
+            f"there is no key of the name '{name}' in {path}; `router keys list` shows the names"
+        )
+    return ids
+
+
 def creation_hint(path: Path) -> str:
     """The command that makes a key, for error messages."""
-    return f"python -m deployments.access.api_keys add NAME --scopes infer feedback --file {path}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("add", "list", "remove", "trust", "distrust"))
-    parser.add_argument(
-        "name",
-        nargs="?",
-        help="of the key's owner; all verbs but add apply to all keys of that name",
-    )
-    parser.add_argument(
-        "--scopes", nargs="+", choices=SCOPES, default=["infer", "feedback"]
-    )
-    parser.add_argument("--file", type=Path, default=FILE)
-    for limit in LIMITS:
-        parser.add_argument(f"--{limit.replace('_', '-')}", type=int)
-    given = parser.parse_args(arguments)
-    try:
-        if given.verb == "list":
-            for key in read(given.file).values():
-                trusted = " (trusted)" if key.trusted else ""
-                print(f"rk-{key.id}-…  {key.name}: {', '.join(key.scopes)}{trusted}")
-            return
-        if not given.name:
-            parser.error("say whose key")
-        if given.verb == "add":
-            limits = {name: getattr(given, name) for name in LIMITS}
-            print(add(given.file, given.name, tuple(given.scopes), **limits))
-            print("this is the only time that it is shown", file=sys.stderr)
-            return
-        keys = read(given.file)
-        if given.verb != "remove":
-            changed = {
-                key_id: replace(key, trusted=given.verb == "trust")
-                for key_id, key in keys.items()
-                if key.name == given.name
-            }
-            write(given.file, {**keys, **changed})
-            print(f"changed {len(changed)}")
-            return
-        left = {key_id: key for key_id, key in keys.items() if key.name != given.name}
-        write(given.file, left)
-        print(f"removed {len(keys) - len(left)}")
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()
+    return f"router keys add NAME --scopes infer,feedback --file {path}"

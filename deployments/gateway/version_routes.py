@@ -10,7 +10,13 @@ from fastapi import Request as HttpRequest
 from pydantic import Field
 
 from deployments.access.middleware import identity_of
-from deployments.errors import ApiError, UnknownVersionError
+from deployments.errors import (
+    GATE_REFUSED,
+    ApiError,
+    GateRefusedError,
+    UnknownVersionError,
+)
+from deployments.journal.rollout_state import OPERATOR
 from deployments.remote import Method
 from deployments.router.interface import RouterHandle
 from deployments.settings import StrictModel
@@ -104,7 +110,7 @@ def add_version_routes(
     ) -> dict[str, object]:
         """Register what is learned by now as a new policy version in MLflow."""
         given = request or PublishRequest()
-        by = identity_of(http).name
+        by = operator_of(http)
         return await reply(connected().publish.remote(given.policy, given.options, by))
 
     @app.get("/v1/router/versions/{version}")
@@ -126,7 +132,7 @@ def add_version_routes(
         version: Version, request: PromoteRequest, http: HttpRequest
     ) -> dict[str, object]:
         """409 where the log does not show that it is better than the champion."""
-        by = identity_of(http).name
+        by = operator_of(http)
         return await reply(
             connected().promote.remote(
                 version, request.to, request.share, request.override_gate, by
@@ -138,11 +144,12 @@ def add_version_routes(
         http: HttpRequest, request: RollbackRequest
     ) -> dict[str, object]:
         """At once, and without MLflow: the predecessor is still alive in the router."""
-        reason = f"by {identity_of(http).name or 'an operator'}: {request.reason or 'no reason given'}"
+        by = operator_of(http)
+        reason = request.reason or "no reason given"
         if request.role == "champion":
-            change = router().roll_back.remote(reason)
+            change = router().roll_back.remote(reason, by)
         else:
-            change = router().remove_role.remote(request.role, reason)
+            change = router().remove_role.remote(request.role, reason, by)
         return (await result_of(change)).plain()
 
     @app.get("/v1/router/rollout")
@@ -156,11 +163,16 @@ def add_version_routes(
     ) -> dict[str, object]:
         """Begin the next stage of the first day; 409 where the gate refuses, with what it waits for."""
         given = request or AdvanceRequest()
-        reason = f"by {identity_of(http).name or 'an operator'}"
-        if given.override_gate:
-            reason += f", overriding the gate: {given.override_gate}"
-        change = router().advance.remote(reason, bool(given.override_gate))
+        override = given.override_gate
+        reason = f"overriding the gate: {override}" if override else ""
+        by = operator_of(http)
+        change = router().advance.remote(reason, bool(override), by)
         return (await result_of(change)).plain()
+
+
+def operator_of(http: HttpRequest) -> str:
+    """Who asks for an operation: the name of the key, or OPERATOR if the gateway has no keys."""
+    return identity_of(http).name or OPERATOR
 
 
 async def result_of(call: Awaitable[Result]) -> Result:
@@ -169,6 +181,8 @@ async def result_of(call: Awaitable[Result]) -> Result:
         return await asyncio.wait_for(call, CALL_TIMEOUT_S)
     except UnknownVersionError as error:
         raise ApiError(404, _words(error), "version") from None
+    except GateRefusedError as error:
+        raise ApiError(409, _words(error), code=GATE_REFUSED) from None
     except ValueError as error:
         raise ApiError(409, _words(error), code="refused") from None
     except Exception:

@@ -9,6 +9,9 @@ from deployments.journal.snapshot import Plain
 from policies.rollout.first_day import FirstDayState
 from policies.rollout.reward_sampling import SamplingState
 
+OPERATOR = "an operator"  # who changed a role, where the gateway has no keys
+AUTOMATIC = "automatic"
+
 
 class RoleAssignment(msgspec.Struct, frozen=True):
     """The policy version that has a role.
@@ -23,12 +26,18 @@ class RoleAssignment(msgspec.Struct, frozen=True):
 
 
 class RoleChange(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A change of a role.
+    """A change of a role, or of the version number that has it.
 
-    what: configured, seated, retired, promoted or rolled back; or advanced, to the next stage of the first day.
-    role: the role; version: the policy version that has the role after the change, or had it before `retired`.
-    reason: why, and by whom.
+    what: configured, seated, retired, promoted or rolled back; advanced, to the next stage of the first day;
+        registered, under a new number; or adopted, at the start of a router that had learned nothing.
+    role: the role; "" for a version that was registered without one. version: the policy version that has the role
+        after the change, or had it before `retired`.
+    reason: why.
     loser: the version that a rollback removed.
+    time_s: in seconds since the epoch; None in journals of earlier releases.
+    by: name of the operator's key, or OPERATOR if the gateway has no keys; AUTOMATIC if the router did it by itself;
+        None in journals of earlier releases, whose `reason` says it.
+    first: the first of several versions that were registered one after another, and of which `version` is the last.
     """
 
     what: str
@@ -36,6 +45,21 @@ class RoleChange(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     reason: str
     loser: int | None = None
+    time_s: float | None = None
+    by: str | None = None
+    first: int | None = None
+
+    @property
+    def account(self) -> str:
+        """By whom and why, in words."""
+        return account(self.reason, self.by)
+
+
+def account(reason: str, by: str | None) -> str:
+    """By whom and why a role was changed, in words."""
+    if by is None or by == AUTOMATIC:
+        return reason
+    return f"by {by}: {reason}" if reason else f"by {by}"
 
 
 class WatchState(msgspec.Struct):

@@ -1,26 +1,16 @@
-"""Calibrates a running system: `python -m deployments.cli calibrate PROMPTS.jsonl`.
+"""Calibrates a running system: `router calibrate PROMPTS.jsonl`.
 
 Every size answers the prompts while it is idle. The answers are graded by the references in the file, by a judge where
 there is no reference, or by your own program. So the router knows what each size is good at before it has any feedback.
 The same command goes on where an earlier one has stopped; answers that exist are not asked again.
-
-PROMPTS.jsonl has one JSON object a line:
-
-    {"prompt": "What is 2 plus 2?", "reference": "4", "grade": "number", "max_tokens": 50}
-    {"messages": [{"role": "user", "content": "…"}]}
-
-`grade` is exact (the default), regex, number or json. With --grader your program reads one line of JSON from stdin,
-{"prompt": …, "reference": …, "answer": …}, and prints a score from 0 to 1. It runs here, never in the gateway.
-
-The command uses the gateway's HTTP API. If it asks for keys, ROUTER_API_KEY needs the scope `operate`.
 """
 
-import argparse
 import json
-import os
 import shlex
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +19,10 @@ import msgspec
 from tqdm import tqdm
 
 from deployments.calibration.prompts import PromptLine, read_prompts, sample
+from deployments.errors import NoAnswerError
 from deployments.tracking.calibration_report import draw, tables
 from policies.evaluation.size_comparison import SizeReport
 
-URL = "http://127.0.0.1:8000"
 PATH = "/v1/router/calibrations"
 POLL_S = 1.0
 GRADER_TIMEOUT_S = 60.0
@@ -75,17 +65,51 @@ def grade_by_program(program: str, answer: Json) -> float:
     return score
 
 
+@dataclass(frozen=True)
+class Options:
+    """What to calibrate, and how.
+
+    prompts: file of the prompts.
+    sample: number of prompts to ask.
+    models: sizes; None for all that chat.
+    grader: the user's program; "" for none.
+    max_calls: largest number of calls, with those of the judge. max_usd: largest cost of the answers.
+    concurrency: calls at once, of each size.
+    fresh: ask again what was answered before.
+    out: folder of the picture.
+    mlflow_wait: seconds to wait until the tracker has logged the report.
+    """
+
+    prompts: Path
+    sample: int = 200
+    models: list[str] | None = None
+    grader: str = ""
+    max_calls: int | None = None
+    max_usd: float | None = None
+    concurrency: int = 2
+    fresh: bool = False
+    out: Path = Path("var")
+    mlflow_wait: float = MLFLOW_WAIT_S
+
+
 class Command:
     """One run of the command.
 
     Args:
         client: of the gateway.
-        given: the command line.
+        given: what to calibrate.
+        say: prints a line.
     """
 
-    def __init__(self, client: httpx.Client, given: argparse.Namespace):
+    def __init__(
+        self,
+        client: httpx.Client,
+        given: Options,
+        say: Callable[[str], object] = print,
+    ):
         self._client = client
         self._given = given
+        self._say = say
         self._scores: dict[str, float] = {}  # by decision id, given so far
         self._reached = False  # whether the gateway has answered once
 
@@ -104,7 +128,7 @@ class Command:
         try:
             status = self._watch(status, prompts)
         except KeyboardInterrupt:
-            print(
+            self._say(
                 "\nthe calibration goes on without this command; to end it: "
                 f"curl -X DELETE {self._client.base_url}{PATH}"
             )
@@ -125,7 +149,7 @@ class Command:
             "fresh": given.fresh if fresh is None else fresh,
         }
         status = self._ask("POST", PATH, json=body)
-        print(
+        self._say(
             f"calibration {status['run_id']}: {len(prompts)} prompts, "
             f"{', '.join(status['models'])}; {status['reused']} answers exist already"
         )
@@ -165,23 +189,23 @@ class Command:
         """Print the report, save the picture, and name the MLflow run."""
         found = self._ask("GET", PATH)
         reason = f": {status['reason']}" if status["reason"] else ""
-        print(
+        self._say(
             f"{status['state']}{reason}; {status['calls']} calls, "
             f"{status['spent_usd']:.4g} USD\n"
         )
         if found["report"] is None:
-            print("there is no answer, and so no report")
+            self._say("there is no answer, and so no report")
             return None
         report = msgspec.convert(found["report"], SizeReport)
-        print(tables(report))
+        self._say(tables(report))
         picture = self._given.out / f"calibration-{status['run_id']}.png"
         draw(report, picture)
-        print(f"\npicture: {picture}")
+        self._say(f"\npicture: {picture}")
         deadline = time.monotonic() + self._given.mlflow_wait
         while not status["mlflow_run"] and time.monotonic() < deadline:
             time.sleep(POLL_S)
             status = self._ask("GET", PATH, params={"report": False})
-        print(
+        self._say(
             f"in MLflow: run {status['mlflow_run']}"
             if status["mlflow_run"]
             else "not in MLflow yet; the tracker logs it there, if the gateway has an mlflow_uri"
@@ -192,6 +216,7 @@ class Command:
         """A reply of the gateway. Once it has answered, errors that pass are waited for, for GONE_S seconds."""
         deadline = time.monotonic() + GONE_S
         while True:
+            failure: type[SystemExit] = NoAnswerError
             try:
                 answer = self._client.request(method, path, **options)
                 content: Json = answer.json()
@@ -204,53 +229,14 @@ class Command:
                 if answer.is_success:
                     self._reached = True
                     return content
-                message = str(content["error"]["message"])
+                refusal = content.get("error") or {}
+                message = str(refusal.get("message") or f"HTTP {answer.status_code}")
                 if answer.status_code == 413:
                     message += "; choose a smaller --sample"
+                if answer.status_code < 500:
+                    failure = SystemExit
                 if answer.status_code not in (429, 503):
-                    raise SystemExit(message)
+                    raise failure(message)
             if not self._reached or time.monotonic() > deadline:
-                raise SystemExit(message)
+                raise failure(message)
             time.sleep(POLL_S)
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("prompts", type=Path, metavar="PROMPTS.jsonl")
-    parser.add_argument("--url", default=URL)
-    parser.add_argument("--sample", type=int, default=200, help="prompts to ask")
-    parser.add_argument("--models", nargs="+", help="sizes; by default all that chat")
-    parser.add_argument("--grader", default="", help='your program: "python grade.py"')
-    parser.add_argument("--max-calls", type=int, help="those of the judge included")
-    parser.add_argument(
-        "--max-usd", type=float, help="of the answers, by the sizes' prices"
-    )
-    parser.add_argument(
-        "--concurrency", type=int, default=2, help="calls at once, of each size"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="ask again what was answered before"
-    )
-    parser.add_argument("--out", type=Path, default=Path("var"))
-    parser.add_argument("--mlflow-wait", type=float, default=MLFLOW_WAIT_S)
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    given = parse(arguments or [])
-    key = os.environ.get("ROUTER_API_KEY", "")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=given.url, headers=headers, timeout=310) as client:
-        Command(client, given).run()
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])

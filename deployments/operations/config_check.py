@@ -1,12 +1,10 @@
-"""Checks serve_config.yaml before the system starts. Serve itself ignores unknown keys."""
+"""Checks serve_config.yaml before the system starts: `router check`. Serve itself ignores unknown keys."""
 
-import sys
 import typing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from deployments.access.api_keys import FILE, ApiKeyStore, creation_hint
@@ -203,13 +201,6 @@ def check_keys(config: Config) -> list[str]:
     return wrong
 
 
-def main() -> None:
-    """Check a file: `python -m deployments.operations.config_check FILE`, before `serve deploy FILE`."""
-    wrong = check_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
-    print("\n".join(wrong) or "valid")
-    sys.exit(bool(wrong))
-
-
 def _llm(arguments: Config, where: str) -> list[str]:
     from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import DeploymentSchema
@@ -259,7 +250,3 @@ def _models_in(annotation: object) -> list[type[BaseModel]]:
     for part in typing.get_args(annotation):
         models += _models_in(part)
     return models
-
-
-if __name__ == "__main__":
-    main()

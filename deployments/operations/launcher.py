@@ -1,11 +1,10 @@
-"""Starts and stops the whole system on this machine: `python -m deployments.operations.launcher up|down|reload|status`.
+"""Starts and stops the whole system on this machine: `router up`, `router down`, `router reload`.
 
 The launcher starts MLflow, Ray and every application of serve_config.yaml, all on loopback, and prints its progress.
 Every process that it starts carries a mark in its environment. By the mark `down` finds all of them, even if their
 parents have ended.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,12 +18,16 @@ import httpx
 import psutil
 import yaml
 
+from deployments.errors import NoAnswerError
 from deployments.operations import haproxy
+from deployments.operations.config_change import ConfigChange, compare
 from deployments.operations.config_check import Config, check_config, check_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "ROUTER_CLUSTER"
 READY_S = 900
+DEFAULT_PORT = 8000  # Serve's
+APPLICATIONS = "/api/serve/applications/"  # of Serve's REST API at the dashboard
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Cluster:
     @property
     def gateway_port(self) -> int:
         """The port of the config, moved by the offset."""
-        return int(self.config["http_options"]["port"]) + self.offset
+        http = self.config.get("http_options") or {}
+        return int(http.get("port", DEFAULT_PORT)) + self.offset
 
     @property
     def ports(self) -> dict[str, int]:
@@ -94,6 +98,49 @@ class Cluster:
         return list(found)
 
 
+@dataclass(frozen=True)
+class ProcessUsage:
+    """What a process of the system uses.
+
+    pid: its number.
+    name: its command line, shortened.
+    memory_mib: proportional set size.
+    cpu: share of one core.
+    """
+
+    pid: int
+    name: str
+    memory_mib: float
+    cpu: float
+
+
+def read_config(path: Path) -> Config:
+    """The content of a file like serve_config.yaml, unchecked.
+
+    Raises:
+        SystemExit: the file cannot be read, or is no YAML with settings.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise SystemExit(f"cannot read {path}: {why}; name another file") from None
+    except yaml.YAMLError as error:
+        raise SystemExit(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise SystemExit(f"{path} has no settings; see serve_config.yaml")
+    return config
+
+
+def unchecked(path: Path, state: Path, offset: int) -> Cluster:
+    """An instance whose config is not checked, for what needs its ports and processes only.
+
+    Raises:
+        SystemExit: the file cannot be read.
+    """
+    return Cluster(read_config(path), state.resolve(), offset)
+
+
 def load(path: Path, state: Path, offset: int, keys: Path | None = None) -> Cluster:
     """Read and check the config of an instance.
 
@@ -106,7 +153,7 @@ def load(path: Path, state: Path, offset: int, keys: Path | None = None) -> Clus
     Raises:
         SystemExit: the config is not valid. The message lists what is wrong.
     """
-    config = yaml.safe_load(path.read_text())
+    config = read_config(path)
     for application in config.get("applications", ()):
         if keys is not None and str(application.get("import_path")).endswith(
             ":gateway"
@@ -134,8 +181,9 @@ def load(path: Path, state: Path, offset: int, keys: Path | None = None) -> Clus
 
 
 def print_progress(message: str, began: float) -> None:
-    """Print a line with the seconds since the start."""
-    print(f"[{time.monotonic() - began:5.0f} s] {message}", flush=True)
+    """Print a line with the seconds since the start, on standard error: it is no result."""
+    line = f"[{time.monotonic() - began:5.0f} s] {message}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def prepare_state(state: Path) -> None:
@@ -153,7 +201,7 @@ def start(cluster: Cluster) -> None:
     """
     began = time.monotonic()
     if cluster.processes():
-        raise SystemExit("it is running already; `make stop` ends it")
+        raise SystemExit("it is running already; `router down` ends it")
     _check_ports(cluster)
     prepare_state(cluster.state)
     haproxy.prepare(cluster.state)
@@ -174,38 +222,64 @@ def start(cluster: Cluster) -> None:
     )
     _wait_for(cluster.url("MLflow") + "/health", "MLflow", cluster, began)
     print_progress("ready", began)
-    print(
-        f"""
-  gateway        {cluster.url("gateway")}/v1   (docs: /docs)
-  MLflow         {cluster.url("MLflow")}
-  Ray dashboard  {cluster.url("Ray dashboard")}
-
-curl {cluster.url("gateway")}/v1/chat/completions -H 'content-type: application/json' \\
-  -d '{{"model": "auto", "messages": [{{"role": "user", "content": "What is 347 plus 586?"}}]}}'
-"""
-    )
 
 
-def reload(cluster: Cluster) -> None:
-    """Apply the changed config to the running system. Serve restarts only the parts that have changed.
+def serve_details(cluster: Cluster) -> Config:
+    """What Serve says of its applications: the config in force, and the state of each deployment.
 
     Raises:
-        SystemExit: the system does not run, or Serve refused the config.
+        NoAnswerError: the dashboard does not answer.
+    """
+    url = cluster.url("Ray dashboard")
+    try:
+        answer = httpx.get(url + APPLICATIONS, timeout=10)
+        details = answer.raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
+        raise NoAnswerError(
+            f"the Ray dashboard does not answer at {url}; `router up` starts the system"
+        ) from None
+    if not isinstance(details, dict):
+        raise NoAnswerError(f"what answers at {url} is no Ray dashboard")
+    return details
+
+
+def pending_change(cluster: Cluster) -> ConfigChange:
+    """How the config differs from the one in force, and what a reload would restart.
+
+    Raises:
+        NoAnswerError: the system does not run.
+    """
+    return compare(serve_details(cluster), _moved(cluster))
+
+
+def reload(cluster: Cluster) -> ConfigChange:
+    """Apply the changed config to the running system. Serve restarts only the parts that have changed.
+
+    Without a change nothing is sent to Serve, unless an application does not run.
+
+    Returns:
+        What has changed.
+
+    Raises:
+        NoAnswerError: the system does not run.
+        SystemExit: Serve refused the config.
     """
     began = time.monotonic()
     if not cluster.processes():
-        raise SystemExit("it is not running; `make serve` starts it")
-    _deploy(cluster, began)
-    print_progress("applied", began)
+        raise NoAnswerError("it is not running; `router up` starts it")
+    change = pending_change(cluster)
+    if change.changes or change.not_running:
+        _deploy(cluster, began)
+        print_progress("applied", began)
+    return change
 
 
-def stop(cluster: Cluster) -> None:
-    """End every process that `start` started: by SIGTERM, and after 15 s by SIGKILL."""
+def stop(cluster: Cluster) -> int:
+    """End every process that `start` started: by SIGTERM, and after 15 s by SIGKILL; returns their number."""
     processes = set(cluster.processes())
     if not processes:
-        print("nothing to stop")
-        return
-    dashboard = cluster.url("Ray dashboard") + "/api/serve/applications/"
+        return 0
+    dashboard = cluster.url("Ray dashboard") + APPLICATIONS
     with suppress(httpx.HTTPError):  # lets the engines end their own children
         httpx.delete(dashboard, timeout=20)
     processes |= set(cluster.processes())
@@ -217,28 +291,25 @@ def stop(cluster: Cluster) -> None:
         with suppress(psutil.Error):
             process.kill()
     haproxy.remove(cluster.state)
-    print(f"stopped {len(processes)} processes")
+    return len(processes)
 
 
-def status(cluster: Cluster) -> None:
-    """Print how much memory and CPU each process of the running system takes."""
+def process_usage(cluster: Cluster, seconds: float = 10.0) -> list[ProcessUsage]:
+    """What each process of the running system uses, largest first; measured over so many seconds."""
     processes = cluster.processes()
     for process in processes:
         with suppress(psutil.Error):
             process.cpu_percent()
-    time.sleep(10)
-    rows = []
+    if processes:
+        time.sleep(seconds)
+    usages = []
     for process in processes:
         with suppress(psutil.Error):
-            memory = process.memory_full_info().pss / 2**20
-            rows.append(
-                (" ".join(process.cmdline())[:60], memory, process.cpu_percent())
-            )
-    for name, memory, cpu in sorted(rows, key=lambda row: -row[1]):
-        print(f"{memory:8.0f} MiB {cpu:6.1f} % CPU  {name}")
-    memory = sum(row[1] for row in rows)
-    cpu = sum(row[2] for row in rows)
-    print(f"{memory:8.0f} MiB {cpu:6.1f} % of a core, in all {len(rows)} processes")
+            name = " ".join(process.cmdline())[:60]
+            memory_mib = process.memory_full_info().pss / 2**20
+            cpu = process.cpu_percent() / 100
+            usages.append(ProcessUsage(process.pid, name, memory_mib, cpu))
+    return sorted(usages, key=lambda usage: -usage.memory_mib)
 
 
 def _mlflow(cluster: Cluster) -> list[str]:
@@ -339,12 +410,16 @@ def _wait_for(
     raise SystemExit(f"{what} did not answer at {url}; see the logs in {cluster.state}")
 
 
-def _deploy(cluster: Cluster, began: float) -> None:
+def _moved(cluster: Cluster) -> Config:
+    """The config with the gateway's port of this instance, as Serve gets it."""
     http = {**cluster.config["http_options"], "port": cluster.gateway_port}
-    config = {**cluster.config, "http_options": http}
+    return {**cluster.config, "http_options": http}
+
+
+def _deploy(cluster: Cluster, began: float) -> None:
     answer = httpx.put(
-        cluster.url("Ray dashboard") + "/api/serve/applications/",
-        json=config,
+        cluster.url("Ray dashboard") + APPLICATIONS,
+        json=_moved(cluster),
         timeout=60,
     )
     if answer.is_error:
@@ -354,7 +429,7 @@ def _deploy(cluster: Cluster, began: float) -> None:
 
 def _wait_for_applications(cluster: Cluster, began: float) -> None:
     seen: dict[str, str] = {}
-    url = cluster.url("Ray dashboard") + "/api/serve/applications/"
+    url = cluster.url("Ray dashboard") + APPLICATIONS
     while time.monotonic() - began < READY_S:
         with suppress(httpx.HTTPError):
             for name, application in (
@@ -374,31 +449,3 @@ def _wait_for_applications(cluster: Cluster, began: float) -> None:
                 return
         time.sleep(1)
     raise SystemExit(f"not all applications became ready within {READY_S} s: {seen}")
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("up", "down", "reload", "status"))
-    parser.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=ROOT / "var",
-        help="journal, MLflow and logs live here",
-    )
-    parser.add_argument("--offset", type=int, default=0, help="added to all ports")
-    parser.add_argument(
-        "--keys", type=Path, help="up, reload: ask for the API keys in this file"
-    )
-    arguments = parser.parse_args()
-    keys = arguments.keys if arguments.verb in ("up", "reload") else None
-    cluster = load(arguments.config, arguments.state, arguments.offset, keys)
-    verbs = {"up": start, "down": stop, "reload": reload, "status": status}
-    verbs[arguments.verb](cluster)
-
-
-if __name__ == "__main__":
-    main()

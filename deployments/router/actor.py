@@ -25,6 +25,7 @@ from deployments.calibration.records import (
 from deployments.calibration.service import CalibrationService
 from deployments.journal.journal import Journal
 from deployments.journal.retention import DAY_S
+from deployments.journal.rollout_state import AUTOMATIC
 from deployments.journal.snapshot import Snapshot
 from deployments.observability import logs
 from deployments.observability.metrics import Telemetry
@@ -71,6 +72,7 @@ class Router:
 
     def __init__(self, settings: GatewaySettings, count_replicas: CountReplicas):
         logs.configure("router")
+        self._started_s = time.monotonic()
         self._clock_offset_s = time.time() - time.monotonic()
         self._count_replicas = count_replicas
         self._telemetry = Telemetry()
@@ -369,6 +371,10 @@ class Router:
             budget=self._projections.pacer.summary(),
             profiler=self._trainer.forecaster.reliability(),
             models=models,
+            uptime_s=time.monotonic() - self._started_s,
+            journal_waiting_rows=self._journal.waiting_rows,
+            export=self._projections.export.upto(self._journal.last_row),
+            last_used_s=dict(self._projections.last_used_s),
         )
 
     # --- calibration --------------------------------------------------------------------------------------------
@@ -462,8 +468,21 @@ class Router:
             self._learner.sequence = 0
             return False
         self._restored = True
+        if self._rollout.version == snapshot.version:
+            self._rollout.record_adopted()
         await self._learner.save()
         return True
+
+    async def record_export(self, row: int, problem: str = "") -> None:
+        """Take a report of the tracker on its export to MLflow.
+
+        Args:
+            row: last row of the journal that is exported.
+            problem: why the export has failed; "" if it has succeeded.
+        """
+        self._projections.export = self._projections.export.reported(
+            row, problem, time.time()
+        )
 
     async def checkpoint(self) -> Snapshot:
         """The champion at present, to be published; returns when all events that it learned from are durable.
@@ -477,7 +496,12 @@ class Router:
         return snapshot
 
     async def assign_role(
-        self, role: str, snapshot: Snapshot, share: float, reason: str
+        self,
+        role: str,
+        snapshot: Snapshot,
+        share: float,
+        reason: str,
+        by: str = AUTOMATIC,
     ) -> RolloutSummary:
         """Make a published version the challenger or the shadow.
 
@@ -485,7 +509,8 @@ class Router:
             role: challenger or shadow.
             snapshot: the version; it first learns from the events since its publication.
             share: share of the traffic for a challenger, in [0, 1].
-            reason: stored in the history.
+            reason: stored in the history, as in RoleChange.
+            by: as in RoleChange. The other changes of roles take both, too.
 
         Returns:
             Rollout.summary after the change, when that is durable. The other changes of roles return the same.
@@ -493,52 +518,62 @@ class Router:
         Raises:
             ValueError: the version does not fit; the message says why.
         """
-        await assign_role(self._learner, self._rollout, role, snapshot, share, reason)
+        await assign_role(
+            self._learner, self._rollout, role, snapshot, share, reason, by
+        )
         return await self._save_roles()
 
-    async def remove_role(self, role: str, reason: str) -> RolloutSummary:
+    async def remove_role(
+        self, role: str, reason: str, by: str = AUTOMATIC
+    ) -> RolloutSummary:
         """Remove the challenger or the shadow.
 
         Raises:
             ValueError: no version has this role.
         """
-        self._rollout.remove_role(role, reason)
+        self._rollout.remove_role(role, reason, by)
         return await self._save_roles()
 
-    async def promote(self, reason: str) -> RolloutSummary:
+    async def promote(self, reason: str, by: str = AUTOMATIC) -> RolloutSummary:
         """Make the challenger the champion.
 
         Raises:
             ValueError: there is no challenger.
         """
-        self._rollout.promote(reason)
+        self._rollout.promote(reason, by)
         return await self._save_roles()
 
-    async def roll_back(self, reason: str) -> RolloutSummary:
+    async def roll_back(self, reason: str, by: str = AUTOMATIC) -> RolloutSummary:
         """Make the predecessor the champion again; on the first day, the rule.
 
         Raises:
             ValueError: no promotion is being watched.
         """
-        self._rollout.roll_back(reason)
+        self._rollout.roll_back(reason, by)
         return await self._save_roles()
 
-    async def advance(self, reason: str, override: bool = False) -> RolloutSummary:
+    async def advance(
+        self, reason: str, override: bool = False, by: str = AUTOMATIC
+    ) -> RolloutSummary:
         """Begin the next stage of the first day (policies/rollout/first_day.py).
 
         Args:
             reason: stored in the history.
+            by: as in RoleChange.
             override: whether to begin it although the gate refuses.
 
         Raises:
-            ValueError: there is no next stage, or the gate refuses.
+            GateRefusedError: the gate refuses.
+            ValueError: there is no next stage.
         """
-        self._rollout.advance(reason, override)
+        self._rollout.advance(reason, override, by)
         return await self._save_roles()
 
-    async def record_published(self, version: int, of: int) -> RolloutSummary:
-        """Give the champion the number under which it was published; `of` is its number before."""
-        self._rollout.record_published(version, of)
+    async def record_published(
+        self, version: int, of: int | None, by: str = AUTOMATIC
+    ) -> RolloutSummary:
+        """Give the champion the number under which it was published; `of` is its number before, None for another's."""
+        self._rollout.record_published(version, of, by)
         return await self._save_roles()
 
     async def _save_roles(self) -> RolloutSummary:

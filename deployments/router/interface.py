@@ -4,7 +4,7 @@ The methods of the handle are those of actor.Router. `plain` turns a record into
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -132,6 +132,34 @@ class ArmSummary:
 
 
 @dataclass(frozen=True)
+class ExportSummary:
+    """How far the tracker has exported the journal to MLflow, by its reports. Unknown values are None.
+
+    row: last row that is exported; None if the tracker has not reported since this router started.
+    waiting_rows: rows of the journal after that one.
+    succeeded_s, reported_s: time of the last export that succeeded, and of the last report, since the epoch.
+    problem: why the last export failed; "" if it succeeded.
+    """
+
+    row: int | None = None
+    waiting_rows: int | None = None
+    succeeded_s: float | None = None
+    reported_s: float | None = None
+    problem: str = ""
+
+    def reported(self, row: int, problem: str, now_s: float) -> "ExportSummary":
+        """The summary after one more report."""
+        succeeded_s = self.succeeded_s if problem else now_s
+        return ExportSummary(row, None, succeeded_s, now_s, problem)
+
+    def upto(self, last_row: int) -> "ExportSummary":
+        """The summary, with the rows that wait of a journal with this last row."""
+        if self.row is None:
+            return self
+        return replace(self, waiting_rows=max(0, last_row - self.row))
+
+
+@dataclass(frozen=True)
 class RouterSummary:
     """The router.
 
@@ -147,6 +175,10 @@ class RouterSummary:
     budget: of the budget pacer (BudgetPacer.summary).
     profiler: reliability of the forecasts (Forecaster.reliability).
     models: the arms by name.
+    uptime_s: age of the actor.
+    journal_waiting_rows: rows of the journal that are not on disk yet.
+    export: of the journal to MLflow.
+    last_used_s: by API key, the time of its latest decision, of those that the router has in memory.
     """
 
     policy: str
@@ -162,10 +194,17 @@ class RouterSummary:
     budget: Mapping[str, float | None]
     profiler: Mapping[str, float | None]
     models: Mapping[str, ArmSummary]
+    uptime_s: float = 0.0
+    journal_waiting_rows: int = 0
+    export: ExportSummary = ExportSummary()
+    last_used_s: Mapping[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
         """Plain data."""
         return {
+            "uptime_s": round(self.uptime_s, 1),
+            "journal_waiting_rows": self.journal_waiting_rows,
+            "export": asdict(self.export),
             "policy": self.policy,
             "policy_version": self.policy_version,
             "decisions": self.decisions,
@@ -174,6 +213,7 @@ class RouterSummary:
             "window": asdict(self.window),
             "quarantined": dict(self.quarantined),
             "in_doubt": self.in_doubt,
+            "last_used_s": dict(self.last_used_s),
             "rollout": self.rollout.plain(),
             "served_by": dict(self.served_by),
             "budget": dict(self.budget),
@@ -209,12 +249,13 @@ class RouterHandle(Protocol):
     summary: Method[[], RouterSummary]
     adopt: Method[[Snapshot], bool]
     checkpoint: Method[[], Snapshot]
-    assign_role: Method[[str, Snapshot, float, str], RolloutSummary]
-    remove_role: Method[[str, str], RolloutSummary]
-    promote: Method[[str], RolloutSummary]
-    roll_back: Method[[str], RolloutSummary]
-    advance: Method[[str, bool], RolloutSummary]
-    record_published: Method[[int, int], RolloutSummary]
+    assign_role: Method[[str, Snapshot, float, str, str], RolloutSummary]
+    remove_role: Method[[str, str, str], RolloutSummary]
+    promote: Method[[str, str], RolloutSummary]
+    roll_back: Method[[str, str], RolloutSummary]
+    advance: Method[[str, bool, str], RolloutSummary]
+    record_published: Method[[int, int | None, str], RolloutSummary]
+    record_export: Method[[int, str], None]
     start_calibration: Method[[RunOrder], RunStatus]
     calibrate: Method[[str, list[str], list[str], list[TaskResult]], Work]
     calibration_status: Method[[], RunStatus]

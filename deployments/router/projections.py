@@ -8,6 +8,7 @@ from deployments.journal.snapshot import Snapshot
 from deployments.observability.metrics import Telemetry
 from deployments.profiler.trainer import ForecastTrainer
 from deployments.router.arm_stats import ArmStats
+from deployments.router.interface import ExportSummary
 from deployments.router.learner import Projection
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings
@@ -23,6 +24,8 @@ class RouterProjections(Projection):
     Attributes:
         pacer: charges the cost of each decision to the budget.
         scoring_rates: how often each API key scores its answers.
+    export: how far the export to MLflow is, by the tracker's reports.
+    last_used_s: by API key, the time of its latest decision since the start, and of those that `rebuild` has seen.
 
     Args:
         rollout: assigns the roles.
@@ -45,6 +48,8 @@ class RouterProjections(Projection):
         self.trainer = trainer
         self.telemetry = telemetry
         self.pacer = BudgetPacer(inf)
+        self.export = ExportSummary()
+        self.last_used_s: dict[str, float] = {}
         self.scoring_rates = ScoringRates()
         self._models: Mapping[str, object] = {}
 
@@ -63,6 +68,7 @@ class RouterProjections(Projection):
             self.telemetry.score_counted(event, record)
         if isinstance(event, Decision):
             self.pacer.decided(event)
+            self._record_use(event)
         elif isinstance(event, Outcome) and record.decision.arm in self._models:
             self.pacer.finished(record.decision, event)
 
@@ -73,6 +79,12 @@ class RouterProjections(Projection):
     def rebuild(self, event: Event, record: Record) -> None:
         """Give the statistics an event from which they rebuild their windows."""
         self.arm_stats.rebuild(event, record)
+        if isinstance(event, Decision):
+            self._record_use(event)
+
+    def _record_use(self, decision: Decision) -> None:
+        if decision.owner:
+            self.last_used_s[decision.owner] = decision.time_s
 
     def add_to(self, snapshot: Snapshot) -> Snapshot:
         """Add the forecasts, the budget, the scoring rates, the totals and the rollout to a snapshot."""

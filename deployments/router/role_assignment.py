@@ -7,6 +7,7 @@ and no request waits for it.
 
 import asyncio
 
+from deployments.journal.rollout_state import AUTOMATIC
 from deployments.journal.snapshot import Snapshot
 from deployments.router.learner import Learner
 from deployments.router.replay import catch_up
@@ -21,6 +22,7 @@ async def assign_role(
     snapshot: Snapshot,
     share: float,
     reason: str,
+    by: str = AUTOMATIC,
 ) -> None:
     """Make a version the challenger or the shadow.
 
@@ -31,6 +33,7 @@ async def assign_role(
         snapshot: the version.
         share: share of the traffic for a challenger, in [0, 1].
         reason: stored in the history.
+        by: as in RoleChange.
 
     Raises:
         ValueError: the version does not fit, or cannot learn from the journal; the message says why.
@@ -55,4 +58,4 @@ async def assign_role(
         raise ValueError("the settings changed meanwhile; try again")
     buffer.play(caught_up.policy)
     caught_up.policy.advance(learner.sequence, learner.records.scored)
-    rollout.assign_role(role, caught_up.policy, snapshot, share, reason)
+    rollout.assign_role(role, caught_up.policy, snapshot, share, reason, by)

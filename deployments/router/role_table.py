@@ -11,7 +11,12 @@ from dataclasses import replace
 import msgspec
 from msgspec import structs
 
-from deployments.journal.rollout_state import RoleAssignment, RoleChange, RolloutState
+from deployments.journal.rollout_state import (
+    AUTOMATIC,
+    RoleAssignment,
+    RoleChange,
+    RolloutState,
+)
 from deployments.journal.snapshot import PREFIX, Plain, Snapshot
 from deployments.settings import GatewaySettings
 from policies.base import Policy, restore_for_arms
@@ -20,7 +25,8 @@ from policies.registry import make_policy
 from policies.rollout.first_day import FirstDay, GateSettings, Stage
 from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES, SHADOW, Roles, state_of
 
-MAX_HISTORY = 20  # changes of roles
+MAX_HISTORY = 50  # changes of roles
+REGISTERED = "registered"  # RoleChange.what
 log = logging.getLogger(__name__)
 
 
@@ -144,7 +150,7 @@ class RoleTable:
             reason = (
                 "serve_config.yaml has `start: observe` with another policy or rule"
             )
-        self._add_to_history("configured", CHAMPION, reason)
+        self._add_to_history("configured", CHAMPION, reason, AUTOMATIC)
 
     def carried(self, before: Snapshot) -> Snapshot:
         """A snapshot from before the last change of the settings, that fits the roles after it.
@@ -241,12 +247,38 @@ class RoleTable:
             )
 
     def _add_to_history(
-        self, what: str, role: str, reason: str, loser: int | None = None
+        self, what: str, role: str, reason: str, by: str, loser: int | None = None
     ) -> None:
         version = self._assignments[role].version
-        self._history.append(RoleChange(what, role, version, reason, loser))
+        change = RoleChange(what, role, version, reason, loser, time.time(), by)
+        self._append(change)
+
+    def _append(self, change: RoleChange) -> None:
+        """Add a change to the history.
+
+        A version is registered every few minutes. So that they do not push the changes of roles out, the registrations
+        of one role that follow one another without an operator are one entry.
+        """
+        last = self._history[-1] if self._history else None
+        if last is not None and _continues(last, change):
+            self._history.pop()
+            first = last.version if last.first is None else last.first
+            change = structs.replace(change, first=first)
+        self._history.append(change)
         self.changed = True
-        log.info("%s as %s: policy version %d (%s)", what, role, version, reason)
+        log.info(
+            "%s as %s: policy version %d (%s)",
+            change.what,
+            change.role or "no role",
+            change.version,
+            change.account,
+        )
+
+
+def _continues(last: RoleChange, change: RoleChange) -> bool:
+    """Whether a change is one more registration by the router itself, like the last one."""
+    kinds = [(each.what, each.role, each.by) for each in (last, change)]
+    return kinds[0] == kinds[1] and change.what == REGISTERED and change.by == AUTOMATIC
 
 
 def configured_by(settings: GatewaySettings) -> Plain:

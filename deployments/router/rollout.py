@@ -19,11 +19,15 @@ from math import isnan
 import msgspec
 from msgspec import structs
 
+from deployments.errors import GateRefusedError
 from deployments.journal.ids import sampled
 from deployments.journal.rollout_state import (
+    AUTOMATIC,
     RoleAssignment,
+    RoleChange,
     RolloutState,
     WatchState,
+    account,
 )
 from deployments.journal.snapshot import Snapshot
 from deployments.router.interface import (
@@ -33,6 +37,7 @@ from deployments.router.interface import (
 )
 from deployments.router.learner import Projection
 from deployments.router.role_table import (
+    REGISTERED,
     RoleTable,
     gate_settings,
     rule_of,
@@ -91,25 +96,43 @@ class Rollout(RoleTable, Projection):
 
     # --- settings and versions ----------------------------------------------------------------------------------
 
-    def record_published(self, version: int, of: int) -> None:
+    def record_published(
+        self, version: int, of: int | None, by: str = AUTOMATIC
+    ) -> None:
         """Give the champion, or the policy that is tried on the first day, a new number after it was published.
 
         Args:
             version: the new number.
-            of: its number before; nothing changes if another version has its role now.
+            of: its number before; no role changes if another version has its role now, or if there was none (None).
+            by: as in RoleChange.
         """
         role = tried_role(self._stage)
         given = self._assignments[role]
         if given.version != of:
+            change = RoleChange(REGISTERED, "", version, "", None, time.time(), by)
+            self._append(change)
             return
         self._assignments[role] = structs.replace(given, version=version)
         if self.watch is not None:
             self._promoted_labels.append(self.label(CHAMPION))
+        reason = "what it has learned since" if by == AUTOMATIC else ""
+        self._add_to_history(REGISTERED, role, reason, by)
+
+    def record_adopted(self) -> None:
+        """Note that a router that had learned nothing has taken over a published version."""
+        reason = "this router had learned nothing, and it is the newest version"
+        self._add_to_history("adopted", CHAMPION, reason, AUTOMATIC)
 
     # --- changes of roles ---------------------------------------------------------------------------------------
 
     def assign_role(
-        self, role: str, policy: Policy, snapshot: Snapshot, share: float, reason: str
+        self,
+        role: str,
+        policy: Policy,
+        snapshot: Snapshot,
+        share: float,
+        reason: str,
+        by: str = AUTOMATIC,
     ) -> None:
         """Make a policy the challenger or the shadow.
 
@@ -118,7 +141,8 @@ class Rollout(RoleTable, Projection):
             policy: was built from `snapshot`.
             snapshot: the version.
             share: share of the traffic for a challenger, in [0, 1].
-            reason: stored in the history.
+            reason: stored in the history, as in RoleChange.
+            by: as in RoleChange. The other changes of roles take both, too.
 
         Raises:
             ValueError: a promotion is being watched, so the predecessor is the challenger; or the first day is not
@@ -141,9 +165,9 @@ class Rollout(RoleTable, Projection):
             self._share = share
         else:
             self._clear_shadow()
-        self._add_to_history("seated", role, reason)
+        self._add_to_history("seated", role, reason, by)
 
-    def remove_role(self, role: str, reason: str) -> None:
+    def remove_role(self, role: str, reason: str, by: str = AUTOMATIC) -> None:
         """Remove the challenger or the shadow.
 
         Raises:
@@ -156,13 +180,13 @@ class Rollout(RoleTable, Projection):
                 "the policy only observes; to end that, take `start: observe` out of serve_config.yaml"
             )
         if self._stage in (Stage.ONE, Stage.TEN):
-            self._return_to_rule(reason)
+            self._return_to_rule(reason, by)
             return
-        self._end_role(role, reason)
+        self._end_role(role, reason, by)
 
-    def _end_role(self, role: str, reason: str) -> None:
+    def _end_role(self, role: str, reason: str, by: str) -> None:
         self.roles.remove_role(role)
-        self._add_to_history("retired", role, reason)
+        self._add_to_history("retired", role, reason, by)
         del self._assignments[role]
         if role == CHALLENGER:
             self._share = 0.0
@@ -171,7 +195,7 @@ class Rollout(RoleTable, Projection):
             self.first_day.enter(Stage.DONE, time.time())
             self.roles.compared = None
 
-    def promote(self, reason: str) -> None:
+    def promote(self, reason: str, by: str = AUTOMATIC) -> None:
         """Swap champion and challenger, and start the regression test.
 
         Raises:
@@ -182,7 +206,7 @@ class Rollout(RoleTable, Projection):
             raise ValueError("there is no challenger to promote")
         self._swap(self._settings.rollout.watch_share)
         self._start_watch()
-        self._add_to_history("promoted", CHAMPION, reason)
+        self._add_to_history("promoted", CHAMPION, reason, by)
 
     def _start_watch(self) -> None:
         rollout = self._settings.rollout
@@ -195,7 +219,7 @@ class Rollout(RoleTable, Projection):
             bounds=UTILITY_BOUNDS,
         )
 
-    def roll_back(self, reason: str) -> None:
+    def roll_back(self, reason: str, by: str = AUTOMATIC) -> None:
         """Make the predecessor the champion again, and remove the promoted version.
 
         On the first day, and after its last stage, the rule decides again and the policy observes.
@@ -204,7 +228,7 @@ class Rollout(RoleTable, Projection):
             ValueError: no promotion is being watched, or the rule decides already.
         """
         if self.first_day is not None:
-            self._return_to_rule(reason)
+            self._return_to_rule(reason, by)
             return
         if self.watch is None:
             raise ValueError(
@@ -213,20 +237,22 @@ class Rollout(RoleTable, Projection):
         loser = self.version
         self._swap(0.0)
         self._seen_rewards.clear()
-        self._add_to_history("rolled back", CHAMPION, reason, loser=loser)
-        self._end_role(CHALLENGER, reason)
+        self._add_to_history("rolled back", CHAMPION, reason, by, loser)
+        self._end_role(CHALLENGER, reason, by)
 
     # --- the first day ------------------------------------------------------------------------------------------
 
-    def advance(self, reason: str, override: bool = False) -> None:
+    def advance(self, reason: str, override: bool = False, by: str = AUTOMATIC) -> None:
         """Begin the next stage of the first day.
 
         Args:
             reason: stored in the history.
             override: whether to begin it although the gate refuses.
+            by: stored in the history.
 
         Raises:
-            ValueError: there is no next stage, or the gate refuses; the message says what it waits for.
+            GateRefusedError: the gate refuses; the message says what it waits for.
+            ValueError: there is no next stage.
         """
         day = self.first_day
         if day is None or day.stage is Stage.DONE:
@@ -240,11 +266,12 @@ class Rollout(RoleTable, Projection):
                 "the policy has all traffic but the rule's share for the regression watch, which ends by itself"
             )
         if not (verdict.passed or override):
-            raise ValueError(
+            raise GateRefusedError(
                 f"refused: the stage of {after} waits for {verdict.reason}. To begin it all the same, say why: "
                 "override_gate"
             )
-        self._enter(after, f"{reason}; {verdict.reason}")
+        said = f"{reason}; {verdict.reason}" if reason else verdict.reason
+        self._enter(after, said, by)
 
     def advance_if_due(self) -> None:
         """Begin the next stage of the first day, if the settings say so, the gate agrees and nothing holds it."""
@@ -253,9 +280,10 @@ class Rollout(RoleTable, Projection):
             return
         verdict = day.verdict()
         if verdict.passed:
-            self._enter(day.stage.next, f"by the gate: {verdict.reason}")
+            reason = f"by the gate: {verdict.reason}"
+            self._enter(day.stage.next, reason, AUTOMATIC)
 
-    def _enter(self, stage: Stage, reason: str) -> None:
+    def _enter(self, stage: Stage, reason: str, by: str) -> None:
         assert self.first_day is not None
         self._seat(stage)
         self._clear_shadow()
@@ -263,9 +291,9 @@ class Rollout(RoleTable, Projection):
         if stage is Stage.ALL:
             self._start_watch()
         role = tried_role(stage)
-        self._add_to_history("advanced", role, f"to {stage}: {reason}")
+        self._add_to_history("advanced", role, f"to {stage}: {reason}", by)
 
-    def _return_to_rule(self, reason: str) -> None:
+    def _return_to_rule(self, reason: str, by: str) -> None:
         day = self.first_day
         if day is None or day.stage is Stage.OBSERVE:
             raise ValueError("the rule decides already, and the policy only observes")
@@ -274,8 +302,9 @@ class Rollout(RoleTable, Projection):
         self._seat(Stage.OBSERVE)
         self._clear_shadow()
         self.watch = None
-        day.enter(Stage.OBSERVE, time.time(), f"rolled back from {stage}: {reason}")
-        self._add_to_history("rolled back", CHAMPION, reason, loser=loser)
+        held = f"rolled back from {stage}: {account(reason, by)}"
+        day.enter(Stage.OBSERVE, time.time(), held)
+        self._add_to_history("rolled back", CHAMPION, reason, by, loser)
 
     # --- what the roles do --------------------------------------------------------------------------------------
 
@@ -296,7 +325,7 @@ class Rollout(RoleTable, Projection):
         )
         reason = day.record(event, record, flaw_sampled)
         if reason:
-            self._return_to_rule(reason)
+            self._return_to_rule(reason, AUTOMATIC)
 
     def _count_shadow(self, decision: Decision) -> None:
         randomised = decision.fallback in RANDOMISED
@@ -323,7 +352,7 @@ class Rollout(RoleTable, Projection):
             self.roll_back(str(watch.report()["reason"]))
         elif watch.observations >= self._settings.rollout.watch_rewards:
             reason = f"the watch is over: {watch.report()['reason']}"
-            self._end_role(CHALLENGER, reason)
+            self._end_role(CHALLENGER, reason, AUTOMATIC)
 
     def summary(self) -> RolloutSummary:
         """Each role's version and share, the regression test, and the last changes."""

@@ -1,9 +1,12 @@
 """Evaluates and compares policy versions on the journal. All methods block; the journal is only read."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+
+import numpy as np
 
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
@@ -28,6 +31,7 @@ from policies.evaluation.replay import (
 from policies.registry import make_policy
 from policies.rollout.promotion_gate import may_promote
 from policies.rollout.roles import CHALLENGER, CHAMPION
+from policies.types import Vector
 
 # newest rows of the journal on which a version is evaluated: about 10,000 decisions
 EVALUATED_ROWS = 30_000
@@ -39,6 +43,15 @@ ROWS_PER_DECISION = 3
 UNKNOWN = "made before both versions existed, or with an arm that is gone"
 # fields of a Snapshot that a comparison shows
 COMPARED_FIELDS = ("policy", "options", "arms", "sequence", "row")
+
+
+def _compare(arms: tuple[str, ...], one: Vector, other: Vector) -> dict[str, object]:
+    """The share of each arm under two policies, and how often they decide differently; both tables are [N, K]."""
+    shares = [table.mean(axis=0).round(4).tolist() for table in (one, other)]
+    return {
+        "shares": [dict(zip(arms, row)) for row in shares],
+        "decide_otherwise": policy_distance(one, other),
+    }
 
 
 class Evaluator:
@@ -169,8 +182,9 @@ class Evaluator:
         """How two versions differ, and how each would have decided the newest requests.
 
         Returns:
-            `versions`, `changed` (pairs of values by field), `decisions`; with decisions also `shares` and
-            `decide_otherwise`, the share of the requests that the two decide differently.
+            `versions`, `changed` (pairs of values by field), `decisions`; with decisions also `shares` (of each arm,
+            under each version), `decide_otherwise`, the share of the requests that the two decide differently, and
+            `kinds`: the number of decisions and these two by kind of work, most frequent kind first.
         """
         collector = RecordCollector()
         with self._journal() as journal:
@@ -196,8 +210,12 @@ class Evaluator:
             "decisions": len(compared),
         }
         if compared:
-            shares = [table.mean(axis=0).round(4).tolist() for table in tables]
-            report["shares"] = [dict(zip(arms, row)) for row in shares]
-            report["decide_otherwise"] = policy_distance(*tables)
+            report |= _compare(arms, *tables)
+            kinds = np.array([record.decision.profile.kind for record in compared])
+            report["kinds"] = {
+                kind: {"decisions": count}
+                | _compare(arms, *(table[kinds == kind] for table in tables))
+                for kind, count in Counter(kinds.tolist()).most_common()
+            }
         plain: dict[str, object] = json.loads(json.dumps(report))
         return plain

@@ -28,7 +28,15 @@ MODEL = "router-policy"
 # tag with the path of the newest report; tags `evaluation.…` have the report's main figures
 EVALUATION = "evaluation"
 # fields of a report that become tags
-MAIN_FIGURES = ("promote", "reason", "champion_version", "lower", "upper")
+MAIN_FIGURES = (
+    "promote",
+    "reason",
+    "champion_version",
+    "lower",
+    "upper",
+    "decisions",
+)
+GAIN = "gain"  # further figure, the estimate between `lower` and `upper`
 SIGNATURE = "signature"
 ROLE_ALIASES = ("champion", "challenger", "shadow")
 
@@ -228,6 +236,7 @@ class PolicyRegistry:
             "version": version,
             "aliases": mine,
             "created": created,
+            "description": found.description or "",
             "tags": dict(found.tags),
         }
 
@@ -262,6 +271,9 @@ class PolicyRegistry:
         for key in MAIN_FIGURES:
             if key in report:
                 tags[f"{EVALUATION}.{key}"] = report[key]
+        difference = report.get("difference")
+        if isinstance(difference, Mapping) and difference.get("value") is not None:
+            tags[f"{EVALUATION}.{GAIN}"] = difference["value"]
         self.tag(version, tags)
 
     def tag(self, version: int, tags: Mapping[str, object]) -> None:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 
-from deployments.errors import UnknownVersionError
+from deployments.errors import GateRefusedError, UnknownVersionError
+from deployments.journal.rollout_state import AUTOMATIC, OPERATOR
 from deployments.router.interface import RolloutSummary, RouterHandle
 from deployments.settings import GatewaySettings
 from deployments.tracking.evaluation import Evaluator
@@ -70,7 +71,9 @@ class PromotionService:
                 self._registry.publish, champion, self._run_id, tags
             )
             await self._change_roles(
-                self._router.record_published.remote(version, champion.version)
+                self._router.record_published.remote(
+                    version, champion.version, by or AUTOMATIC
+                )
             )
             await self.sync_aliases()
             return version
@@ -80,9 +83,13 @@ class PromotionService:
             dict(options or {}),
             champion,
         )
-        return await asyncio.to_thread(
+        version = await asyncio.to_thread(
             self._registry.publish, trained, self._run_id, tags
         )
+        await self._change_roles(
+            self._router.record_published.remote(version, None, by or AUTOMATIC)
+        )
+        return version
 
     async def list_versions(self) -> list[dict[str, object]]:
         """All versions, newest first."""
@@ -126,12 +133,14 @@ class PromotionService:
             by: name of the operator.
 
         Raises:
-            RefusedError: the gate refuses the version, or the router cannot run it.
+            GateRefusedError: the gate refuses the version.
+            RefusedError: the router cannot run it.
         """
         if to not in ROLES:
             raise RefusedError(
                 f"unknown role '{to}'; choose one of: {', '.join(ROLES)}"
             )
+        who = by or OPERATOR
         async with self._lock:
             rollout = (await self._router.summary.remote()).rollout
             challenger = rollout.roles.get(CHALLENGER)
@@ -140,24 +149,26 @@ class PromotionService:
             if to == CHAMPION:
                 report = await self._gate_report(version, bool(override))
                 if not report["promote"] and not override:
-                    raise RefusedError(
+                    raise GateRefusedError(
                         f"{report['reason']}. To promote it all the same, say why: override_gate"
                     )
                 # register what the predecessor has learned by now
-                await self.publish(by=by)
-            reason = f"by {by or 'an operator'}"
+                await self.publish(by=who)
+            reason = str(report["reason"]) if report is not None else ""
             if override:
-                reason += f", overriding the gate: {override}"
+                reason = f"overriding the gate: {override}"
             if to != CHAMPION or challenger is None or challenger.version != version:
                 role = CHALLENGER if to == CHAMPION else to
                 snapshot = await asyncio.to_thread(self._registry.load, version)
                 if share is None:
                     share = self._settings.rollout.share
                 rollout = await self._change_roles(
-                    self._router.assign_role.remote(role, snapshot, share, reason)
+                    self._router.assign_role.remote(role, snapshot, share, reason, who)
                 )
             if to == CHAMPION:
-                rollout = await self._change_roles(self._router.promote.remote(reason))
+                rollout = await self._change_roles(
+                    self._router.promote.remote(reason, who)
+                )
             tags = {f"{to}_since": _now(), f"{to}_by": by}
             if override:
                 tags["override_reason"] = override
@@ -184,7 +195,7 @@ class PromotionService:
                     continue
                 with suppress(UnknownVersionError):  # an operator has deleted it
                     await asyncio.to_thread(
-                        self._registry.tag, loser, {"rolled_back": change.reason}
+                        self._registry.tag, loser, {"rolled_back": change.account}
                     )
                 self._tagged.add(loser)
 

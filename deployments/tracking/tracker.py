@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from deployments.calibration.records import RunState
 from deployments.journal.ids import IdFactory
@@ -83,14 +84,24 @@ class Tracker:
                 if self._settings.mlflow_uri is not None:
                     await self._track()
                 self._telemetry.record_export(time.time(), True)
+                await self._report_export()
             except Exception as error:
                 self._telemetry.record_export(time.time(), False)
+                await self._report_export(type(error).__name__)
                 log.warning(
                     "MLflow cannot be reached now (%s: %s); trying again",
                     type(error).__name__,
                     error,
                 )
             await asyncio.sleep(EVERY_S)
+
+    async def _report_export(self, problem: str = "") -> None:
+        """Tell the router how far the export is, for the state; a router that does not answer learns it next time."""
+        if self._settings.mlflow_uri is None:
+            return
+        row = self._exporter.row if self._registry is not None else 0
+        with suppress(Exception):
+            await self._router.record_export.remote(row, problem)
 
     async def _connect(self) -> PolicyRegistry:
         """The registry. The first connection also seeds a router that has learned nothing with the newest version."""

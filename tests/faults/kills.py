@@ -196,7 +196,7 @@ def t5(system: System) -> Finding:
     launch = [
         sys.executable,
         "-m",
-        "deployments.operations.launcher",
+        "deployments.commands",
         "up",
         "--state",
         str(state),

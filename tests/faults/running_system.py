@@ -1,8 +1,8 @@
 """Checks of a running system (see catalogue.py).
 
 Checks that kill or inspect processes touch only those with the mark of the system in `--state`, which
-`deployments.operations.launcher` sets, since other systems on this machine have processes with the same names. Requests
-carry the key in ROUTER_API_KEY if it is set.
+deployments/operations/launcher.py sets, since other systems on this machine have processes with the same names.
+Requests carry the key in ROUTER_API_KEY if it is set.
 """
 
 import asyncio

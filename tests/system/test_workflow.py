@@ -1,6 +1,5 @@
 """Tests of the product's workflow on the real models: learning, routing, recovery and records."""
 
-import json
 import random
 import time
 from typing import Any
@@ -16,8 +15,8 @@ from assets.tasks import KINDS, make_task
 from benchmarks.client import Answer, run_stream
 from benchmarks.demo import make_stream
 from deployments.app import NAMESPACE
-from deployments.cli import parse, run
 from tests.support.busy_model import busy_model
+from tests.support.commands import data_of, invoke
 
 pytestmark = pytest.mark.live
 
@@ -200,13 +199,10 @@ def test_the_posterior_is_a_version_in_mlflow(
 def test_a_version_is_tried_as_a_shadow_on_live_traffic(system: str) -> None:
     """It is registered, trained on the journal and decides without effect; an arm is identified by what serves it."""
     with httpx.Client(base_url=system, timeout=300) as client:
-
-        def command(line: str) -> str:
-            return run(client, parse(line.split()))
-
-        command("register")
-        version = command("register --policy uniform").split()[-1]
-        command(f"promote {version} --to shadow")
+        data_of(client, "versions register")
+        made = data_of(client, "versions register --policy uniform")
+        version = made["version"]
+        data_of(client, f"versions promote {version} --to shadow")
         # ingresses learn of the shadow within seconds, and then ask the router
         for i in range(40):
             assert ask(system, f"What is {i} plus 5?")["policy_version"].startswith(
@@ -215,15 +211,15 @@ def test_a_version_is_tried_as_a_shadow_on_live_traffic(system: str) -> None:
             rollout = client.get("/v1/router/state").json()["rollout"]
             if sum(rollout["shadow"]["choices"].values()) >= 10:
                 break
-        assert rollout["roles"]["shadow"]["version"] == int(version)
+        assert rollout["roles"]["shadow"]["version"] == version
         assert sum(rollout["shadow"]["choices"].values()) == 10
-        assert any(
-            line.split()[:2] == [version, "shadow"]
-            for line in command("list").splitlines()
-        )
-        with pytest.raises(SystemExit, match="refused: "):
-            command(f"promote {version}")  # ten requests without feedback prove nothing
-        assert "shadow" not in json.loads(command("rollback --role shadow"))["roles"]
+        listed = data_of(client, "versions list")["versions"]
+        assert listed[0]["version"] == version and listed[0]["aliases"] == ["shadow"]
+        refused = invoke(client, f"versions promote {version}")
+        # ten requests without feedback prove nothing
+        assert refused.exit_code == 4 and "refused: " in refused.stderr
+        left = data_of(client, "versions rollback --role shadow")
+        assert "shadow" not in left["roles"]
         served = client.get("/v1/router/state").json()["served_by"]
         assert set(served) == set(client.get("/v1/router/state").json()["models"])
 

@@ -3,8 +3,6 @@
 import json
 import os
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,9 +96,7 @@ def test_without_a_key_the_start_says_how_to_make_one(tmp_path: Path) -> None:
     for ready in (False, True):
         if ready:
             api_keys.write(tmp_path / "keys.json", {})
-        with pytest.raises(
-            ValueError, match=r"python -m deployments\.access\.api_keys add NAME"
-        ):
+        with pytest.raises(ValueError, match="router keys add NAME"):
             ApiKeyStore(tmp_path / "keys.json")
 
 
@@ -111,26 +107,8 @@ def test_a_new_key_works_and_a_removed_one_does_not_without_a_restart(
     file = Path(locked.settings.keys.file)  # type: ignore[union-attr]
     locked.keys["new"] = add(file, "new", ("infer",))
     eventually(lambda: time.sleep(0.05) or locked.ask("new").status_code == 200)
-    api_keys.main(["remove", "new", "--file", str(file)])
+    api_keys.remove(file, "new")
     eventually(lambda: time.sleep(0.05) or locked.ask("new").status_code == 401)
-
-
-def test_the_command_prints_the_key_once(tmp_path: Path) -> None:
-    """The list has names and scopes, but no secrets."""
-    command = [sys.executable, "-m", "deployments.access.api_keys"]
-    where = ["--file", str(tmp_path / "keys.json")]
-    options: Any = {"cwd": ROOT, "capture_output": True, "text": True}
-    made = subprocess.run(
-        [*command, "add", "ann", "--scopes", "infer", "operate", *where],
-        check=True,
-        **options,
-    )
-    key = made.stdout.strip()
-    assert ApiKeyStore(tmp_path / "keys.json").find(key).scopes == ("infer", "operate")  # type: ignore[union-attr]
-    listed = subprocess.run([*command, "list", *where], check=True, **options).stdout
-    assert "ann: infer, operate" in listed and key not in listed
-    wrong = subprocess.run([*command, "add", "../x", *where], check=False, **options)
-    assert wrong.returncode and "bad name" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -139,18 +117,9 @@ def test_the_command_prints_the_key_once(tmp_path: Path) -> None:
 def test_a_limit_below_one_is_refused(tmp_path: Path, limit: str) -> None:
     """A limit of 0 does not mean the default, and no key is made."""
     file = tmp_path / "keys.json"
-    for value in ("0", "-5"):
-        with pytest.raises(SystemExit, match="limits begin at 1"):
-            api_keys.main(
-                [
-                    "add",
-                    "ann",
-                    f"--{limit.replace('_', '-')}",
-                    value,
-                    "--file",
-                    str(file),
-                ]
-            )
+    for value in (0, -5):
+        with pytest.raises(ValueError, match="limits begin at 1"):
+            add(file, "ann", ("infer",), **{limit: value})
     assert not file.exists()
 
 
@@ -357,7 +326,7 @@ def test_keys_are_required_as_soon_as_others_can_reach_it(
     (problem,) = check_config(config)
     assert (
         "keys is missing" in problem
-        and "python -m deployments.access.api_keys add" in problem
+        and "router keys add" in problem
         and "127.0.0.1" in problem
     )
     config["applications"][-1]["args"]["keys"] = {"file": str(tmp_path / "keys.json")}
@@ -388,7 +357,7 @@ def test_the_gateway_itself_requires_keys_unless_it_is_on_loopback(
     else:
         with pytest.raises(
             ValueError,
-            match=r"keys is missing.*python -m deployments\.access\.api_keys add",
+            match=r"keys is missing.*router keys add",
         ):
             app.gateway(arguments)
     assert app.gateway({**arguments, "keys": {"file": "var/keys.json"}})

@@ -1,6 +1,5 @@
 """The first day on the gateway: from the rule to the policy by operators' commands, and back."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deployments.cli import parse, run
 from policies.events import Feedback, Outcome
 from policies.types import Objective, Request
+from tests.support.commands import data_of, invoke, refusal_of
 from tests.support.gateway import Gateway, eventually
 from tests.support.requests import make_profile
 
@@ -26,12 +25,12 @@ class Operated(Gateway):
     """A gateway that begins with a rule, and the operator's command line."""
 
     def command(self, line: str, *more: str) -> str:
-        return run(self.client, parse([*line.split(), *more]))
+        result = invoke(self.client, line, *more)
+        assert result.exit_code == 0, result.output
+        return result.stdout
 
     def refused(self, line: str) -> str:
-        with pytest.raises(SystemExit) as refusal:
-            self.command(line)
-        return str(refusal.value)
+        return refusal_of(self.client, line)
 
     def day(self) -> dict[str, Any]:
         state = self.client.get("/v1/router/state").json()
@@ -111,54 +110,61 @@ def test_the_first_day_from_the_rule_to_the_policy(gateway: Operated) -> None:
     assert first_day["expected_of_policy"]["score"] > 0
     assert len(first_day["models"]) == 3
 
-    assert "refused: the stage of 1 % waits for 18 more" in gateway.refused("advance")
-    status = gateway.command("status")
+    assert "refused: the stage of 1 % waits for 18 more" in gateway.refused(
+        "first-day advance"
+    )
+    status = gateway.command("first-day status")
     assert "stage: observe (rule: always, policy: thompson)" in status
     assert "next stage, 1 %, waits for: 18 more answers" in status
 
     gateway.serve_until_passed()
     for stage, loss in (("1 %", 0.5), ("10 %", 0.05)):
-        assert f"stage: {stage}" in gateway.command("advance")
-        assert "refused: " in gateway.refused("advance")
+        assert f"stage: {stage}" in gateway.command("first-day advance")
+        assert "refused: " in gateway.refused("first-day advance")
         served = gateway.serve_until_passed()
         measured = gateway.day()["measured"]
         print(f"{stage}: {served} requests, {measured}")
         assert measured["rewards"] >= 3 and measured["lower"] > -loss
-        assert "measured change of utility per request" in gateway.command("status")
-    assert "stage: 100 %" in gateway.command("advance")
+        assert "measured change of utility per request" in gateway.command(
+            "first-day status"
+        )
+    assert "stage: 100 %" in gateway.command("first-day advance")
     roles = gateway.client.get("/v1/router/state").json()["rollout"]["roles"]
     assert roles["champion"]["policy"] == "thompson"
     assert roles["champion"]["share"] == 0.8
-    assert "ends by itself" in gateway.refused("advance")
-    gateway.command("rollback --role challenger --reason", "it has been enough")
+    assert "ends by itself" in gateway.refused("first-day advance")
+    gateway.command(
+        "versions rollback --role challenger --reason", "it has been enough"
+    )
     assert gateway.day()["stage"] == "done"
     gateway.serve(400)
     models = gateway.client.get("/v1/router/state").json()["models"]
     assert models["small"]["share"] > 0.5
 
     # back to the rule, which has no role any more
-    gateway.command("rollback --reason", "it is Friday")
+    gateway.command("versions rollback --reason", "it is Friday")
     # once the ingress's snapshot is a new one
     eventually(lambda: gateway.version() == "always-v0")
     assert {gateway.version() for _ in range(5)} == {"always-v0"}
     assert (
         gateway.day()["held"] == "rolled back from done: by an operator: it is Friday"
     )
-    assert "no stage begins by itself: rolled back" in gateway.command("status")
+    assert "no stage begins by itself: rolled back" in gateway.command(
+        "first-day status"
+    )
 
 
 def test_an_operator_may_begin_a_stage_without_proof(gateway: Operated) -> None:
     """With a reason, which the history keeps; a rollback returns to the rule at once."""
-    gateway.command("advance --override-gate --reason", "a drill")
+    gateway.command("first-day advance --override-gate --reason", "a drill")
     state = gateway.client.get("/v1/router/rollout").json()
     assert state["first_day"]["stage"] == "1 %"
     assert "overriding the gate: a drill" in state["history"][-1]["reason"]
     assert state["roles"]["challenger"]["share"] == 0.01
-    rolled_back = json.loads(gateway.command("rollback --reason over"))
+    rolled_back = data_of(gateway.client, "versions rollback --reason over")
     assert rolled_back["first_day"]["stage"] == "observe"
     assert rolled_back["roles"].keys() == {"champion", "shadow"}
-    with pytest.raises(SystemExit):
-        parse(["advance", "--override-gate"])
+    assert invoke(gateway.client, "first-day advance --override-gate").exit_code == 2
 
 
 def test_the_rule_decides_while_the_router_is_away(gateway: Operated) -> None:
@@ -182,5 +188,5 @@ def test_without_a_first_day_there_is_no_stage_to_begin(tmp_path: Path) -> None:
         assert "first_day" not in explained
         state = made.client.get("/v1/router/state").json()
         assert "first_day" not in state["rollout"]
-        assert "start: observe" in made.refused("advance")
-        assert '"champion"' in made.command("status")
+        assert "start: observe" in made.refused("first-day advance")
+        assert "champion" in made.command("first-day status")

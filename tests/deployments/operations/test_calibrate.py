@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments import cli
+from deployments.errors import NoAnswerError
 from deployments.operations import calibrate
-from deployments.operations.calibrate import Command, grade_by_program, parse
+from deployments.operations.calibrate import Command, Options, grade_by_program
 from deployments.tracking.calibration_report import draw, tables
 from deployments.tracking.model_registry import PolicyRegistry
 from deployments.tracking.tracker import Tracker
@@ -37,10 +37,9 @@ def write(folder: Path, count: int = 4, **fields: Any) -> Path:
     return path
 
 
-def command(gateway: Gateway, path: Path, *options: str) -> SizeReport | None:
+def command(gateway: Gateway, path: Path, **options: Any) -> SizeReport | None:
     """Run the command against the gateway in this process."""
-    more = ("--out", str(path.parent / "out"), "--mlflow-wait", "0")
-    given = parse([str(path), *more, *options])
+    given = Options(path, out=path.parent / "out", mlflow_wait=0, **options)
     return Command(gateway.client, given).run()
 
 
@@ -66,10 +65,10 @@ def test_the_command_keeps_its_limits(
     gateway: Gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sizes, sample and budget."""
-    command(gateway, write(tmp_path, 9), "--models", "small", "--sample", "5")
+    command(gateway, write(tmp_path, 9), models=["small"], sample=5)
     assert len(gateway.models["small"].calls) == 5
     assert gateway.models["large"].calls == []
-    command(gateway, write(tmp_path, 9), "--max-calls", "3")
+    command(gateway, write(tmp_path, 9), max_calls=3)
     assert "over budget: the 3 calls are used up" in capsys.readouterr().out
     assert sum(len(gateway.models[name].calls) for name in ("small", "large")) == 8
 
@@ -80,7 +79,7 @@ def test_a_wrong_file_and_a_refusal_end_the_command(
     """The message names the line; that of the gateway says what to change."""
     path = write(tmp_path)
     with pytest.raises(SystemExit, match="choose from: small, large"):
-        command(gateway, path, "--models", "minilm")
+        command(gateway, path, models=["minilm"])
     path.write_text('{"promt": "a"}')
     with pytest.raises(SystemExit, match="line 1: unknown key 'promt'"):
         command(gateway, path)
@@ -104,7 +103,7 @@ def test_the_users_program_grades_in_this_process(
         "print(0.75 if given['answer'] == 'large' else 0.25)",
     )
     path = write(tmp_path, 2, reference=None)
-    report = command(gateway, path, "--grader", program)
+    report = command(gateway, path, grader=program)
     assert report is not None
     means = {
         figures.arm: figures.score.mean
@@ -170,17 +169,6 @@ def test_the_tables_and_the_picture_show_the_report(tmp_path: Path) -> None:
     draw(empty, tmp_path / "empty.png")
 
 
-def test_the_command_line_has_the_verb(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """`python -m deployments.cli calibrate` passes the other arguments on."""
-    path = tmp_path / "wrong.jsonl"
-    path.write_text("{}")
-    monkeypatch.setattr(sys, "argv", ["cli", "calibrate", str(path)])
-    with pytest.raises(SystemExit, match="line 1: give either"):
-        cli.main()
-
-
 def test_a_gateway_that_never_answered_is_not_waited_for(tmp_path: Path) -> None:
     """The command ends at once, and asks whether the gateway runs."""
 
@@ -190,8 +178,8 @@ def test_a_gateway_that_never_answered_is_not_waited_for(tmp_path: Path) -> None
     path = write(tmp_path)
     transport = httpx.MockTransport(refuse)
     client = httpx.Client(transport=transport, base_url="http://gateway")
-    with client, pytest.raises(SystemExit, match="is it running"):
-        Command(client, parse([str(path)])).run()
+    with client, pytest.raises(NoAnswerError, match="is it running"):
+        Command(client, Options(path)).run()
 
 
 def test_the_command_sends_the_prompts_again_when_the_router_restarted(
@@ -228,7 +216,7 @@ def test_the_command_sends_the_prompts_again_when_the_router_restarted(
     transport = httpx.MockTransport(reply)
     with httpx.Client(transport=transport, base_url="http://gateway") as client:
         path = write(tmp_path, 2)
-        assert Command(client, parse([str(path), "--fresh"])).run() is None
+        assert Command(client, Options(path, fresh=True)).run() is None
     posts = [json.loads(r.content) for r in sent if r.method == "POST"]
     assert [post["fresh"] for post in posts] == [True, False]
     assert posts[0]["prompts"] == posts[1]["prompts"] and not replies

@@ -227,7 +227,7 @@ def test_reload_applies_only_what_has_changed(
     path = tmp_path / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     before = load(path, tmp_path, 70)
-    with pytest.raises(SystemExit, match="make serve"):
+    with pytest.raises(SystemExit, match="`router up` starts it"):
         launcher.reload(before)  # no process has this folder's mark
     ingress = config["applications"][-1]["deployments"][0]
     ingress["user_config"]["presets"]["slow"] = {"latency_weight": 0.01}
@@ -242,6 +242,7 @@ def test_reload_applies_only_what_has_changed(
         now = "RUNNING" if len(sent) == 1 else "NOT_STARTED"
         return httpx.Response(
             200,
+            request=httpx.Request("GET", url),
             json={
                 "applications": {
                     a["name"]: {"status": now} for a in config["applications"]
@@ -252,18 +253,7 @@ def test_reload_applies_only_what_has_changed(
     monkeypatch.setattr(launcher.Cluster, "processes", lambda self: [psutil.Process()])
     monkeypatch.setattr(launcher.httpx, "put", put)
     monkeypatch.setattr(launcher.httpx, "get", get)
-    arguments = [
-        "launch",
-        "reload",
-        "--config",
-        str(path),
-        "--state",
-        str(tmp_path),
-        "--offset",
-        "70",
-    ]
-    monkeypatch.setattr(launcher.sys, "argv", arguments)
-    launcher.main()
+    launcher.reload(load(path, tmp_path, 70))
     ((url, given),) = sent
     assert (
         url == "http://127.0.0.1:8335/api/serve/applications/"

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from deployments.cli import parse, run
 from deployments.errors import ApiError, UnknownVersionError
 from deployments.gateway.version_routes import result_of
 from deployments.tracking.model_registry import MODEL, PolicyRegistry
@@ -18,6 +17,7 @@ from deployments.tracking.promotion import RefusedError
 from deployments.tracking.tracker import Tracker
 from policies.events import Feedback, Outcome
 from policies.types import Objective, Request
+from tests.support.commands import data_of, invoke, refusal_of
 from tests.support.fakes import Remote
 from tests.support.gateway import Gateway
 from tests.support.requests import make_profile
@@ -34,15 +34,13 @@ class Operated(Gateway):
         self.registry = PolicyRegistry(uri, "test")
 
     def command(self, line: str, *more: str) -> Any:
-        """The output of `python -m deployments.cli`, parsed if it is JSON."""
+        """The output of `router versions`, as data."""
         self.ingress.tracker = self.tracker
-        printed = run(self.client, parse([*line.split(), *more]))
-        return json.loads(printed) if printed.startswith("{") else printed
+        return data_of(self.client, f"versions {line}", *more)
 
     def refused(self, line: str, *more: str) -> str:
-        with pytest.raises(SystemExit) as refusal:
-            self.command(line, *more)
-        return str(refusal.value)
+        self.ingress.tracker = self.tracker
+        return refusal_of(self.client, f"versions {line}", *more)
 
     def serve(self, count: int) -> None:
         """Serve requests without HTTP; `large` answers them well and `small` does not."""
@@ -82,11 +80,11 @@ def test_a_version_is_registered_evaluated_promoted_and_rolled_back(
 ) -> None:
     """The registry shows every step, from the registration to the rollback."""
     operated.serve(200)
-    assert operated.command("register") == "registered as version 1"
+    assert operated.command("register")["version"] == 1
     options = json.dumps({"exploration": 0.3})
     assert (
-        operated.command("register --policy thompson --options", options)
-        == "registered as version 2"
+        operated.command("register --policy thompson --options", options)["version"]
+        == 2
     )
     assert "refused: " in operated.refused("promote 2")  # there are no decisions since
     operated.serve(600)
@@ -126,13 +124,9 @@ def test_a_version_is_registered_evaluated_promoted_and_rolled_back(
     operated.command("promote 1 --to shadow")
     assert operated.registry.aliases() == {"champion": 3, "shadow": 1}
     assert "it is Friday" in operated.registry.show(2)["tags"]["rolled_back"]
-    table = operated.command("list").splitlines()
-    assert [line.split()[0] for line in table] == [
-        "version",
-        "3",
-        "2",
-        "1",
-    ] and "shadow" in table[3]
+    listed = operated.command("list")["versions"]
+    assert [each["version"] for each in listed] == [3, 2, 1]
+    assert listed[2]["aliases"] == ["shadow"]
 
 
 def test_a_worse_challenger_is_refused_unless_the_gate_is_overridden(
@@ -240,8 +234,8 @@ def test_a_damaged_version_does_not_block_the_tracker(operated: Operated) -> Non
     operated.command("register")
     operated.registry.tag(1, {"sha256": "another"})
     operated.tracker = Remote(Tracker(operated.settings, operated.router, 0.0))
-    assert "champion" in operated.command("list")
-    assert operated.command("register") == "registered as version 2"
+    assert operated.command("list")["versions"][0]["aliases"] == ["champion"]
+    assert operated.command("register")["version"] == 2
 
 
 def test_the_first_day_publishes_the_policy_and_promotes_no_version(
@@ -256,15 +250,15 @@ def test_the_first_day_publishes_the_policy_and_promotes_no_version(
     )
     with made.client:
         made.serve(100)
-        assert made.command("register") == "registered as version 1"
+        assert made.command("register")["version"] == 1
         assert made.registry.load(1).policy == "thompson"
         assert made.registry.aliases() == {"shadow": 1}
         assert "the first day is not over" in made.refused("promote 1 --to challenger")
         assert "the first day is not over" in made.refused("promote 1")
         assert "`status` compares" in made.refused("evaluate 1")
         assert "`status` compares" in made.refused("diff 1")
-        made.command("advance --override-gate --reason", "a drill")
-        assert made.command("register") == "registered as version 2"
+        data_of(made.client, "first-day advance --override-gate --reason", "a drill")
+        assert made.command("register")["version"] == 2
         assert made.registry.aliases() == {"challenger": 2}
         made.command("rollback --reason", "over")
         made.command("register")
@@ -274,7 +268,7 @@ def test_the_first_day_publishes_the_policy_and_promotes_no_version(
 
 def test_two_changes_of_the_aliases_do_not_overlap(operated: Operated) -> None:
     """The tracker's cycle and a command change them at once, and MLflow refuses the second insert of an alias."""
-    assert operated.command("register") == "registered as version 1"
+    assert operated.command("register")["version"] == 1
     promotions = operated.tracker.thing._promotions
     registry = promotions._registry
     set_aliases, running, overlaps = registry.set_aliases, [], []
@@ -302,7 +296,7 @@ def test_a_refused_operation_explains_itself(
     assert "no version of the champion is registered" in operated.refused("evaluate 1")
     operated.command("register")
     assert (
-        operated.refused("show 7")
+        operated.refused("show 7").strip()
         == "there is no version 7 of router-policy; `list` shows those there are"
     )
     assert operated.client.get("/v1/router/versions/7").status_code == 404
@@ -328,10 +322,8 @@ def test_a_refused_operation_explains_itself(
             ]
             == "refused"
         )
-    with pytest.raises(SystemExit):
-        parse(["promote", "2", "--override-gate"])
-    with pytest.raises(SystemExit):
-        parse(["evaluate"])
+    for line in ("versions promote 2 --override-gate", "versions evaluate"):
+        assert invoke(operated.client, line).exit_code == 2
 
 
 def test_an_error_raised_by_an_actor_keeps_its_status_and_message() -> None:

@@ -295,7 +295,7 @@ def test_hostile_keys_are_quarantined_in_a_simulation_of_many_tasks() -> None:
 def test_an_operator_vouches_by_the_keys_file_and_can_turn_the_check_off(
     tmp_path: Path,
 ) -> None:
-    """`python -m deployments.access.api_keys trust NAME`, `distrust NAME`, and `cross_check: false`."""
+    """`router keys trust NAME`, `router keys distrust NAME`, and `cross_check: false`."""
     file = tmp_path / "keys.json"
     api_keys.add(file, "ann", ("infer", "feedback"))
     limits = RateLimiter(KeySettings())
@@ -304,9 +304,9 @@ def test_an_operator_vouches_by_the_keys_file_and_can_turn_the_check_off(
         return [limits.trusts(key) for key in api_keys.read(file).values()]
 
     assert trusted() == [False]
-    api_keys.main(["trust", "ann", "--file", str(file)])
+    api_keys.set_trust(file, "ann", True)
     assert trusted() == [True]
-    api_keys.main(["distrust", "ann", "--file", str(file)])
+    api_keys.set_trust(file, "ann", False)
     assert trusted() == [False]
     limits = RateLimiter(KeySettings(cross_check=False))
     assert trusted() == [True]

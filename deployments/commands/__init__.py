@@ -1,0 +1,1 @@
+"""The command `router`: one file for each noun; main.py puts them together."""

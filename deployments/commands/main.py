@@ -1,0 +1,46 @@
+"""The command `router`: starts the system, shows how it does, and changes what it does."""
+
+import typer
+
+from deployments.commands import data, experiments, keys, routing, system, versions
+
+HELP = """Start the adaptive LLM router, see how it does, and change what it does.
+
+`router up` starts the system of this checkout, `router status` shows whether it is well. The commands for a running
+system use the gateway's HTTP API: --url or ROUTER_URL says where it is, and ROUTER_API_KEY has a key with the scope
+`operate`, if the gateway asks for keys. Commands that print data take --json.
+
+\b
+Exit codes:
+  0  done; for `status`: the system is well
+  1  refused, or not found; for `status`: a part is not ready; for `check`: the file is not valid
+  2  the command line is wrong
+  3  the gateway, or the system, does not run or does not answer
+  4  the gate refused: the log does not prove that the version, or the next stage, is better
+
+\b
+Example:
+  router up
+  router status
+  router versions list"""
+
+app = typer.Typer(
+    name="router",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(system.up)
+app.command()(system.down)
+app.command()(system.reload)
+app.command()(system.status)
+app.command()(system.check)
+app.command()(routing.explain)
+app.add_typer(routing.first_day, name="first-day")
+app.add_typer(versions.app, name="versions")
+app.add_typer(keys.app, name="keys")
+app.command()(experiments.calibrate)
+app.command(context_settings=experiments.PASS_ON)(experiments.demo)
+app.command(context_settings=experiments.PASS_ON)(experiments.report)
+app.add_typer(data.app)  # without a name: its commands stand beside the others

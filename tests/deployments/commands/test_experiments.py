@@ -1,0 +1,106 @@
+"""The commands that measure: calibrate against a gateway, demo and report in a checkout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.commands import experiments
+from deployments.operations import calibrate
+from tests.support.commands import invoke
+from tests.support.gateway import ROOT, Gateway
+
+PROMPT = {"prompt": "What is 1 plus 10?", "reference": "large"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "POLL_S", 0.05)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> str:
+    """A command line with a file of two prompts."""
+    path = tmp_path / "prompts.jsonl"
+    prompts = [{**PROMPT, "prompt": f"What is {i} plus 10?"} for i in range(2)]
+    path.write_text("\n".join(map(json.dumps, prompts)))
+    return f"calibrate {path} --out {tmp_path}/out --mlflow-wait 0"
+
+
+def test_a_calibration_prints_its_report(gateway: Gateway, line: str) -> None:
+    """With --json standard output has the report only, and the progress is on standard error."""
+    result = invoke(gateway.client, f"{line} --models small")
+    assert result.exit_code == 0 and "finished; 2 calls" in result.stdout
+    assert gateway.models["large"].calls == []
+    result = invoke(gateway.client, f"{line} --json")
+    report = json.loads(result.stdout)["report"]
+    assert report["best"]["all"] == "large" and "finished" in result.stderr
+
+
+def test_a_refused_calibration(gateway: Gateway, line: str, tmp_path: Path) -> None:
+    """An unknown size, a wrong line, a missing file: exit code 1, and the reason."""
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text("{}")
+    for given, words in (
+        (f"{line} --models minilm", "choose from: small, large"),
+        (f"calibrate {wrong}", "line 1: give either"),
+        (f"calibrate {tmp_path}/missing.jsonl", "missing.jsonl"),
+    ):
+        result = invoke(gateway.client, given)
+        assert result.exit_code == 1 and words in result.stderr, given
+
+
+def test_a_calibration_without_a_gateway(line: str) -> None:
+    """Exit code 3, at once."""
+    result = invoke(None, f"{line} --url http://127.0.0.1:9")
+    assert result.exit_code == 3 and "is it running" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "report"])
+def test_outside_of_a_checkout_the_command_says_so(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installed package has no benchmarks/ and notebooks/."""
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    result = invoke(None, command)
+    assert result.exit_code == 1 and "needs a checkout" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "given"),
+    [
+        (
+            "demo --seed 7 --requests 10 --url http://there:1",
+            "benchmarks.demo",
+            ["--seed", "7", "--url", "http://there:1", "--requests", "10"],
+        ),
+        (
+            "report --journal sqlite:///x --out y.html",
+            "notebooks.report",
+            ["--out", "y.html"],
+        ),
+    ],
+)
+def test_in_a_checkout_the_program_is_started(
+    monkeypatch: pytest.MonkeyPatch, line: str, module: str, given: list[str]
+) -> None:
+    """It gets the options that the command does not know; its exit code is that of the command."""
+    started = []
+
+    class Done:
+        returncode = 5
+
+    def run(command: list[str], **options: Any) -> Done:
+        started.append((command[1:], options))
+        return Done()
+
+    monkeypatch.setattr(experiments.subprocess, "run", run)
+    monkeypatch.delenv("JOURNAL", raising=False)
+    assert invoke(None, line).exit_code == 5
+    ((command, options),) = started
+    assert command == ["-m", module, *given] and options["cwd"] == ROOT
+    assert options["env"].get("JOURNAL") == (
+        "sqlite:///x" if "report" in line else None
+    )
