@@ -20,6 +20,7 @@ from deployments.calibration.records import (
 )
 from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
+from deployments.privacy.records import PrivacyHandle
 from deployments.remote import Method
 from deployments.settings import GatewaySettings
 from policies.budget import NOTHING, Spending
@@ -190,7 +191,7 @@ class RouterSummary:
         return counts
 
 
-class RouterHandle(Protocol):
+class RouterHandle(PrivacyHandle, Protocol):
     """A handle of Ray (`ray.get_actor`)."""
 
     configure: Method[[GatewaySettings], None]
@@ -210,6 +211,7 @@ class RouterHandle(Protocol):
     adopt: Method[[Snapshot], bool]
     checkpoint: Method[[], Snapshot]
     assign_role: Method[[str, Snapshot, float, str], RolloutSummary]
+    restore_version: Method[[Snapshot, float, str | None, str, bool], RolloutSummary]
     remove_role: Method[[str, str], RolloutSummary]
     promote: Method[[str], RolloutSummary]
     roll_back: Method[[str], RolloutSummary]

@@ -231,6 +231,22 @@ class PolicyRegistry:
             "tags": dict(found.tags),
         }
 
+    def is_ancestor(self, version: int, descendant: int) -> bool:
+        """Whether a version is an earlier state of another one, with the same policy and options all the way."""
+        tags = self._find(descendant).tags
+        while parent := int(tags.get("parent", 0)):
+            try:
+                parent_tags = self._find(parent).tags
+            except UnknownVersionError:  # an operator has deleted it
+                return False
+            same_policy = parent_tags.get("policy") == tags.get("policy")
+            if not same_policy or parent_tags.get("options") != tags.get("options"):
+                return False
+            if parent == version:
+                return True
+            tags = parent_tags
+        return False
+
     def ancestor(self, version: int, row: int) -> int:
         """The newest of a version and its ancestors that had learned up to `row` or less.
 
