@@ -53,7 +53,9 @@ class RestoreRequest(StrictModel):
         "seconds since the epoch."
     )
     key: str | None = Field(
-        None, max_length=32, description="Only scores that the API key of this name gave."
+        None,
+        max_length=32,
+        description="Only scores that the API key of this name gave.",
     )
     reason: str = Field("", max_length=1000)
 

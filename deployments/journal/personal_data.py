@@ -59,6 +59,11 @@ class Found:
     decisions: set[str]
     scores: dict[int, Feedback]
 
+    def scores_for_others(self) -> set[str]:
+        """The decisions of others, or not known yet, to which the key gave a score."""
+        scored = {score.decision_id for score in self.scores.values()}
+        return scored - self.decisions
+
     def __bool__(self) -> bool:
         """Whether there is any row."""
         return bool(self.decisions or self.scores)
@@ -107,6 +112,17 @@ class PersonalData:
                     scores.append(event)
         return scores
 
+    def with_rows(self, decision_ids: Collection[str]) -> set[str]:
+        """Those of these decisions that have a row."""
+        found: set[str] = set()
+        with self._engine.connect() as connection:
+            for part in _batches(decision_ids):
+                query = sa.select(EVENTS.c.decision_id).where(
+                    EVENTS.c.decision_id.in_(part)
+                )
+                found |= set(connection.execute(query).scalars())
+        return found
+
     def bodies_of(self, decision_ids: Collection[str]) -> Iterator[tuple[str, bytes]]:
         """Kind and encoded event of every row of these decisions, in order for each of them."""
         with self._engine.connect() as connection:
@@ -144,9 +160,7 @@ class PersonalData:
                     sa.delete(EVENTS).where(EVENTS.c.decision_id.in_(ids), old)
                 )
             for rows in _batches(found.scores):
-                connection.execute(
-                    sa.delete(EVENTS).where(EVENTS.c.row.in_(rows), old)
-                )
+                connection.execute(sa.delete(EVENTS).where(EVENTS.c.row.in_(rows), old))
             for digests in _batches(replies):
                 replied = IDEMPOTENT_REPLIES.c.digest.in_(digests)
                 connection.execute(sa.delete(IDEMPOTENT_REPLIES).where(replied))

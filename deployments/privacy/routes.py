@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from deployments.access.api_keys import NAME
 from deployments.errors import ApiError
 from deployments.journal.personal_data import Person
-from deployments.privacy.records import Erasure, ErasureState, PrivacyHandle
+from deployments.privacy.records import ErasureState, PrivacyHandle
 from deployments.settings import StrictModel
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,9 @@ async def _result(call: Awaitable[Result]) -> Result:
     try:
         return await asyncio.wait_for(call, CALL_TIMEOUT_S)
     except ValueError as error:
-        raise ApiError(409, str(getattr(error, "cause", error)), code="refused") from None
+        raise ApiError(
+            409, str(getattr(error, "cause", error)), code="refused"
+        ) from None
     except Exception:
         log.exception("an erasure or an export failed")
         message = "the router is not available at the moment; GET /v1/router/erasures says what is done"

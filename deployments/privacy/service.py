@@ -22,7 +22,7 @@ from policies.events import Decision, Feedback, Outcome
 
 METADATA = "erasures"  # name of the erasures in the journal's metadata
 MAX_KEPT = 100  # latest erasures that are over
-ROUNDS = 10  # of one erasure: rows of the person may arrive meanwhile
+ROUNDS = 10  # of one erasure: outcomes and scores of the decisions may arrive meanwhile
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,8 @@ class PrivacyService:
 
     Args:
         journal: the router's journal.
-        forget: removes these decisions from everything in memory that names them; what was learned stays.
+        forget: removes decisions from everything in memory that names them, and other decisions from the decision
+            records alone, because a score of theirs is erased; what was learned stays.
         save: writes a snapshot and returns its row when it is durable.
         digest: the digest of an idempotent request with a score.
         trace_id: id of the trace of a decision in MLflow.
@@ -41,7 +42,7 @@ class PrivacyService:
     def __init__(
         self,
         journal: Journal,
-        forget: Callable[[Collection[str]], None],
+        forget: Callable[[Collection[str], Collection[str]], None],
         save: Callable[[], Awaitable[int]],
         digest: Callable[[Feedback], str],
         trace_id: Callable[[str], str],
@@ -57,9 +58,7 @@ class PrivacyService:
         self._tasks: set[asyncio.Task[Erasure]] = set()
         stored = journal.metadata(METADATA)
         kept = msgspec.msgpack.decode(stored, type=list[Erasure]) if stored else []
-        self._erasures = {
-            erasure.id: _interrupted(erasure) for erasure in kept
-        }
+        self._erasures = {erasure.id: _interrupted(erasure) for erasure in kept}
 
     def erasures(self) -> list[Erasure]:
         """The latest erasures, oldest first."""
@@ -85,9 +84,7 @@ class PrivacyService:
             async with self._erasing:
                 erasure = await self._erase(erasure, person)
         except Exception:
-            self._put(
-                msgspec.structs.replace(erasure, state=ErasureState.INTERRUPTED)
-            )
+            self._put(msgspec.structs.replace(erasure, state=ErasureState.INTERRUPTED))
             raise
         log.info(
             "erased %d decisions and %d scores of a %s",
@@ -100,34 +97,35 @@ class PrivacyService:
     async def _erase(self, erasure: Erasure, person: Person) -> Erasure:
         journal = self._journal
         personal = journal.personal_data
-        decisions: set[str] = set()
-        scores: set[int] = set()
-        for _ in range(ROUNDS):
-            await journal.flush()
-            found = await asyncio.to_thread(personal.find, person)
-            if not found:
-                break
-            digests = await asyncio.to_thread(self._digests, found)
-            self._forget(found.decisions)
+        await journal.flush()
+        found = await asyncio.to_thread(personal.find, person)
+        others = found.scores_for_others()
+        digests = await asyncio.to_thread(self._digests, found)
+        traces: tuple[str, ...] = ()
+        if self._traced():
+            traces = tuple(map(self._trace_id, sorted(found.decisions)))
+        # stored before the rows are gone, which would no longer say which traces they had
+        erasure = msgspec.structs.replace(
+            erasure,
+            decisions=len(found.decisions),
+            scores=len(others),
+            traces=traces,
+        )
+        self._put(erasure)
+        for _ in range(ROUNDS if found else 0):
+            self._forget(found.decisions, others)
             row = await self._save()
-            # the traces are stored first: after a crash the rows no longer say which they were
-            decisions |= found.decisions
-            scores |= {
-                number
-                for number, score in found.scores.items()
-                if score.decision_id not in found.decisions
-            }
-            erasure = msgspec.structs.replace(
-                erasure,
-                decisions=len(decisions),
-                scores=len(scores),
-                traces=tuple(map(self._trace_id, sorted(decisions)))
-                if self._traced()
-                else (),
-            )
-            self._put(erasure)
-            await journal.flush()
             await personal.erase(found, row, digests)
+            # an outcome or a score may have arrived after the snapshot
+            await journal.flush()
+            left = await asyncio.to_thread(personal.with_rows, found.decisions)
+            if not left:
+                break
+        else:
+            if found:
+                raise RuntimeError(f"{len(left)} decisions still get rows")
+        # a reader may have looked up a decision meanwhile
+        self._forget(found.decisions, others)
         await personal.compact()
         state = ErasureState.MLFLOW if erasure.traces else ErasureState.DONE
         erasure = msgspec.structs.replace(erasure, state=state)

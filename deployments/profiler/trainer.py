@@ -97,7 +97,9 @@ class ForecastTrainer:
         self._cooldown_until_s = 0.0
 
     def _unread(self) -> RecentRecords:
-        return RecentRecords(max(0, self._journal.last_row - WINDOW * ROWS_PER_DECISION))
+        return RecentRecords(
+            max(0, self._journal.last_row - WINDOW * ROWS_PER_DECISION)
+        )
 
     def start_over(self, state: Arrays, names: Sequence[str]) -> None:
         """Take over the forecasts of a snapshot under a new number, and read the journal again before the next fit.

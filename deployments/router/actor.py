@@ -479,8 +479,9 @@ class Router:
                 "the router lacks events of its journal since a replay failed; reload the settings first"
             )
 
-    def _forget_decisions(self, gone: Collection[str]) -> None:
+    def _forget_decisions(self, gone: Collection[str], scored: Collection[str]) -> None:
         forget_decisions(self._learner, self._rollout, gone)
+        self._learner.records.remove(scored)
         self._arm_stats.forget_decisions(gone)
         self._trainer.forget_decisions(gone)
 

@@ -159,7 +159,9 @@ def require_unforgotten(
     if not forgotten:
         return
     times = [
-        score.time_s for number, score in journal.scores(row) if forgotten.covers(number, score)
+        score.time_s
+        for number, score in journal.scores(row)
+        if forgotten.covers(number, score)
     ]
     if times:
         first = datetime.fromtimestamp(min(times), UTC).isoformat(timespec="seconds")

@@ -85,7 +85,7 @@ async def assign_role(
     rollout.assign_role(role, caught_up.policy, snapshot, share, reason)
 
 
-# --- going back -----------------------------------------------------------------------------------------------------
+# --- going back -------------------------------------------------------------------------------------------------------
 
 
 async def check_restore(
@@ -122,9 +122,7 @@ async def check_restore(
 
 def _completed(journal: Journal, version: Snapshot, mark: Mark) -> Snapshot:
     row = row_of(version, journal)
-    require_unforgotten(
-        version.version, row, journal, ForgottenScores({row + 1: mark})
-    )
+    require_unforgotten(version.version, row, journal, ForgottenScores({row + 1: mark}))
     counted = (
         score
         for number, score in journal.scores(row)
@@ -193,16 +191,16 @@ async def undo_restore(
         rollout.replace_champion(successor.policy)
         _take_over(learner, projections, successor, derived, before)
     else:
-        log.warning("the state before the restore is not there; only the marks are withdrawn")
+        log.warning(
+            "the state before the restore is not there; only the marks are withdrawn"
+        )
     rollout.undo_row = 0
     journal.put_mark(mark)
     journal.put_metadata(BEFORE, b"")
     learner.put_snapshot()
 
 
-def forget_decisions(
-    learner: Learner, rollout: Rollout, gone: Collection[str]
-) -> None:
+def forget_decisions(learner: Learner, rollout: Rollout, gone: Collection[str]) -> None:
     """Remove these decisions from all that names them, in memory and in the stored state before a restore."""
     learner.forget_decisions(gone)
     rollout.forget_decisions(gone)

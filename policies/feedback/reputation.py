@@ -118,7 +118,9 @@ def with_latest(state: Mapping[str, Any], scores: Iterable[Feedback]) -> dict[st
         scores: the scores that the state has learned from, in their order.
     """
     lacking = {name for name, key in state["keys"].items() if not key["decisions"]}
-    latest: dict[str, OrderedDict[str, None]] = {name: OrderedDict() for name in lacking}
+    latest: dict[str, OrderedDict[str, None]] = {
+        name: OrderedDict() for name in lacking
+    }
     for score in scores if lacking else ():
         if score.owner in lacking:
             _newest(latest[score.owner], score.decision_id, None, MAX_REVERTED)
@@ -136,7 +138,8 @@ def without_decisions(state: Mapping[str, Any], gone: Container[str]) -> dict[st
         for name, key in state.get("keys", {}).items()
     }
     found = {
-        name: evidence | ({"decision_id": ""} if evidence.get("decision_id") in gone else {})
+        name: evidence
+        | ({"decision_id": ""} if evidence.get("decision_id") in gone else {})
         for name, evidence in state.get("quarantined", {}).items()
     }
     return {**state, "keys": keys, "quarantined": found} if state else {}
