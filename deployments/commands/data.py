@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from deployments.commands.restore_version import URL, ask, client_of, fail
+from deployments.commands.restore_version import (
+    REFUSED,
+    URL,
+    WRONG_LINE,
+    Url,
+    ask,
+    client_of,
+    fail,
+)
 from deployments.operations.backup import MLFLOW, BackupError, Sources
 from deployments.operations.backup import backup as back_up
 from deployments.operations.backup import restore as restore_backup
@@ -25,7 +33,6 @@ app = typer.Typer(
 
 Config = Annotated[Path, typer.Option(help="serve_config.yaml of the instance.")]
 State = Annotated[Path, typer.Option(help="Folder of the instance.")]
-Url = Annotated[str, typer.Option(help="Of the gateway.")]
 Key = Annotated[str | None, typer.Option(help="Name of an API key.")]
 User = Annotated[
     str | None,
@@ -77,7 +84,7 @@ def erase(
     ] = WAIT_S,
     url: Url = URL,
 ) -> None:
-    """Erase everything that is stored of an API key or of a user; status 2 while MLflow is not done."""
+    """Erase everything that is stored of an API key or of a user; exit code 1 while MLflow is not done."""
     with client_of(url) as client:
         erasure = ask(client, "POST", "/v1/router/erasures", _person(key, user)).json()
         ends_s = time.monotonic() + wait
@@ -91,7 +98,7 @@ def erase(
     compact(f"sqlite:///{state.resolve() / MLFLOW}")
     typer.echo(json.dumps(erasure, indent=2))
     if erasure["state"] != "done":
-        raise typer.Exit(2)
+        raise typer.Exit(REFUSED)
 
 
 @app.command()
@@ -122,5 +129,5 @@ def export(
 def _person(key: str | None, user: str | None) -> dict[str, str]:
     """The body of a request about a person."""
     if (key is None) == (user is None):
-        fail("say whose data: give either --key or --user")
+        fail("say whose data: give either --key or --user", WRONG_LINE)
     return {"key": key} if key is not None else {"user": str(user)}

@@ -10,6 +10,10 @@ import typer
 
 URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 310.0
+# exit codes: the gateway or the system refused, the command line is wrong, the gateway does not answer
+REFUSED, WRONG_LINE, NO_ANSWER = 1, 2, 3
+
+Url = Annotated[str, typer.Option(envvar="ROUTER_URL", help="Of the gateway.")]
 
 
 def restore_version(
@@ -25,7 +29,7 @@ def restore_version(
         str | None, typer.Option(help="Only the scores that this API key gave.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "",
-    url: Annotated[str, typer.Option(help="Of the gateway.")] = URL,
+    url: Url = URL,
 ) -> None:
     """Go back to a version: the champion learns again all that happened since then, without some scores.
 
@@ -50,12 +54,13 @@ def client_of(url: str) -> httpx.Client:
 def ask(
     client: httpx.Client, method: str, path: str, body: object = None
 ) -> httpx.Response:
-    """The gateway's answer; without one, or if it refuses, the command ends with its message and status 1."""
+    """The gateway's answer; without one, or if it refuses, the command ends with its message."""
     try:
         answer = client.request(method, path, json=body)
     except httpx.HTTPError as error:
         fail(
-            f"no answer from {client.base_url} ({type(error).__name__}); is it running?"
+            f"no answer from {client.base_url} ({type(error).__name__}); is it running?",
+            NO_ANSWER,
         )
     if answer.is_error:
         try:
@@ -66,7 +71,7 @@ def ask(
     return answer
 
 
-def fail(message: str) -> NoReturn:
-    """End the command with a message and status 1."""
+def fail(message: str, code: int = REFUSED) -> NoReturn:
+    """End the command with a message and an exit code."""
     typer.echo(message, err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

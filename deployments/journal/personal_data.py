@@ -37,7 +37,7 @@ class Person:
 
 
 class _Head(msgspec.Struct):
-    """The fields of a stored decision by which it belongs to somebody."""
+    """The fields of a stored decision that say whose it is."""
 
     id: str
     owner: str = ""
@@ -70,7 +70,7 @@ class Found:
 
 
 class PersonalData:
-    """The rows of one journal that belong to somebody. Methods that are no coroutines block.
+    """The rows of one journal by the person whose they are. Methods that are no coroutines block.
 
     Args:
         engine: the database of the journal.

@@ -13,7 +13,7 @@ class ErasureState(StrEnum):
     """How far an erasure has come.
 
     RUNNING: the journal is being erased. MLFLOW: it is erased, and MLflow's traces are not yet. INTERRUPTED: the router
-    ended before the journal was erased; the erasure must be asked for again, because nobody's name is stored with it.
+    ended before the journal was erased; the erasure must be asked for again, because no name is stored with it.
     """
 
     RUNNING = "running"

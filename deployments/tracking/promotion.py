@@ -31,7 +31,7 @@ class AncestorError(RefusedError):
     def __init__(self, version: int, champion: int):
         super().__init__(
             f"version {version} is an earlier state of the champion, version {champion}; it cannot be better on its "
-            "own log. To go back to what was known then, use `restore VERSION --forget SINCE` "
+            "own log. To go back to what was known then, use `versions restore VERSION --forget SINCE` "
             f"(POST /v1/router/versions/{version}/restore)"
         )
 

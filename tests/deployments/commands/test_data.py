@@ -4,6 +4,7 @@ import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,7 +13,9 @@ import typer
 from typer.testing import CliRunner
 
 from deployments.commands import data, restore_version
+from policies.rollout.roles import CHAMPION
 from tests.deployments.operations.test_backup import make, make_instance
+from tests.deployments.router.test_going_back import Hours, differences, never_had
 from tests.deployments.tracking.test_promotion import Operated
 from tests.support.gateway import eventually
 
@@ -74,7 +77,7 @@ def test_a_backup_is_restored_by_commands(tmp_path: Path) -> None:
 def test_a_user_is_exported_and_erased_by_commands(
     operated: Operated, tmp_path: Path
 ) -> None:
-    """The export is a private file; while MLflow is not done, the erasure ends with status 2."""
+    """The export is a private file; while MLflow is not done, the erasure ends with exit code 1."""
     for _ in range(3):
         assert operated.chat(user="zoe-1987").status_code == 200
     eventually(lambda: not operated.ingress.router_client.outcomes.unsent)
@@ -90,11 +93,11 @@ def test_a_user_is_exported_and_erased_by_commands(
         *("erase", "--user", "zoe-1987", "--wait", "0"),
         *("--state", str(tmp_path / "none")),
     )
-    assert done.exit_code == 2 and "waiting for MLflow" in done.output
+    assert done.exit_code == 1 and "waiting for MLflow" in done.output
     done = run(data.app, "export", "--user", "zoe-1987")
     assert done.exit_code == 0 and done.output == ""
     neither = run(data.app, "erase")
-    assert neither.exit_code == 1 and "either --key or --user" in neither.output
+    assert neither.exit_code == 2 and "either --key or --user" in neither.output
 
 
 def test_the_router_goes_back_to_a_version_by_a_command(operated: Operated) -> None:
@@ -113,9 +116,9 @@ def test_the_router_goes_back_to_a_version_by_a_command(operated: Operated) -> N
     assert answer.json()["error"]["code"] == "ancestor_of_champion"
     assert "evaluation.promote" not in operated.registry.show(1)["tags"]
 
-    scores = operated.router.thing._learner.records.scored
-    since = operated.router.thing._journal
-    first = next(score.time_s for row, score in since.scores(10**6) if row > 300)
+    router = operated.router.thing
+    scores = router._learner.records.scored
+    first = next(s.time_s for row, s in router._journal.scores(10**6) if row > 300)
     done = run(restore_app(), "1", "--forget", str(first), "--reason", "a bad hour")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
@@ -125,7 +128,16 @@ def test_the_router_goes_back_to_a_version_by_a_command(operated: Operated) -> N
     tags = operated.registry.show(number)["tags"]
     assert tags["restored_from"] == "1" and tags["parent"] == "1"
     assert operated.registry.aliases()["champion"] == number
-    assert operated.router.thing._learner.records.scored < scores
+    assert router._learner.records.scored < scores
+    # the version came through the registry's files
+    found = SimpleNamespace(learner=router._learner)
+    system = SimpleNamespace(settings=operated.settings, rows=lambda: Hours.rows(found))  # type: ignore[arg-type]
+    expected, derived = never_had(system, first, None)  # type: ignore[arg-type]
+    champion = router._rollout.roles.members[CHAMPION]
+    assert max(differences(champion, expected.policy).values()) < 1e-9
+    assert router._arm_stats.totals == derived.arm_stats.totals
+    rates = router._projections.scoring_rates.state()
+    assert rates == derived.scoring_rates.state()
 
     state = operated.command("rollback --reason", "it was right")
     assert list(state["roles"]) == ["champion"]
@@ -141,5 +153,5 @@ def test_the_router_goes_back_to_a_version_by_a_command(operated: Operated) -> N
 def test_without_a_gateway_the_commands_end_with_a_message() -> None:
     """No stack trace, and the address that did not answer."""
     done = run(data.app, "erase", "--key", "ann", "--url", "http://127.0.0.1:9")
-    assert done.exit_code == 1 and "is it running?" in done.output
+    assert done.exit_code == 3 and "is it running?" in done.output
     assert isinstance(restore_version.client_of("http://x"), httpx.Client)

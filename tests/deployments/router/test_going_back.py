@@ -179,7 +179,7 @@ async def bad_hour(system: Hours) -> tuple[Snapshot, list[Decision]]:
         )  # older snapshots without the bad scores are deleted
     # corrections of good scores, and first scores for answers from before
     await system.give(late, bad, 1.9)
-    # the judge scores answers of all keys; its scores are nobody's
+    # the judge scores answers of all keys; no key owns its scores
     judged = [
         Feedback(d.id, 0.7, "judge", system.at(1.95), ANY_OWNER) for d in late[:5]
     ]
