@@ -233,18 +233,21 @@ class PolicyRegistry:
 
     def is_ancestor(self, version: int, descendant: int) -> bool:
         """Whether a version is an earlier state of another one, with the same policy and options all the way."""
-        tags = self._find(descendant).tags
-        while parent := int(tags.get("parent", 0)):
+        tags: Mapping[str, str] | None = None
+        parent = descendant
+        while parent:
             try:
-                parent_tags = self._find(parent).tags
+                found = self._find(parent).tags
             except UnknownVersionError:  # an operator has deleted it
                 return False
-            same_policy = parent_tags.get("policy") == tags.get("policy")
-            if not same_policy or parent_tags.get("options") != tags.get("options"):
+            if tags is not None and any(
+                found.get(name) != tags.get(name) for name in ("policy", "options")
+            ):
                 return False
             if parent == version:
                 return True
-            tags = parent_tags
+            tags = found
+            parent = int(tags.get("parent", 0))
         return False
 
     def ancestor(self, version: int, row: int) -> int:
