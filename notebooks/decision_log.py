@@ -246,7 +246,9 @@ def bundle(log: DecisionLog, truth: pd.DataFrame, path: Path = BUNDLED) -> None:
                     "estimates": estimates,
                 }
                 events.append(
-                    msgspec.structs.replace(event, **mine, prompt_hash="", prompt="")
+                    msgspec.structs.replace(
+                        event, **mine, prompt_hash="", prompt="", users=()
+                    )
                 )
         elif event.decision_id in short:
             about = short[event.decision_id]

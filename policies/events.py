@@ -84,6 +84,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     time_s: seconds since the epoch.
     prompt_hash, prompt: see Request.
     owner: of the request; only the same owner may give feedback.
+    users: see Request.
     shadow: the arm that the shadow policy would have chosen (roles.py); "" without a shadow policy.
     known: number of scores of the chosen arm that the policy had learned from since the arm last changed; -1 if not
         recorded.
@@ -126,6 +127,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
     paced_weight: float = -1.0
     smearing: float = 0.0
     pace_smearing: float = 0.0
+    users: tuple[str, ...] = ()
 
     def estimate(self, arm: str = "") -> ArmEstimate:
         """The estimate of an arm, by default of the chosen arm; an empty estimate if the policy made none."""
@@ -163,6 +165,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             paced_weight=request.paced_weight,
             smearing=self.smearing,
             pace_smearing=self.pace_smearing,
+            users=request.users,
         )
 
     def tried_estimate(self, arm: str) -> ArmEstimate:
@@ -207,6 +210,8 @@ class Feedback:
 
     owner: name of the key that gives the score; must be the decision's owner, or ANY_OWNER.
     trusted: an operator vouches for the key (reputation.py).
+    given_by: name of the key that sent the score; its owner is ANY_OWNER if the key may score all decisions. "" without
+        keys, for the router's own judge, and in journals of earlier releases.
     """
 
     decision_id: str
@@ -215,6 +220,11 @@ class Feedback:
     time_s: float = field(default=0.0, compare=False)
     owner: str = field(default="", compare=False)
     trusted: bool = field(default=False, compare=False)
+    given_by: str = field(default="", compare=False)
+
+    def is_of_key(self, name: str) -> bool:
+        """Whether the key of this name gave the score."""
+        return name in (self.owner, self.given_by)
 
 
 # Results of an event. Responses and journals hold these strings.

@@ -134,6 +134,7 @@ class Request:
     fallback: see Decision.fallback; "" if every component answered in time.
     prompt_hash: salted hash of all that the model will read. prompt: that text itself, only if it may be stored.
     owner: name of the API key that sent the request; "" without keys.
+    users: salted hashes of the client's fields `user` and `safety_identifier`; empty if it sent neither.
     score_chance: probability that the answer gets a score, as far as it is known before the decision.
     explore: probability with which the arm is drawn uniformly from the eligible ones.
     pair: see Decision.pair.
@@ -152,3 +153,4 @@ class Request:
     explore: float = 0.0
     pair: str = ""
     paced_weight: float = -1.0
+    users: tuple[str, ...] = ()

@@ -61,6 +61,21 @@ def request(
     Raises:
         GatewayError: there is no answer, or a refusal.
     """
+    answer = _answer(url, method, path, timeout_s, **options)
+    content = _content(answer)
+    if not isinstance(content, dict):
+        raise _foreign(url, path, answer.status_code)
+    return content
+
+
+def _answer(
+    url: str, method: str, path: str, timeout_s: float = TIMEOUT_S, **options: Any
+) -> httpx.Response:
+    """The gateway's successful answer.
+
+    Raises:
+        GatewayError: there is none, or a refusal.
+    """
     try:
         with connect(url, timeout_s) as client:
             answer = client.request(method, path, headers=key_headers(), **options)
@@ -71,17 +86,13 @@ def request(
     except httpx.HTTPError as error:
         message = f"no answer from {url} ({type(error).__name__}); is it running?"
         raise GatewayError(message, ExitCode.NO_ANSWER) from None
-    try:
-        content = answer.json()
-    except ValueError:
-        content = None
+    if answer.is_success:
+        return answer
     status = answer.status_code
-    if answer.is_success and isinstance(content, dict):
-        return content
+    content = _content(answer)
     refusal = content.get("error") if isinstance(content, dict) else None
     if not isinstance(refusal, dict):
-        message = f"{url} answers {status} to {path}, not as this router does; is it the gateway's URL?"
-        raise GatewayError(message, ExitCode.NO_ANSWER, status)
+        raise _foreign(url, path, status)
     message = str(refusal.get("message"))
     if status == 401:
         message += f"; put it into the environment variable {KEY}"
@@ -91,6 +102,28 @@ def request(
     elif refusal.get("code") == GATE_REFUSED:
         code = ExitCode.GATE
     raise GatewayError(message, code, status)
+
+
+def _content(answer: httpx.Response) -> object:
+    """The JSON of an answer; None if it has none."""
+    try:
+        content: object = answer.json()
+    except ValueError:
+        return None
+    return content
+
+
+def _foreign(url: str, path: str, status: int) -> GatewayError:
+    message = f"{url} answers {status} to {path}, not as this router does; is it the gateway's URL?"
+    return GatewayError(message, ExitCode.NO_ANSWER, status)
+
+
+def ask_text(url: str, method: str, path: str, **options: Any) -> str:
+    """The text of a reply that is no JSON object; a refusal ends the command."""
+    try:
+        return _answer(url, method, path, **options).text
+    except GatewayError as error:
+        fail(str(error), error.code)
 
 
 def ask(url: str, method: str, path: str, **options: Any) -> Json:

@@ -3,6 +3,7 @@
 import typer
 
 from deployments.commands import data, experiments, keys, routing, system, versions
+from deployments.commands.restore_version import restore_version
 
 HELP = """Start the adaptive LLM router, see how it does, and change what it does.
 
@@ -38,6 +39,7 @@ app.command()(system.status)
 app.command()(system.check)
 app.command()(routing.explain)
 app.add_typer(routing.first_day, name="first-day")
+versions.app.command(name="restore")(restore_version)
 app.add_typer(versions.app, name="versions")
 app.add_typer(keys.app, name="keys")
 app.command()(experiments.calibrate)

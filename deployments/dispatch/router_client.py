@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -206,6 +206,10 @@ class RouterClient:
     def prompt_fields(self, prompt: str) -> tuple[str, str]:
         """What may be stored of a prompt: its salted hash, and its text if `store_text` is on."""
         return self.identity.hash(prompt), prompt if self.store_text else ""
+
+    def user_hashes(self, users: Sequence[str]) -> tuple[str, ...]:
+        """What is stored of the client's names for its users: their salted hashes."""
+        return tuple(self.identity.user_hash(user) for user in users)
 
     async def profile(self, item: ProfileItem) -> tuple[TaskProfile, str]:
         """Profile of a request, and "profiler" if the profiler did not answer in time.

@@ -112,6 +112,7 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
             time.time(),
             identity.scorer,
             identity.trusted,
+            identity.name,
         )
         once = f"{identity.name}/{idempotency_key}" if idempotency_key else ""
         call = router_client.router.feedback.remote([item], once)

@@ -44,6 +44,7 @@ from deployments.models import context_length, tool_calling
 from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
 from deployments.observability.metrics import PairTelemetry
+from deployments.privacy.routes import add_privacy_routes
 from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
 from deployments.router.interface import RouterHandle
@@ -187,6 +188,11 @@ class Ingress:
         app.include_router(hot)
         add_router_routes(app, self.router_client)
         add_version_routes(app, lambda: self.tracker, lambda: self.router_client.router)
+        add_privacy_routes(
+            app,
+            lambda: self.router_client.router,
+            lambda user: self.router_client.identity.user_hash(user),
+        )
         add_calibration_routes(
             app, self.router_client, self._arms, self.calibration.start
         )
@@ -280,6 +286,7 @@ class Ingress:
             prompt_hash=prompt_hash,
             prompt=prompt,
             owner=owner,
+            users=self.router_client.user_hashes(request.users()),
             score_chance=self.router_client.scoring_rate(owner),
         )
 

@@ -337,9 +337,10 @@ class GenerationRequest(StrictModel):
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = (
         Field(None, exclude=True)
     )
-    # accepted from OpenAI's clients and ignored
+    # only their salted hashes are stored; models do not get them
     user: str | None = Field(None, max_length=512, exclude=True)
     safety_identifier: str | None = Field(None, max_length=512, exclude=True)
+    # accepted from OpenAI's clients and ignored
     prompt_cache_key: str | None = Field(None, max_length=512, exclude=True)
     prompt_cache_retention: Name | None = Field(None, exclude=True)
     prompt_cache_options: Free | None = Field(None, exclude=True)
@@ -354,6 +355,11 @@ class GenerationRequest(StrictModel):
                 "stream_options", "is for streams; add stream: true or leave it out"
             )
         return self
+
+    def users(self) -> list[str]:
+        """The client's names for its user, each once."""
+        named = dict.fromkeys((self.user, self.safety_identifier))
+        return [name for name in named if name]
 
     def rank(self) -> int:
         """The priority among requests that wait for a busy model: of `router`, or else of OpenAI's service_tier."""
@@ -616,6 +622,10 @@ class EmbeddingRequest(StrictModel):
 
     stream: Literal[False] | None = Field(False, exclude=True)
     router: Wishes | None = None
+
+    def users(self) -> list[str]:
+        """See GenerationRequest."""
+        return [self.user] if self.user else []
 
     def rank(self) -> int:
         """See GenerationRequest."""

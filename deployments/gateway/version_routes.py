@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Path, Query
@@ -49,6 +51,29 @@ class PromoteRequest(StrictModel):
     )
 
 
+class RestoreRequest(StrictModel):
+    """Which scores are forgotten while the router goes back to a version."""
+
+    forget_since: datetime | Annotated[float, Field(ge=0, lt=1e11)] = Field(
+        description="Scores that arrived at the gateway at this time or later: ISO 8601 (UTC without a zone), or "
+        "seconds since the epoch."
+    )
+    key: str | None = Field(
+        None,
+        max_length=32,
+        description="Only scores that the API key of this name gave.",
+    )
+    reason: str = Field("", max_length=1000)
+
+    @property
+    def since_s(self) -> float:
+        """The time in seconds since the epoch."""
+        since = self.forget_since
+        if isinstance(since, float):
+            return since
+        return (since if since.tzinfo else since.replace(tzinfo=UTC)).timestamp()
+
+
 class AdvanceRequest(StrictModel):
     """The next stage of the first day begins if the gate agrees; see policies/rollout/first_day.py."""
 
@@ -77,6 +102,7 @@ class TrackerHandle(Protocol):
     diff: Method[[int, int], Reply]
     evaluate: Method[[int], Reply]
     promote: Method[[int, str, float | None, str, str], Reply]
+    restore: Method[[int, float, str | None, str, str], Reply]
 
 
 def add_version_routes(
@@ -139,6 +165,25 @@ def add_version_routes(
             )
         )
 
+    @app.post("/v1/router/versions/{version}/restore")
+    async def restore(
+        version: Version, request: RestoreRequest, http: HttpRequest
+    ) -> dict[str, object]:
+        """Go back to a version, and learn all that happened since then again without some scores.
+
+        The result is the champion; a rollback undoes it.
+        """
+        by = identity_of(http).name
+        if request.since_s > time.time():
+            raise ApiError(
+                400, "forget_since: this time is still to come", "forget_since"
+            )
+        return await reply(
+            connected().restore.remote(
+                version, request.since_s, request.key, request.reason, by
+            )
+        )
+
     @app.post("/v1/router/versions/rollback")
     async def rollback(
         http: HttpRequest, request: RollbackRequest
@@ -184,7 +229,8 @@ async def result_of(call: Awaitable[Result]) -> Result:
     except GateRefusedError as error:
         raise ApiError(409, _words(error), code=GATE_REFUSED) from None
     except ValueError as error:
-        raise ApiError(409, _words(error), code="refused") from None
+        code = getattr(getattr(error, "cause", error), "code", "refused")
+        raise ApiError(409, _words(error), code=str(code)) from None
     except Exception:
         log.exception("a command of an operator failed")
         message = "the registry is not available at the moment; try again"

@@ -70,6 +70,10 @@ class IdFactory:
             text.encode("utf-8", "replace"), digest_size=16, key=self._salt
         ).hexdigest()
 
+    def user_hash(self, user: str) -> str:
+        """Keyed hash of a client's name for its user; it differs from that of a prompt with the same text."""
+        return self.hash(f"user\0{user}")
+
     def signature(self, text: str) -> str:
         """Signature of a text: it shows that a holder of the salt has seen the text."""
         return hashlib.blake2b(
@@ -87,6 +91,12 @@ class IdFactory:
             person=b"id",
         )
         return digest.hexdigest()
+
+
+def trace_id(decision_id: str) -> str:
+    """Id of the trace of a decision in MLflow, derived from the decision's id."""
+    digest = hashlib.blake2b(decision_id.encode(), digest_size=16)
+    return f"tr-{digest.hexdigest()}"
 
 
 def original_id(decision_id: str) -> str:

@@ -13,9 +13,12 @@ from hashlib import blake2b
 from math import inf
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from deployments.journal.codec import decode, encode
+from deployments.journal.forgotten import KIND, ForgottenScores, Mark, Numbered
+from deployments.journal.personal_data import PersonalData
 from deployments.journal.retention import Retention
 from deployments.journal.snapshot import SNAPSHOT, Snapshot
 from deployments.journal.tables import (
@@ -25,7 +28,7 @@ from deployments.journal.tables import (
     SNAPSHOTS,
     open_database,
 )
-from policies.events import Decision, Event
+from policies.events import Decision, Event, Feedback
 
 KEEP_SNAPSHOTS = 3
 PAGE_ROWS = 2_000  # rows read at once
@@ -55,6 +58,9 @@ class Journal:
         salt: secret bytes for ids and hashes (ids.py).
         last_row: number of the last row that was put.
         retention: deletes old rows.
+        personal_data: finds and erases rows.
+        forgotten: the scores that count no more; all readers of events leave them out.
+        taps: each list gets every event that is put, with the number of its row.
 
     Args:
         url: of the database; missing tables and columns are created.
@@ -75,6 +81,16 @@ class Journal:
             snapshot = connection.execute(
                 sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.row.desc()).limit(1)
             ).first()
+            # marks belong to no decision, and there is an index of decisions
+            marks = connection.execute(
+                sa.select(EVENTS.c.row, EVENTS.c.body).where(
+                    EVENTS.c.decision_id == "", EVENTS.c.kind == KIND
+                )
+            ).all()
+        self.forgotten = ForgottenScores(
+            {row: msgspec.msgpack.decode(body, type=Mark) for row, body in marks}
+        )
+        self.taps: list[list[Numbered]] = []
         self.salt = bytes(salt)
         self.id = blake2b(self.salt, digest_size=8).hexdigest()
         # retention may have deleted all events: the numbers then continue from the snapshot's row
@@ -83,6 +99,7 @@ class Journal:
         self._waiting_bytes = 0
         self._writing = asyncio.Lock()
         self.retention = Retention(self.engine, self._writing, keep_days, max_rows)
+        self.personal_data = PersonalData(self.engine, self._writing)
         self.retention.durable_row = self.last_row
         if snapshot:
             self.retention.retention_row = snapshot.cut
@@ -127,6 +144,22 @@ class Journal:
             "time_s": time.time(),
         }
         self._queue(EVENTS, row)
+        for tap in self.taps:
+            tap.append((self.last_row, event))
+        return self.last_row
+
+    def put_mark(self, mark: Mark) -> int:
+        """Queue a mark for the next write; it is in force from now on. Returns its row number."""
+        self.last_row += 1
+        row = {
+            "row": self.last_row,
+            "kind": KIND,
+            "decision_id": "",
+            "body": encode(mark),
+            "time_s": time.time(),
+        }
+        self._queue(EVENTS, row)
+        self.forgotten.add(self.last_row, mark)
         return self.last_row
 
     def _queue(self, table: sa.Table, row: Row) -> None:
@@ -274,12 +307,20 @@ class Journal:
         _, newest = self.snapshot()
         return newest.lineage if newest else {}
 
-    def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
-        """All events after a row, with their row numbers, in order and in pages of PAGE_ROWS."""
+    def pages(
+        self, after: int = 0, forgotten: ForgottenScores | None = None
+    ) -> Iterator[list[Numbered]]:
+        """All events after a row, with their row numbers, in order and in pages of at most PAGE_ROWS.
+
+        Args:
+            after: the row.
+            forgotten: the scores to leave out; by default those that count no more.
+        """
+        forgotten = self.forgotten if forgotten is None else forgotten
         while True:
             query = (
                 sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body)
-                .where(EVENTS.c.row > after)
+                .where(EVENTS.c.row > after, EVENTS.c.kind != KIND)
                 .order_by(EVENTS.c.row)
                 .limit(PAGE_ROWS)
             )
@@ -287,8 +328,43 @@ class Journal:
                 rows = connection.execute(query).all()
             if not rows:
                 return
-            yield [(number, decode(kind, body)) for number, kind, body in rows]
+            page = forgotten.keep(
+                (number, decode(kind, body)) for number, kind, body in rows
+            )
+            if page:
+                yield page
             after = rows[-1][0]
+
+    def scores(self, up_to: int) -> Iterator[tuple[int, Feedback]]:
+        """All scores up to a row with their row numbers, in order, also those that count no more."""
+        after = 0
+        while True:
+            query = (
+                sa.select(EVENTS.c.row, EVENTS.c.body)
+                .where(
+                    EVENTS.c.row > after,
+                    EVENTS.c.row <= up_to,
+                    EVENTS.c.kind == "feedback",
+                )
+                .order_by(EVENTS.c.row)
+                .limit(PAGE_ROWS)
+            )
+            with self.engine.connect() as connection:
+                rows = connection.execute(query).all()
+            if not rows:
+                return
+            for number, body in rows:
+                event = decode("feedback", body)
+                assert isinstance(event, Feedback)
+                yield number, event
+            after = rows[-1][0]
+
+    def first_row(self, after: int) -> int | None:
+        """The number of the first row after this one, whatever its kind; None if there is none."""
+        query = sa.select(sa.func.min(EVENTS.c.row)).where(EVENTS.c.row > after)
+        with self.engine.connect() as connection:
+            row: int | None = connection.execute(query).scalar()
+        return row
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """All events after a row, with their row numbers, in order."""
@@ -296,39 +372,66 @@ class Journal:
             yield from page
 
     def rows(self, after: int, most: int) -> list[tuple[int, float, str, bytes]]:
-        """Row number, time, kind and encoded body of at most `most` durable events after a row, in order."""
+        """Row number, time, kind and encoded body of at most `most` durable events after a row, in order.
+
+        Scores that count no more are left out. The list is empty only if there are no more events.
+        """
         columns = EVENTS.c.row, EVENTS.c.time_s, EVENTS.c.kind, EVENTS.c.body
-        query = (
-            sa.select(*columns)
-            .where(EVENTS.c.row > after)
-            .order_by(EVENTS.c.row)
-            .limit(most)
-        )
-        with self.engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(query)]
+        while True:
+            query = (
+                sa.select(*columns)
+                .where(EVENTS.c.row > after, EVENTS.c.kind != KIND)
+                .order_by(EVENTS.c.row)
+                .limit(most)
+            )
+            with self.engine.connect() as connection:
+                found = [tuple(row) for row in connection.execute(query)]
+            if not found or not self.forgotten:
+                return found
+            after = found[-1][0]
+            kept = [
+                row
+                for row in found
+                if row[2] != "feedback"
+                or not self.forgotten.covers(row[0], decode(row[2], row[3]))
+            ]
+            if kept:
+                return kept
 
     def find_all(
-        self, decision_ids: Collection[str], up_to: float = inf
+        self,
+        decision_ids: Collection[str],
+        up_to: float = inf,
+        forgotten: ForgottenScores | None = None,
     ) -> dict[str, list[Event]]:
         """The durable events of each of these decisions, in order.
 
         Args:
             decision_ids: the decisions.
             up_to: later rows are ignored.
+            forgotten: see `pages`.
         """
+        forgotten = self.forgotten if forgotten is None else forgotten
         wanted = list(decision_ids)
         found = {decision_id: list[Event]() for decision_id in decision_ids}
         with self.engine.connect() as connection:
             for start in range(0, len(wanted), QUERY_IDS):
                 query = (
-                    sa.select(EVENTS.c.kind, EVENTS.c.decision_id, EVENTS.c.body)
+                    sa.select(
+                        EVENTS.c.row,
+                        EVENTS.c.kind,
+                        EVENTS.c.decision_id,
+                        EVENTS.c.body,
+                    )
                     .where(EVENTS.c.decision_id.in_(wanted[start : start + QUERY_IDS]))
                     .order_by(EVENTS.c.row)
                 )
                 if up_to != inf:
                     query = query.where(EVENTS.c.row <= int(up_to))
-                for kind, decision_id, body in connection.execute(query):
-                    found[decision_id].append(decode(kind, body))
+                for row, kind, decision_id, body in connection.execute(query):
+                    event = decode(kind, body)
+                    if not forgotten.covers(row, event):
+                        found[decision_id].append(event)
         return found
 
     def metadata(self, name: str) -> bytes | None:

@@ -28,7 +28,7 @@ class RoleAssignment(msgspec.Struct, frozen=True):
 class RoleChange(msgspec.Struct, frozen=True, omit_defaults=True):
     """A change of a role, or of the version number that has it.
 
-    what: configured, seated, retired, promoted or rolled back; advanced, to the next stage of the first day;
+    what: configured, seated, retired, promoted, restored or rolled back; advanced, to the next stage of the first day;
         registered, under a new number; or adopted, at the start of a router that had learned nothing.
     role: the role; "" for a version that was registered without one. version: the policy version that has the role
         after the change, or had it before `retired`.
@@ -85,10 +85,13 @@ class RolloutState(msgspec.Struct, kw_only=True):
     agreed: int
     rewards: SamplingState = msgspec.field(default_factory=SamplingState)
     first_day: FirstDayState | None = None
+    restored: int = 0
+    undone: int = 0
 
     def plain(self) -> dict[str, object]:
-        """Plain data, for a snapshot; without `first_day` where there is none."""
+        """Plain data, for a snapshot; without the last three fields where they are empty."""
         plain: dict[str, object] = msgspec.to_builtins(self)
-        if self.first_day is None:
-            del plain["first_day"]
+        for name in ("first_day", "restored", "undone"):
+            if not plain[name]:
+                del plain[name]
         return plain

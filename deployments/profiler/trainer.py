@@ -5,12 +5,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from msgspec import structs
 
 from deployments.journal.snapshot import PREFIX, Arrays, unpack
-from policies.events import Decision, Event
+from policies.events import Decision, Event, Record
 from policies.feedback.decision_records import DecisionRecords, History
 from policies.profiling.forecast import Forecaster
 from policies.types import Arm, Vector
@@ -29,6 +30,44 @@ class EventSource(Protocol):
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """See Journal.replay."""
+
+
+class RecentRecords:
+    """The records of the newest decisions in a journal, read as the rows come.
+
+    Attributes:
+        last_row: the row up to which the journal has been read.
+        records: of the decisions.
+
+    Args:
+        last_row: the row after which reading begins.
+    """
+
+    def __init__(self, last_row: int):
+        self.last_row = last_row
+        # a score may stand in the journal before its decision
+        self.records = DecisionRecords(WINDOW, history=History(keeps_unknown=True))
+        self._ids: deque[str] = deque(maxlen=WINDOW)
+
+    def read(self, journal: EventSource) -> None:
+        """Read the new rows; blocking."""
+        for row, event in journal.replay(after=self.last_row):
+            if isinstance(event, Decision):
+                # the estimates are most of a decision's size, and forecasts do not need them
+                event = structs.replace(event, estimates=())
+                self._ids.append(event.id)
+            self.records.apply(event, policy=None)
+            self.last_row = row
+
+    def newest(self, silenced: Collection[str]) -> list[Record]:
+        """The records, in which the scores of these keys do not count."""
+        found = []
+        for decision_id in self._ids:
+            record = self.records.get(decision_id)
+            if record is not None:
+                record.silenced = silenced
+                found.append(record)
+        return found
 
 
 class ForecastTrainer:
@@ -53,13 +92,33 @@ class ForecastTrainer:
         self.forecaster = Forecaster.prior(arms)
         self._journal = journal
         self._cooldown_factor = cooldown_factor
-        # the row up to which the journal has been read
-        self._last_read_row = max(0, journal.last_row - WINDOW * ROWS_PER_DECISION)
+        self._recent = self._unread()
         self._last_fitted_row = 0  # the journal's last row at the latest fit
         self._cooldown_until_s = 0.0
-        self._ids: deque[str] = deque(maxlen=WINDOW)
-        # a score may stand in the journal before its decision
-        self._records = DecisionRecords(WINDOW, history=History(keeps_unknown=True))
+
+    def _unread(self) -> RecentRecords:
+        return RecentRecords(
+            max(0, self._journal.last_row - WINDOW * ROWS_PER_DECISION)
+        )
+
+    def start_over(self, state: Arrays, names: Sequence[str]) -> None:
+        """Take over the forecasts of a snapshot under a new number, and read the journal again before the next fit.
+
+        Args:
+            state: arrays of the snapshot; forecasts that do not fit, or are missing, are replaced by the prior ones.
+            names: the arms of the snapshot.
+        """
+        version = self.forecaster.version + 1
+        self.forecaster = Forecaster.prior(self.forecaster.arms)
+        self.restore(state, names)
+        # those who have the forecasts of the old number fetch the new ones
+        self.forecaster = replace(self.forecaster, version=version)
+        self._recent = self._unread()
+        self._last_fitted_row = 0
+
+    def forget_decisions(self, gone: Collection[str]) -> None:
+        """Remove these decisions from the next fit."""
+        self._recent.records.remove(gone)
 
     def configure(self, arms: Sequence[Arm]) -> None:
         """Change the arms. What was learned about arms that stay is kept."""
@@ -90,15 +149,20 @@ class ForecastTrainer:
         Returns:
             Whether there is a new version.
         """
-        if self._journal.last_row > self._last_read_row:
-            await asyncio.to_thread(self._read_new_rows)
+        recent = self._recent
+        if self._journal.last_row > recent.last_row:
+            await asyncio.to_thread(recent.read, self._journal)
+        if recent is not self._recent:
+            return False
         began = time.monotonic()
         new_rows = self._journal.last_row - self._last_fitted_row
         if new_rows < REFIT_EVERY or began < self._cooldown_until_s:
             return False
         self._last_fitted_row = self._journal.last_row
         before = self.forecaster
-        fitted = await asyncio.to_thread(self._fit, before, frozenset(silenced))
+        fitted = await asyncio.to_thread(
+            lambda: before.refit(recent.newest(frozenset(silenced)))
+        )
         ended = time.monotonic()
         self._cooldown_until_s = ended + self._cooldown_factor * (ended - began)
         if fitted.version == before.version:
@@ -107,21 +171,3 @@ class ForecastTrainer:
             return False  # a published version was restored meanwhile
         self.forecaster = fitted.for_arms(self.forecaster.arms)
         return True
-
-    def _read_new_rows(self) -> None:
-        for row, event in self._journal.replay(after=self._last_read_row):
-            if isinstance(event, Decision):
-                # the estimates are most of a decision's size, and forecasts do not need them
-                event = structs.replace(event, estimates=())
-                self._ids.append(event.id)
-            self._records.apply(event, policy=None)
-            self._last_read_row = row
-
-    def _fit(self, before: Forecaster, silenced: Collection[str]) -> Forecaster:
-        records = []
-        for decision_id in self._ids:
-            record = self._records.get(decision_id)
-            if record is not None:
-                record.silenced = silenced
-                records.append(record)
-        return before.refit(records)

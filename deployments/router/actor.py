@@ -23,12 +23,17 @@ from deployments.calibration.records import (
     Work,
 )
 from deployments.calibration.service import CalibrationService
+from deployments.journal.forgotten import Mark
+from deployments.journal.ids import trace_id
 from deployments.journal.journal import Journal
+from deployments.journal.personal_data import Person
 from deployments.journal.retention import DAY_S
 from deployments.journal.rollout_state import AUTOMATIC
 from deployments.journal.snapshot import Snapshot
 from deployments.observability import logs
 from deployments.observability.metrics import Telemetry
+from deployments.privacy.records import Erasure
+from deployments.privacy.service import PrivacyService
 from deployments.profiler.trainer import ForecastTrainer
 from deployments.router.arm_stats import ArmStats
 from deployments.router.interface import (
@@ -37,9 +42,15 @@ from deployments.router.interface import (
     RolloutSummary,
     RouterSummary,
 )
-from deployments.router.learner import Learner
+from deployments.router.learner import Learner, digest_of
 from deployments.router.projections import RouterProjections
-from deployments.router.role_assignment import assign_role
+from deployments.router.role_assignment import (
+    assign_role,
+    check_restore,
+    forget_decisions,
+    restore_version,
+    undo_restore,
+)
 from deployments.router.role_table import champion_of
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings, encoded, latest
@@ -80,6 +91,8 @@ class Router:
         self._rng = np.random.default_rng()
         self._maintenance: asyncio.Task[None] | None = None
         self._configuring = asyncio.Lock()
+        # held while a version learns what it lacks, before it gets its role
+        self._assigning = asyncio.Lock()
         self._journal = Journal(settings.journal)
         kept = self._journal.metadata(SETTINGS_KEY)
         settings = latest(kept, settings)
@@ -107,6 +120,14 @@ class Router:
             self._learner.ids,
             self._learner.find_records,
             self._observe_calibration,
+        )
+        self._privacy = PrivacyService(
+            self._journal,
+            self._forget_decisions,
+            self._save_for_erasure,
+            digest_of,
+            trace_id,
+            lambda: self._settings.mlflow_uri is not None,
         )
         self._restored = self._sequence > 0
 
@@ -158,6 +179,7 @@ class Router:
         )
         trained = await self._trainer.run_once(self._learner.suspended)
         self._rollout.advance_if_due()
+        await self._undo_restore()
         new_rows = self._journal.last_row - self._snapshot_row
         if trained or self._rollout.changed or new_rows >= SNAPSHOT_EVERY:
             self._snapshot_row = self._journal.last_row
@@ -446,6 +468,51 @@ class Router:
         """The tracker has logged the report of a calibration."""
         await self._calibrations.logged(run_id, mlflow_run)
 
+    # --- erasure and export -------------------------------------------------------------------------------------
+
+    async def erase(self, person: Person) -> Erasure:
+        """Erase everything that is stored of a key or a user; see PrivacyService.erase.
+
+        Raises:
+            ValueError: what was learned cannot be saved now.
+        """
+        self._require_consistent()
+        return await self._privacy.erase(person)
+
+    def _require_consistent(self) -> None:
+        if not self._learner.consistent:
+            raise ValueError(
+                "the router lacks events of its journal since a replay failed; reload the settings first"
+            )
+
+    def _forget_decisions(self, gone: Collection[str], scored: Collection[str]) -> None:
+        forget_decisions(self._learner, self._rollout, gone)
+        self._learner.records.remove(scored)
+        self._arm_stats.forget_decisions(gone)
+        self._trainer.forget_decisions(gone)
+
+    async def _save_for_erasure(self) -> int:
+        self._require_consistent()
+        row = self._journal.last_row
+        await self._learner.save()
+        return row
+
+    async def erasures(self) -> list[Erasure]:
+        """The latest erasures, oldest first."""
+        return self._privacy.erasures()
+
+    async def traces_erased(self, erasure_id: str) -> None:
+        """The tracker has deleted the traces of an erasure."""
+        await self._privacy.traces_erased(erasure_id)
+
+    async def personal_ids(self, person: Person) -> tuple[list[str], list[str]]:
+        """See PrivacyService.personal_ids."""
+        return await self._privacy.personal_ids(person)
+
+    async def personal_lines(self, decision_ids: list[str]) -> list[str]:
+        """See PrivacyService.personal_lines."""
+        return await self._privacy.personal_lines(decision_ids)
+
     # --- policy versions ----------------------------------------------------------------------------------------
 
     async def adopt(self, snapshot: Snapshot) -> bool:
@@ -490,8 +557,13 @@ class Router:
         While a rule is the champion, it is the policy that is tried beside the rule (Rollout.to_publish).
         """
         reputation = self._learner.reputation.state(compact=True)
-        snapshot = self._rollout.to_publish(self._learner.snapshot())
-        snapshot = replace(snapshot, trust=reputation)
+        everything = self._learner.snapshot()
+        snapshot = replace(
+            self._rollout.to_publish(everything),
+            trust=reputation,
+            scoring=everything.scoring,
+            totals=everything.totals,
+        )
         await self._journal.flush()
         return snapshot
 
@@ -518,10 +590,61 @@ class Router:
         Raises:
             ValueError: the version does not fit; the message says why.
         """
-        await assign_role(
-            self._learner, self._rollout, role, snapshot, share, reason, by
-        )
+        async with self._assigning:
+            await assign_role(
+                self._learner, self._rollout, role, snapshot, share, reason, by
+            )
         return await self._save_roles()
+
+    async def restore_version(
+        self,
+        snapshot: Snapshot,
+        since_s: float,
+        key: str | None,
+        reason: str,
+        check: bool = False,
+        by: str = AUTOMATIC,
+    ) -> RolloutSummary:
+        """Make a published version the champion, as if some of the scores that arrived since then never had.
+
+        Args:
+            snapshot: the version; it first learns from the events since its publication.
+            since_s: scores that arrived at this time or later are forgotten, in seconds since the epoch.
+            key: forget only scores that the API key of this name gave; None for those of all keys.
+            reason: stored in the history and in the journal.
+            check: only check whether it is possible.
+            by: see RoleChange.
+
+        Raises:
+            ValueError: it is not; the message says why.
+        """
+        mark = Mark(
+            since_s=since_s,
+            up_to=self._journal.last_row,
+            key=key,
+            version=snapshot.version,
+            reason=reason,
+            time_s=time.time(),
+        )
+        async with self._assigning:
+            if check:
+                await check_restore(self._learner, self._rollout, snapshot, mark)
+                return self._rollout.summary()
+            await self._withdraw_mark()
+            await restore_version(
+                self._learner, self._rollout, self._projections, snapshot, mark, by
+            )
+        return await self._save_roles()
+
+    async def _undo_restore(self) -> None:
+        """Let forgotten scores count again if the version that forgot them was rolled back."""
+        if self._rollout.undo_row:
+            async with self._assigning:
+                await self._withdraw_mark()
+
+    async def _withdraw_mark(self) -> None:
+        if self._rollout.undo_row:
+            await undo_restore(self._learner, self._rollout, self._projections)
 
     async def remove_role(
         self, role: str, reason: str, by: str = AUTOMATIC
@@ -550,6 +673,7 @@ class Router:
             ValueError: no promotion is being watched.
         """
         self._rollout.roll_back(reason, by)
+        await self._undo_restore()
         return await self._save_roles()
 
     async def advance(

@@ -54,6 +54,18 @@ class ArmStats:
         self._figures.clear()
         self.totals = Totals()
 
+    def take_over(self, other: "ArmStats") -> None:
+        """Replace the totals and the windows by those of another instance."""
+        self.totals = other.totals
+        self._recent = other._recent
+        self._figures = other._figures
+
+    def forget_decisions(self, gone: Collection[str]) -> None:
+        """Remove these decisions from the windows; the totals stay."""
+        kept = [decision for decision in self._recent if decision.id not in gone]
+        self._recent = deque(kept, maxlen=SIZE)
+        self._figures.remove(gone)
+
     def report_in_flight(self, ingress: str, in_flight: dict[str, int]) -> None:
         """Store the number of requests that an ingress has in flight on each arm."""
         self._in_flight[ingress] = (time.monotonic(), in_flight)

@@ -20,6 +20,7 @@ from deployments.calibration.records import (
 )
 from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
+from deployments.privacy.records import PrivacyHandle
 from deployments.remote import Method
 from deployments.settings import GatewaySettings
 from policies.budget import NOTHING, Spending
@@ -230,7 +231,7 @@ class RouterSummary:
         return counts
 
 
-class RouterHandle(Protocol):
+class RouterHandle(PrivacyHandle, Protocol):
     """A handle of Ray (`ray.get_actor`)."""
 
     configure: Method[[GatewaySettings], None]
@@ -250,6 +251,9 @@ class RouterHandle(Protocol):
     adopt: Method[[Snapshot], bool]
     checkpoint: Method[[], Snapshot]
     assign_role: Method[[str, Snapshot, float, str, str], RolloutSummary]
+    restore_version: Method[
+        [Snapshot, float, str | None, str, bool, str], RolloutSummary
+    ]
     remove_role: Method[[str, str, str], RolloutSummary]
     promote: Method[[str, str], RolloutSummary]
     roll_back: Method[[str, str], RolloutSummary]

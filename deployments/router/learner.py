@@ -6,7 +6,7 @@ the same code. This module does not know Ray, so tests can kill and restart it o
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from math import inf
@@ -35,7 +35,7 @@ from policies.events import (
     Record,
 )
 from policies.feedback.decision_records import DecisionRecords, History
-from policies.feedback.reputation import KeyReputation
+from policies.feedback.reputation import KeyReputation, without_decisions
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +254,27 @@ class Learner:
             self.policy.advance(self.sequence, self.records.scored)
         for change in changes:
             self._discount(change)
+
+    def absorb(self, events: Sequence[tuple[int, Event]]) -> None:
+        """Learn from rows that another learner has put into the journal after the last row that this one has."""
+        for number, event in events:
+            self._history.last_row = number - 1
+            self._fold(event, fresh=True)
+        self._history.last_row = inf
+
+    def take_over(self, other: "Learner") -> None:
+        """Replace the decision records and the reputation by those of a learner of the same journal.
+
+        The caller has replaced what the policy and the projection have learned.
+        """
+        self.records.take_over(other.records)
+        self.reputation = other.reputation
+        self.policy.advance(self.sequence, self.records.scored)
+
+    def forget_decisions(self, gone: Collection[str]) -> None:
+        """Remove these decisions from memory; what was learned from them stays."""
+        self.records.remove(gone)
+        self.reputation.restore(without_decisions(self.reputation.state(), gone))
 
     def _advance_to(self, events: Sequence[Event]) -> None:
         """Advance the policy's clocks to the first of these decisions; rows before it may have been deleted."""
@@ -509,7 +530,7 @@ class Learner:
             A status as `feedback` returns it; BUSY while the first request with the key is in progress; REUSED if
             the first request with the key had another body.
         """
-        digest = _digest(f"{item.decision_id}\n{item.score!r}\n{item.source}")
+        digest = digest_of(item)
         key = _digest(key)  # keys may have any length and any characters
         if key in self._busy_keys:
             return BUSY
@@ -523,6 +544,11 @@ class Learner:
             return statuses[0]
         finally:
             self._busy_keys.discard(key)
+
+
+def digest_of(item: Feedback) -> str:
+    """Digest of the body of a request with a score."""
+    return _digest(f"{item.decision_id}\n{item.score!r}\n{item.source}")
 
 
 def _digest(text: str) -> str:

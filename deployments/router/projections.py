@@ -16,6 +16,39 @@ from policies.budget import BudgetPacer
 from policies.evaluation.kind_figures import ROWS, Totals
 from policies.events import Decision, Event, Feedback, Outcome, Record
 from policies.feedback.scoring_rates import ScoringRates
+from policies.rollout.reward_sampling import RewardSampler
+
+
+class ScoreProjections(Projection):
+    """The part of the router's derived state that scores change, derived again from another part of the journal.
+
+    Attributes:
+        arm_stats: the totals and the windows.
+        scoring_rates, rewards: see RouterProjections and Rollout.
+    """
+
+    rebuild_rows = ROWS
+
+    def __init__(self) -> None:
+        self.arm_stats = ArmStats()
+        self.scoring_rates = ScoringRates()
+        self.rewards = RewardSampler()
+
+    def record(self, event: Event, record: Record) -> None:
+        """See Projection."""
+        self.arm_stats.record(event, record)
+        self.scoring_rates.record(event, record)
+        self.rewards.record(event, record)
+
+    def rebuild(self, event: Event, record: Record) -> None:
+        """See Projection."""
+        self.arm_stats.rebuild(event, record)
+        self.rewards.record(event, record)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Restore the totals and the scoring rates from a snapshot."""
+        self.arm_stats.totals = (snapshot.totals or Totals()).copy()
+        self.scoring_rates.restore(snapshot.scoring)
 
 
 class RouterProjections(Projection):
@@ -71,6 +104,18 @@ class RouterProjections(Projection):
             self._record_use(event)
         elif isinstance(event, Outcome) and record.decision.arm in self._models:
             self.pacer.finished(record.decision, event)
+
+    def take_over(self, other: ScoreProjections, snapshot: Snapshot) -> None:
+        """Replace what scores have changed.
+
+        Args:
+            other: was derived from the scores that count.
+            snapshot: has the forecasts to start from; the next fit reads the journal again.
+        """
+        self.arm_stats.take_over(other.arm_stats)
+        self.scoring_rates = other.scoring_rates
+        self.rollout.rewards = other.rewards
+        self.trainer.start_over(snapshot.state, snapshot.arms)
 
     def reset(self) -> None:
         """Clear the statistics."""

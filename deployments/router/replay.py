@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from math import inf
 from types import MappingProxyType
 from typing import cast
@@ -9,6 +10,7 @@ from typing import cast
 import msgspec
 from msgspec import structs
 
+from deployments.journal.forgotten import ForgottenScores
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
 from deployments.router.learner import Learner, Projection
@@ -27,11 +29,18 @@ class JournalView:
         row: the row of the snapshot; the events after it are part of the view.
         snapshot: what was learned up to that row; None if the policies bring their own state.
         up_to: the last row of the view.
+        forgotten: the scores that are no part of the view; by default those that count no more.
     """
 
     def __init__(
-        self, journal: Journal, row: int, snapshot: Snapshot | None, up_to: float = inf
+        self,
+        journal: Journal,
+        row: int,
+        snapshot: Snapshot | None,
+        up_to: float = inf,
+        forgotten: ForgottenScores | None = None,
     ):
+        self._forgotten = forgotten
         self._journal = journal
         self._row = row
         self._snapshot = snapshot
@@ -54,7 +63,7 @@ class JournalView:
 
     def pages(self, after: int = 0) -> Iterator[list[tuple[int, Event]]]:
         """See Journal.pages."""
-        for page in self._journal.pages(after):
+        for page in self._journal.pages(after, self._forgotten):
             if page[0][0] > self._up_to:
                 return
             yield [item for item in page if item[0] <= self._up_to]
@@ -63,7 +72,8 @@ class JournalView:
         self, decision_ids: Collection[str], up_to: float = inf
     ) -> dict[str, list[Event]]:
         """See Journal.find_all."""
-        return self._journal.find_all(decision_ids, min(up_to, self._up_to))
+        up_to = min(up_to, self._up_to)
+        return self._journal.find_all(decision_ids, up_to, self._forgotten)
 
 
 class RecordCollector(Projection):
@@ -113,21 +123,52 @@ def row_of(snapshot: Snapshot, journal: Journal) -> int:
     """The last row of this journal that a version has learned from; 0 if it learned from another journal.
 
     Raises:
-        ValueError: the version does not name its journal, or the rows after its last one were deleted.
+        ValueError: the version does not name its journal, the rows after its last one were deleted, or it has learned
+            from scores that count no more.
     """
     if not snapshot.journal:
         raise ValueError(
             f"version {snapshot.version} does not say from which rows it learned; choose a newer one"
         )
     row = snapshot.row if snapshot.journal == journal.id else 0
-    first_page = next(journal.pages(after=row), None)
-    oldest = first_page[0][0] if first_page else row + 1
-    if oldest > row + 1:
+    oldest = journal.first_row(after=row) or row + 1
+    # rows may also be missing because they were erased (journal/personal_data.py)
+    if oldest > row + 1 and journal.retention.deletable_row > row:
         raise ValueError(
             f"version {snapshot.version} has learned up to row {row} of the journal, of which {oldest} is the oldest "
             "that is kept; choose a newer version, or raise journal_keep_days"
         )
+    require_unforgotten(snapshot.version, row, journal, journal.forgotten.after(row))
     return row
+
+
+def require_unforgotten(
+    version: int, row: int, journal: Journal, forgotten: ForgottenScores
+) -> None:
+    """Refuse a version that has learned from scores that count no more.
+
+    Args:
+        version: its number, for the message.
+        row: the last row that it has learned from.
+        journal: the router's journal.
+        forgotten: the scores that count no more, as far as the version does not leave them out.
+
+    Raises:
+        ValueError: it has; the message says from how many, and since when.
+    """
+    if not forgotten:
+        return
+    times = [
+        score.time_s
+        for number, score in journal.scores(row)
+        if forgotten.covers(number, score)
+    ]
+    if times:
+        first = datetime.fromtimestamp(min(times), UTC).isoformat(timespec="seconds")
+        raise ValueError(
+            f"version {version} has learned from {len(times)} of the forgotten scores, of which the first arrived at "
+            f"{first}; choose a version that was registered before"
+        )
 
 
 def catch_up(

@@ -197,15 +197,19 @@ class RoleTable:
             state=state,
         )
 
-    def build_policy(self, snapshot: Snapshot) -> Policy:
+    def build_policy(self, snapshot: Snapshot, champion: bool = False) -> Policy:
         """The policy of a version, over the current arms.
+
+        Args:
+            snapshot: the version.
+            champion: whether the version may be the champion's last one.
 
         Raises:
             ValueError: the version's policy does not exist or does not fit, the version is the champion, or the first
                 day is not over.
         """
         self._require_no_first_day()
-        if snapshot.version == self.version:
+        if snapshot.version == self.version and not champion:
             raise ValueError(f"version {snapshot.version} is the champion")
         policy = make_policy(snapshot.policy, self._settings.arms(), snapshot.options)
         restore_for_arms(policy, state_of(snapshot.state, CHAMPION), snapshot.arms)

@@ -12,7 +12,7 @@ and a rollback makes the rule the champion again at any stage, while the policy 
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from math import isnan
 
@@ -66,6 +66,9 @@ class Rollout(RoleTable, Projection):
 
     Attributes:
         watch: the regression test of the last promotion; None if no promotion is watched.
+        rewards: measures how often answers are scored.
+        undo_row: row of the mark (journal/forgotten.py) of a version that was restored and then rolled back, until the
+            router has withdrawn the mark; 0 for none.
 
     Args:
         settings: see RoleTable.
@@ -87,7 +90,9 @@ class Rollout(RoleTable, Projection):
         self.watch: RegressionTest | None = None
         # decisions whose reward the regression test has seen
         self._seen_rewards: deque[str] = deque(maxlen=MAX_SEEN_REWARDS)
-        self._rewards = RewardSampler()
+        self.rewards = RewardSampler()
+        self.undo_row = 0
+        self._restored_row = 0  # row of the mark, while the restored version is watched
         self._clear_shadow()
 
     def _clear_shadow(self) -> None:
@@ -124,6 +129,51 @@ class Rollout(RoleTable, Projection):
         self._add_to_history("adopted", CHAMPION, reason, AUTOMATIC)
 
     # --- changes of roles ---------------------------------------------------------------------------------------
+
+    def restore_champion(
+        self,
+        policy: Policy,
+        snapshot: Snapshot,
+        row: int,
+        reason: str,
+        by: str = AUTOMATIC,
+    ) -> None:
+        """Make an earlier version the champion, with the former champion as its watched predecessor.
+
+        A challenger and a shadow lose their roles, because they have learned from the scores that are forgotten.
+
+        Args:
+            policy: was built from `snapshot`, and has learned what counts since then.
+            snapshot: the version.
+            row: of the mark of the forgotten scores.
+            reason: stored in the history.
+            by: see RoleChange.
+
+        Raises:
+            ValueError: the first day is not over, or the policy has other arms.
+        """
+        self._require_no_first_day()
+        share = self._settings.rollout.watch_share
+        former = self.roles.members[CHAMPION]
+        for role in (CHALLENGER, SHADOW):
+            if role in self._assignments:
+                self._end_role(
+                    role, f"it has learned from forgotten scores; {reason}", by
+                )
+        self.roles.reassign({CHAMPION: policy, CHALLENGER: former}, share)
+        self.first_day = None
+        self._assignments[CHALLENGER] = self._assignments[CHAMPION]
+        self._assignments[CHAMPION] = RoleAssignment(
+            snapshot.version, snapshot.policy, snapshot.options
+        )
+        self._share = share
+        self._start_watch()
+        self._restored_row = row
+        self._add_to_history("restored", CHAMPION, reason, by)
+
+    def replace_champion(self, policy: Policy) -> None:
+        """Replace what the champion has learned; all roles stay with their versions."""
+        self.roles.reassign({**self.roles.members, CHAMPION: policy}, self._share)
 
     def assign_role(
         self,
@@ -191,6 +241,7 @@ class Rollout(RoleTable, Projection):
         if role == CHALLENGER:
             self._share = 0.0
             self.watch = None
+            self._restored_row = 0
         if self._stage is Stage.ALL and self.first_day is not None:
             self.first_day.enter(Stage.DONE, time.time())
             self.roles.compared = None
@@ -238,6 +289,7 @@ class Rollout(RoleTable, Projection):
         self._swap(0.0)
         self._seen_rewards.clear()
         self._add_to_history("rolled back", CHAMPION, reason, by, loser)
+        self.undo_row = self._restored_row
         self._end_role(CHALLENGER, reason, by)
 
     # --- the first day ------------------------------------------------------------------------------------------
@@ -313,7 +365,7 @@ class Rollout(RoleTable, Projection):
         made = isinstance(event, Decision)
         if isinstance(event, Decision):
             self._count_shadow(event)
-        request = self._rewards.record(event, record)
+        request = self.rewards.record(event, record)
         if request is not None and self.watch is not None and not made:
             self._test_reward(self.watch, request)
         if request is not None and self.first_day is not None:
@@ -321,7 +373,7 @@ class Rollout(RoleTable, Projection):
 
     def _record_first_day(self, day: FirstDay, event: Event, record: Record) -> None:
         flaw_sampled = not record.flaw or sampled(
-            record.decision.id, self._rewards.probability(record)
+            record.decision.id, self.rewards.probability(record)
         )
         reason = day.record(event, record, flaw_sampled)
         if reason:
@@ -346,7 +398,7 @@ class Rollout(RoleTable, Projection):
             return
         self._seen_rewards.append(decision.id)
         # the judge's sample is a hash of the id itself, so this one needs another hash
-        if not sampled(f"{decision.id} reward", self._rewards.probability(record)):
+        if not sampled(f"{decision.id} reward", self.rewards.probability(record)):
             return
         if watch.observe(reward, predecessor=predecessor):
             self.roll_back(str(watch.report()["reason"]))
@@ -375,6 +427,14 @@ class Rollout(RoleTable, Projection):
         rule = rule_of(self._configured)["policy"]
         policy = self._assignments[tried_role(self._stage)].policy
         return self.first_day.summary(rule, policy)
+
+    def forget_decisions(self, gone: Container[str]) -> None:
+        """Remove these decisions; their rewards and scores stay counted."""
+        seen = [name for name in self._seen_rewards if name not in gone]
+        self._seen_rewards = deque(seen, maxlen=MAX_SEEN_REWARDS)
+        self.rewards.forget_decisions(gone)
+        if self.first_day is not None:
+            self.first_day.forget_decisions(gone)
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
@@ -409,8 +469,10 @@ class Rollout(RoleTable, Projection):
             rewarded=list(self._seen_rewards),
             shadowed=dict(self._shadow_choices),
             agreed=self._shadow_agreed,
-            rewards=self._rewards.state(),
+            rewards=self.rewards.state(),
             first_day=self.first_day.state() if self.first_day else None,
+            restored=self._restored_row,
+            undone=self.undo_row,
         )
         return state.plain()
 
@@ -434,7 +496,9 @@ class Rollout(RoleTable, Projection):
         self._seen_rewards.extend(state.rewarded)
         self._shadow_choices.update(state.shadowed)
         self._shadow_agreed = state.agreed
-        self._rewards.restore(state.rewards)
+        self.rewards.restore(state.rewards)
+        self._restored_row = state.restored
+        self.undo_row = state.undone
         self.first_day = None
         if state.first_day is not None:
             self.first_day = FirstDay(gate_settings(self._settings), 0.0)

@@ -7,11 +7,15 @@ decision, so that a score finds its trace without a list of the sampled decision
 """
 
 import json
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deployments.journal.ids import trace_id
 from deployments.tracking.exporter import ALL, Batch, Totals
 from policies.events import Decision, Feedback, Record
 from policies.explain import explain
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 # metrics in one call; MLflow allows 1000
 BATCH_LIMIT = 900
+TRACES_LIMIT = 100  # traces that are deleted in one call
 # MLflow's source types by source of feedback; every other source is a program
 SOURCE_TYPES = {"user": "HUMAN", "judge": "LLM_JUDGE"}
 # names of tags
@@ -31,11 +36,6 @@ TOTALS = "totals"
 JOURNAL = "journal"
 START = "start"
 VERSION = "policy_version"
-
-
-def trace_id(decision_id: str) -> str:
-    """Id of the trace of a decision, derived from the decision's id."""
-    return "tr-" + blake2b(decision_id.encode(), digest_size=16).hexdigest()
 
 
 def span_id(decision_id: str, number: int) -> int:
@@ -164,6 +164,13 @@ class MlflowRuns:
         )
         for record in records:
             self._traces.start_trace(self._info(record))
+
+    def erase_traces(self, trace_ids: Sequence[str]) -> None:
+        """Delete traces with their spans and scores; those that MLflow does not have are ignored."""
+        for start in range(0, len(trace_ids), TRACES_LIMIT):
+            part = list(trace_ids[start : start + TRACES_LIMIT])
+            self._traces.delete_traces(self._experiment_id, trace_ids=part)
+        compact(self._traces.tracking_uri)
 
     def _info(self, record: Record) -> "TraceInfo":
         from mlflow.entities import TraceInfo, TraceLocation, TraceState
@@ -319,6 +326,16 @@ def _span(
         status=Status(StatusCode.OK),
     )
     return create_mlflow_span(span, trace_id(decision.id), kind)
+
+
+def compact(uri: str) -> None:
+    """Rewrite MLflow's database if it is a SQLite file here, so that its free pages hold nothing that was deleted."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not path.exists():
+        return
+    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
+        database.execute("VACUUM")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _clock(time_s: float) -> str:

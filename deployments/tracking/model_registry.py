@@ -240,6 +240,25 @@ class PolicyRegistry:
             "tags": dict(found.tags),
         }
 
+    def is_ancestor(self, version: int, descendant: int) -> bool:
+        """Whether a version is an earlier state of another one, with the same policy and options all the way."""
+        tags: Mapping[str, str] | None = None
+        parent = descendant
+        while parent:
+            try:
+                found = self._find(parent).tags
+            except UnknownVersionError:  # an operator has deleted it
+                return False
+            if tags is not None and any(
+                found.get(name) != tags.get(name) for name in ("policy", "options")
+            ):
+                return False
+            if parent == version:
+                return True
+            tags = found
+            parent = int(tags.get("parent", 0))
+        return False
+
     def ancestor(self, version: int, row: int) -> int:
         """The newest of a version and its ancestors that had learned up to `row` or less.
 

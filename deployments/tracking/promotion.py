@@ -21,6 +21,25 @@ from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES
 class RefusedError(ValueError):
     """An operation is refused; the message says why and what would help."""
 
+    code = "refused"
+
+
+class AncestorError(RefusedError):
+    """The version is an earlier state of the champion."""
+
+    code = "ancestor_of_champion"
+
+    def __init__(self, version: int, champion: int):
+        super().__init__(
+            f"version {version} is an earlier state of the champion, version {champion}; it cannot be better on its "
+            "own log. To go back to what was known then, use `versions restore VERSION --forget SINCE` "
+            f"(POST /v1/router/versions/{version}/restore)"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # an actor's error is pickled on its way to the gateway
+        return RefusedError, self.args, {"code": self.code}
+
 
 class PromotionService:
     """Carries out what operators ask of policy versions. Calls take seconds and are not part of any request.
@@ -147,6 +166,9 @@ class PromotionService:
             _require_no_first_day(rollout)
             report = None
             if to == CHAMPION:
+                champion = rollout.roles[CHAMPION].version
+                if champion:
+                    await self._require_no_ancestor(version, champion)
                 report = await self._gate_report(version, bool(override))
                 if not report["promote"] and not override:
                     raise GateRefusedError(
@@ -176,6 +198,50 @@ class PromotionService:
             await self.sync_aliases()
         return {**rollout.plain(), "evaluation": report}
 
+    async def restore(
+        self, version: int, since_s: float, key: str | None, reason: str, by: str = ""
+    ) -> dict[str, object]:
+        """Make a version the champion, as if some of the scores that arrived since then never had.
+
+        The former champion is registered first and stays as the watched predecessor; so is the result afterwards.
+
+        Args:
+            version: its number.
+            since_s: scores that arrived at this time or later are forgotten, in seconds since the epoch.
+            key: forget only scores that the API key of this name gave; None for those of all keys.
+            reason: recorded.
+            by: name of the operator.
+
+        Raises:
+            RefusedError: the router cannot go back to the version; nothing was changed.
+        """
+        async with self._lock:
+            rollout = (await self._router.summary.remote()).rollout
+            _require_no_first_day(rollout)
+            snapshot = await asyncio.to_thread(self._registry.load, version)
+            whose = "all keys" if key is None else f"the key '{key}'"
+            text = f"version {version} without the scores of {whose} since {_clock(since_s)}"
+            if reason:
+                text += f"; {reason}"
+            call = self._router.restore_version.remote
+            who = by or OPERATOR
+            await self._change_roles(call(snapshot, since_s, key, text, True, who))
+            await self.publish(by=who)
+            rollout = await self._change_roles(
+                call(snapshot, since_s, key, text, False, who)
+            )
+            restored = await self.publish(by=who)
+            tags = {"restored_from": version, "forgotten": text}
+            await asyncio.to_thread(self._registry.tag, restored, tags)
+            rollout = (await self._router.summary.remote()).rollout
+        return {**rollout.plain(), "version": restored}
+
+    async def _require_no_ancestor(self, version: int, champion: int) -> None:
+        if version != champion and await asyncio.to_thread(
+            self._registry.is_ancestor, version, champion
+        ):
+            raise AncestorError(version, champion)
+
     async def _change_roles(self, call: Awaitable[RolloutSummary]) -> RolloutSummary:
         """Await a call of the router that changes roles, and turn its refusal into a RefusedError."""
         try:
@@ -203,17 +269,13 @@ class PromotionService:
         champion = await self._champion_version()
         if version == champion:
             raise RefusedError(f"version {version} is the champion")
+        await self._require_no_ancestor(version, champion)
         challenger = await asyncio.to_thread(self._registry.load, version)
         # The champion keeps learning and is published repeatedly. Compare with its version that
         # had learned no more than the challenger when the challenger was made.
         opponent = await asyncio.to_thread(
             self._registry.ancestor, champion, challenger.row
         )
-        if opponent == version:
-            raise RefusedError(
-                f"version {version} is an earlier state of the champion, version {champion}; "
-                "it cannot be better on its own log"
-            )
         predecessor = await asyncio.to_thread(self._registry.load, opponent)
         report = await asyncio.to_thread(
             self._evaluator.evaluate, challenger, predecessor
@@ -259,4 +321,8 @@ def _require_no_first_day(rollout: RolloutSummary) -> None:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return _clock(time.time())
+
+
+def _clock(time_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_s))

@@ -14,6 +14,7 @@ from deployments.calibration.records import RunState
 from deployments.journal.ids import IdFactory
 from deployments.observability import logs
 from deployments.observability.metrics import TrackerTelemetry
+from deployments.privacy.records import ErasureState
 from deployments.router.interface import RouterHandle, RouterSummary
 from deployments.settings import GatewaySettings
 from deployments.tracking.calibration_report import log_report
@@ -148,6 +149,7 @@ class Tracker:
         self._exporter = Exporter(
             self._router, runs, EVERY_S, self._settings.trace_share
         )
+        self._runs = runs
         await self._exporter.resume()
         self._run_id = await asyncio.to_thread(lambda: runs.run_id)
 
@@ -158,9 +160,18 @@ class Tracker:
             await self._exporter.run_once(
                 time.time(), {*summary.quarantined, *summary.in_doubt}
             )
+            # after the export, which may have sent traces of decisions that were erased meanwhile
+            await self._erase_traces()
         finally:  # a failed export does not delay the versions
             await self._publish(registry, summary)
         await self._log_calibration(registry)
+
+    async def _erase_traces(self) -> None:
+        """Delete the traces of erased decisions; what fails is tried again in the next cycle."""
+        for erasure in await self._router.erasures.remote():
+            if erasure.traces and erasure.state is not ErasureState.RUNNING:
+                await asyncio.to_thread(self._runs.erase_traces, erasure.traces)
+                await self._router.traces_erased.remote(erasure.id)
 
     async def _log_calibration(self, registry: PolicyRegistry) -> None:
         """Log the report of a calibration that is over, once. One that was interrupted is expected to go on."""
@@ -254,3 +265,12 @@ class Tracker:
         if service is None:
             return None
         return await service.promote(version, to, share, override, by)
+
+    async def restore(
+        self, version: int, since_s: float, key: str | None, reason: str, by: str
+    ) -> dict[str, object] | None:
+        """See PromotionService.restore."""
+        service = await self._service()
+        if service is None:
+            return None
+        return await service.restore(version, since_s, key, reason, by)

@@ -12,14 +12,27 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from deployments.journal.snapshot import Snapshot
+from policies.evaluation.kind_figures import Totals
 from policies.registry import make_policy
 from policies.types import Arm
 
 # fields of a Snapshot that policy.json holds
-FIELDS = ("policy", "options", "arms", "sequence", "row", "journal", "held")
+FIELDS = (
+    "policy",
+    "options",
+    "arms",
+    "sequence",
+    "row",
+    "journal",
+    "held",
+    "scored",
+    "scoring",
+)
+CLOCK = "clock.latest"  # the array with the clock of scores
 HEAD = "policy.json"
 POSTERIOR = "posterior.npz"
 # file with the reputation of every key; versions of early releases have none
@@ -90,6 +103,8 @@ def _check_arrays(path: Path, version: int) -> None:
 def save_policy(snapshot: Snapshot, folder: Path) -> str:
     """Write a snapshot as policy.json, posterior.npz and trust.json; returns the SHA-256 of the three."""
     head = {key: getattr(snapshot, key) for key in FIELDS}
+    if snapshot.totals is not None:
+        head["totals"] = msgspec.to_builtins(snapshot.totals)
     (folder / HEAD).write_text(json.dumps(head, indent=2, sort_keys=True))
     buffer = io.BytesIO()
     np.savez(buffer, **snapshot.state)  # type: ignore[arg-type]
@@ -119,6 +134,8 @@ def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
     reputation = {}
     if (folder / REPUTATION).exists():
         reputation = json.loads((folder / REPUTATION).read_text())
+    clock = int(state[CLOCK][0]) if CLOCK in state else 0
+    totals = head.get("totals")
     snapshot = Snapshot(
         head["policy"],
         tuple(head["arms"]),
@@ -131,6 +148,12 @@ def load_policy(folder: Path, version: int, digest: str) -> Snapshot:
         journal=head.get("journal", ""),
         options=head.get("options", {}),
         trust=reputation,
+        scored=int(head.get("scored", clock)),
+        scoring={
+            key: (float(answers), float(scores))
+            for key, (answers, scores) in head.get("scoring", {}).items()
+        },
+        totals=None if totals is None else msgspec.convert(totals, Totals),
     )
     try:
         check_snapshot(snapshot)

@@ -337,6 +337,12 @@ class RecentFigures:
         if len(self._records) > self._size:
             self._records.popitem(last=False)
 
+    def remove(self, gone: Iterable[str]) -> None:
+        """Remove these decisions."""
+        for decision_id in gone:
+            self._records.pop(decision_id, None)
+        self._table = None
+
     def clear(self) -> None:
         """Forget all decisions."""
         self._records.clear()

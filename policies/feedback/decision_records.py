@@ -127,6 +127,19 @@ class DecisionRecords:
         while len(self._records) > self._capacity:
             self._records.popitem(last=False)
 
+    def take_over(self, other: "DecisionRecords") -> None:
+        """Replace the records, and the reputation that decides which scores count, by those of another instance."""
+        self._records = other._records
+        self._pending = other._pending
+        self.reputation = other.reputation
+        self.scored = other.scored
+
+    def remove(self, decision_ids: Iterable[str]) -> None:
+        """Remove these decisions from memory, with the events that wait for them."""
+        for decision_id in decision_ids:
+            self._records.pop(decision_id, None)
+            self._pending.pop(decision_id, None)
+
     def unknown_ids(self, decision_ids: Iterable[str]) -> list[str]:
         """Those of these decisions that are not in memory; the known ones are marked as the newest."""
         absent = []

@@ -30,7 +30,7 @@ replay comes to the same result.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import Any, NamedTuple, TypeVar
@@ -108,6 +108,41 @@ def with_decisions(
         decisions = key["decisions"] or current_keys.get(name, key)["decisions"]
         keys[name] = key | {"decisions": decisions}
     return {**state, "keys": keys}
+
+
+def with_latest(state: Mapping[str, Any], scores: Iterable[Feedback]) -> dict[str, Any]:
+    """Add the latest decisions of each key, which a compact state leaves out.
+
+    Args:
+        state: of `KeyReputation.state(compact=True)`.
+        scores: the scores that the state has learned from, in their order.
+    """
+    lacking = {name for name, key in state["keys"].items() if not key["decisions"]}
+    latest: dict[str, OrderedDict[str, None]] = {
+        name: OrderedDict() for name in lacking
+    }
+    for score in scores if lacking else ():
+        if score.owner in lacking:
+            _newest(latest[score.owner], score.decision_id, None, MAX_REVERTED)
+    keys = {
+        name: key | {"decisions": list(latest.get(name, key["decisions"]))}
+        for name, key in state["keys"].items()
+    }
+    return {**state, "keys": keys}
+
+
+def without_decisions(state: Mapping[str, Any], gone: Container[str]) -> dict[str, Any]:
+    """A state without these decisions; what was learned from their scores stays."""
+    keys = {
+        name: key | {"decisions": [d for d in key["decisions"] if d not in gone]}
+        for name, key in state.get("keys", {}).items()
+    }
+    found = {
+        name: evidence
+        | ({"decision_id": ""} if evidence.get("decision_id") in gone else {})
+        for name, evidence in state.get("quarantined", {}).items()
+    }
+    return {**state, "keys": keys, "quarantined": found} if state else {}
 
 
 class KeyReputation:

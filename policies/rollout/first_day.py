@@ -17,7 +17,7 @@ policy that explores expects a small loss from that, so its expected gain may be
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from math import isnan
@@ -367,6 +367,11 @@ class FirstDay:
             guard_margin=self._guard.margin,
             guard_alpha=self._guard.alpha,
         )
+
+    def forget_decisions(self, gone: Container[str]) -> None:
+        """Remove these decisions; their rewards stay counted."""
+        seen = [name for name in self._seen if name not in gone]
+        self._seen = deque(seen, maxlen=MAX_SEEN)
 
     def restore(self, state: FirstDayState) -> None:
         """Continue from the state of another first day; the regression test keeps its margin and its alpha."""

@@ -11,7 +11,7 @@ their worst rewards.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from policies.coverage import FeedbackCoverage, is_unflawed
@@ -93,6 +93,14 @@ class RewardSampler:
         if record.decision.score_chance < 1.0:
             return 0.0
         return self._sample.inclusion(record)
+
+    def forget_decisions(self, gone: Container[str]) -> None:
+        """Remove these decisions; the counts stay."""
+        counted = [name for name in self._counted if name not in gone]
+        self._counted = deque(counted, maxlen=MAX_COUNTED)
+        for records in (self._hedges, self._lost):
+            for name in [name for name in records if name in gone]:
+                del records[name]
 
     def state(self) -> SamplingState:
         """The counts, for `restore`."""

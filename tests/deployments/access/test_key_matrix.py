@@ -36,7 +36,11 @@ ALLOWED: dict[str, tuple[str, ...] | None] = {
     "/v1/router/versions/{version}/diff": ("operate",),
     "/v1/router/versions/{version}/evaluate": ("operate",),
     "/v1/router/versions/{version}/promote": ("operate",),
+    "/v1/router/versions/{version}/restore": ("operate",),
     "/v1/router/versions/rollback": ("operate",),
+    "/v1/router/erasures": ("operate",),
+    "/v1/router/erasures/{erasure_id}": ("operate",),
+    "/v1/router/exports": ("operate",),
     "/v1/router/rollout": ("operate",),
     "/v1/router/rollout/advance": ("operate",),
     "/v1/router/calibrations": ("operate",),
@@ -44,7 +48,12 @@ ALLOWED: dict[str, tuple[str, ...] | None] = {
     "/v1/router/calibrations/scores": ("operate",),
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH")
-VALUES = {"{model:path}": "small", "{decision_id}": "dec-1", "{version}": "1"}
+VALUES = {
+    "{model:path}": "small",
+    "{decision_id}": "dec-1",
+    "{version}": "1",
+    "{erasure_id}": "0123456789abcdef",
+}
 SUBSETS = [
     scopes
     for count in range(1, len(SCOPES) + 1)
