@@ -136,7 +136,7 @@ def _decision_records(projection: EventProjection | None = None) -> DecisionReco
 
 
 def journal_name(url: str) -> str:
-    """The name of a journal as the report shows it: the file of SQLite, or host and database, without a folder or user."""
+    """The name of a journal in the report: the file of SQLite, or database and host; without folder and user."""
     parts = urlsplit(url)
     file = parts.path.rpartition("/")[2]
     if parts.scheme.startswith("sqlite"):

@@ -68,7 +68,10 @@ def shares(log: DecisionLog) -> Figure:
             continue
         for arm in log.names:
             share = (
-                (part.arm == arm).astype(float).rolling(WINDOW, min_periods=LEAST).mean()
+                (part.arm == arm)
+                .astype(float)
+                .rolling(WINDOW, min_periods=LEAST)
+                .mean()
             )
             axis.plot(part.n, share, color=colour[arm], label=arm, linewidth=2)
         axis.set(
@@ -244,9 +247,7 @@ def frontier(log: DecisionLog) -> Figure:
     colour = colours(log)
     title = "Quality, cost, latency: what each strategy gives for what it takes"
     if not frame.comparable.all():
-        title += (
-            "\nhollow: only the requests for which auto chose this size, so NOT comparable with auto or with each other"
-        )
+        title += "\nhollow: only the requests for which auto chose this size; NOT comparable with auto or each other"
     figure, axes = panels(3, title, height=4.8)
     for axis, column, label in (
         (axes[0], "cost_usd", "mean cost of a request (millionths of a US dollar)"),
@@ -506,9 +507,7 @@ def calibration(log: DecisionLog) -> Figure:
             xlim=(-0.1, 1.1),
             ylim=(-0.2, 1.2),
         )
-        label_points(
-            figure, axis, [(x, y, f"{count:.0f}") for x, y, count in table]
-        )
+        label_points(figure, axis, [(x, y, f"{count:.0f}") for x, y, count in table])
     return figure
 
 

@@ -1,7 +1,8 @@
 """Intervals of means that hold for several comparisons together.
 
-The best of many sizes or policies looks better than it is. So where m intervals are compared, each has the level 1 - 0.05/m
-(Bonferroni; Dunn, JASA 1961): all of them together cover the truth with at least 95 %, whatever their dependence.
+The best of many sizes or policies looks better than it is. So where m intervals are compared, each has the level
+1 - 0.05/m (Bonferroni; Dunn, JASA 1961): all of them together cover the truth with at least 95 %, whatever their
+dependence.
 """
 
 from statistics import NormalDist

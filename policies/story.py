@@ -1,7 +1,7 @@
 """Tells a decision as a story of at most ten lines, of which each says one thing.
 
-The lines say what was seen in the request, who was eligible, what each arm was worth, how likely the choice was, and what
-came of it. All numbers of the policy are those that decided; the profiler's own forecast has one phrase.
+The lines say what was seen in the request, who was eligible, what each arm was worth, how likely the choice was, and
+what came of it. All numbers of the policy are those that decided; the profiler's own forecast has one phrase.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ FALLBACKS = {  # Decision.fallback in words
     "router": "The router did not answer in time; the ingress decided on its last snapshot of the policy.",
     "model": "This is a second try: the model that was chosen first failed before its answer began.",
     "hedge": "This is a second try: the model that was chosen first was silent for too long, and another was asked.",
-    PAIR: "No client got this answer: it is a second answer to a client's request, given in the background to be graded.",
+    PAIR: "No client got this answer: it is a second answer to a client's request, in the background, to be graded.",
 }
 ENDINGS = {  # Outcome.status in words
     "ok": "an answer after {}",
@@ -72,7 +72,9 @@ def story(
     before = [*_beginning(decision), _seen(decision)]
     if decision.fallback in (FORCED, CALIBRATION):
         # nothing was chosen
-        known = [] if of_kind is None else [_of_kind(decision, of_kind)]
+        known = []
+        if of_kind is not None and decision.profile.task != "embed":
+            known = [_of_kind(decision, of_kind)]
         return [*before, *known, _came(record)]
     found = worths(decision, _estimates(decision), of_kind)
     before.append(_eligible(found))
@@ -94,7 +96,9 @@ def _beginning(decision: Decision) -> list[str]:
                 f"The client named the model {decision.arm}, or sent `auto` a text to embed, which always goes to the "
                 "same model; the router did not choose."
             ]
-        return [f"The client named the model {decision.arm}; the router did not choose."]
+        return [
+            f"The client named the model {decision.arm}; the router did not choose."
+        ]
     if decision.fallback == CALIBRATION:
         return [
             f"No client asked: {decision.arm} answered a calibration prompt, as each size does."
@@ -311,9 +315,7 @@ def _pair(decision: Decision, other: Record | None) -> list[str]:
         ]
     line = "It was served without exploration, because "
     if other is None:
-        return [
-            f"{line}a second answer was planned; so far there is no second answer."
-        ]
+        return [f"{line}a second answer was planned; so far there is no second answer."]
     return [
         f"{line}{other.decision.arm} gave a second answer in the background, with the decision {decision.pair}; the "
         "judge grades both."

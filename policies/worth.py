@@ -14,12 +14,15 @@ from policies.evaluation.kind_figures import Figures
 from policies.events import ArmEstimate, Decision
 
 PLACES = 3  # decimal places of score points
+NONE = ArmEstimate("")
 LEAST_SHOWN = 1e-4  # a smaller probability is shown as "under 0.0001"
 
 
 @dataclass(frozen=True)
 class Worth:
     """The worth of one arm, rounded so that worth = quality - time - money holds for the numbers shown.
+
+    It may differ from the utility that decided by the rounding, and the draw by as much.
 
     quality, time, money, worth, drawn: score points. None if the policy made no estimate, or if the task has no
         quality, as embeddings have none. `drawn` is the draw of Thompson sampling.
@@ -35,7 +38,7 @@ class Worth:
     worth: float | None = None
     drawn: float | None = None
     scored_answers: int | None = None
-    made: ArmEstimate = ArmEstimate("")
+    made: ArmEstimate = NONE
     known: bool = False
 
     @property
@@ -103,14 +106,17 @@ def _worth(
     if decision.profile.task == "embed":
         return Worth(arm, time=time, money=money, made=estimate, known=True)
     quality = round(estimate.quality, PLACES)
-    draws = estimate.sampled_utility != 0.0 and not estimate.removed_by
+    worth = round(quality - time - money, PLACES)
+    drawn = None
+    if estimate.sampled_utility and not estimate.removed_by:
+        drawn = round(worth + estimate.sampled_utility - estimate.utility, PLACES)
     return Worth(
         arm,
         quality=quality,
         time=time,
         money=money,
-        worth=round(quality - time - money, PLACES),
-        drawn=round(estimate.sampled_utility, PLACES) if draws else None,
+        worth=worth,
+        drawn=drawn,
         scored_answers=scored,
         made=estimate,
         known=True,
@@ -144,7 +150,9 @@ def in_words(value: float, digits: int = 2) -> str:
 
 def seconds(value: float) -> str:
     """A duration in words."""
-    return f"{in_words(value)} s" if value >= LEAST_SHOWN or not value else "under 0.1 ms"
+    return (
+        f"{in_words(value)} s" if value >= LEAST_SHOWN or not value else "under 0.1 ms"
+    )
 
 
 def dollars(value: float) -> str:

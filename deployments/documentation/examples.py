@@ -123,9 +123,7 @@ PUBLISH: Examples = {
     ),
 }
 PROMOTE: Examples = {
-    "shadow": _example(
-        "Decides beside the champion, without effect", {"to": "shadow"}
-    ),
+    "shadow": _example("Decides beside the champion, without effect", {"to": "shadow"}),
     "challenger": _example(
         "Gets 10 % of the traffic", {"to": "challenger", "share": 0.1}
     ),

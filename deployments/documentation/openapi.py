@@ -1,7 +1,7 @@
 """Completes the OpenAPI document that FastAPI makes of the routes, and bounds it to what JavaScript can read.
 
-FastAPI knows the paths and the bodies. The groups, the words, the examples, the answers and the errors are added here, in
-one place for all routes. Which requests are accepted does not depend on it.
+FastAPI knows the paths and the bodies. The groups, the words, the examples, the answers and the errors are added here,
+in one place for all routes. Which requests are accepted does not depend on it.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,13 @@ from deployments.access.middleware import OPEN_PATHS
 from deployments.documentation import answers, examples, operations
 
 SAFE_INTEGER = 2**53 - 1  # larger ones are rounded by JavaScript
-BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+BOUNDS = {  # of JSON Schema, by the words that pydantic leaves in a schema if a validator comes first
+    "ge": "minimum",
+    "le": "maximum",
+    "gt": "exclusiveMinimum",
+    "lt": "exclusiveMaximum",
+}
+NUMBERS = ("integer", "number")
 # of FastAPI's own errors, which no client gets here
 FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 SCHEME = "HTTPBearer"
@@ -33,9 +39,7 @@ def install(app: FastAPI, keyed: bool) -> None:
 
     def openapi() -> Document:
         if app.openapi_schema is None:
-            made = get_openapi(
-                title=app.title, version=app.version, routes=app.routes
-            )
+            made = get_openapi(title=app.title, version=app.version, routes=app.routes)
             app.openapi_schema = completed(made, keyed)
         return app.openapi_schema
 
@@ -79,7 +83,8 @@ def _complete(operation: Document, method: str, path: str, keyed: bool) -> None:
     operation["tags"] = [operations.group_of(path)]
     words = operation.get("description", "")
     operation["summary"] = operations.SUMMARIES.get(
-        at, words.partition("\n")[0].partition(". ")[0].rstrip(".") or operation["summary"]
+        at,
+        words.partition("\n")[0].partition(". ")[0].rstrip(".") or operation["summary"],
     )
     if at in operations.DESCRIPTIONS:
         operation["description"] = operations.DESCRIPTIONS[at]
@@ -160,16 +165,26 @@ def _add_errors(operation: Document, at: tuple[str, str], is_open: bool) -> None
 
 
 def _bound(value: Any) -> None:
-    """Replace bounds of integers that JavaScript would round, everywhere in a document."""
+    """Write the bounds of numbers in the words of JSON Schema, and replace those that JavaScript would round."""
     if isinstance(value, list):
         for item in value:
             _bound(item)
     elif isinstance(value, dict):
-        for name in BOUNDS:
-            bound = value.get(name)
-            if isinstance(bound, int | float) and abs(bound) > SAFE_INTEGER:
-                value.pop(name)
-                kept = "minimum" if bound < 0 else "maximum"
-                value[kept] = SAFE_INTEGER if bound > 0 else -SAFE_INTEGER
+        if value.get("type") in NUMBERS:
+            for word, name in BOUNDS.items():
+                if word in value:
+                    value[name] = value.pop(word)
+            _limit(value)
         for item in value.values():
             _bound(item)
+
+
+def _limit(schema: Document) -> None:
+    """Replace bounds of an integer that JavaScript would round."""
+    for name in BOUNDS.values():
+        bound = schema.get(name)
+        if isinstance(bound, int | float) and abs(bound) > SAFE_INTEGER:
+            del schema[name]
+            schema["minimum" if bound < 0 else "maximum"] = (
+                -SAFE_INTEGER if bound < 0 else SAFE_INTEGER
+            )

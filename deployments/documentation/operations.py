@@ -58,15 +58,27 @@ SUMMARIES: Mapping[tuple[str, str], str] = {
     ("post", "/v1/router/calibrations"): "Start a calibration, or go on with it",
     ("get", "/v1/router/calibrations"): "Show the last calibration and its report",
     ("delete", "/v1/router/calibrations"): "Cancel the calibration that runs",
-    ("get", "/v1/router/calibrations/answers"): "List the answers that wait for a score",
+    (
+        "get",
+        "/v1/router/calibrations/answers",
+    ): "List the answers that wait for a score",
     ("post", "/v1/router/calibrations/scores"): "Score answers of a calibration",
     ("get", "/healthz"): "Does the process run?",
     ("get", "/readyz"): "Is a model ready?",
 }
 DESCRIPTIONS: Mapping[tuple[str, str], str] = {
-    ("post", "/v1/chat/completions"): "With `model: auto` the router chooses among the sizes; `router` has its options.",
-    ("post", "/v1/completions"): "Each prompt gets `n` choices. Without `max_tokens` an answer has at most 16 tokens.",
-    ("post", "/v1/embeddings"): "`auto` always means the same model, because embeddings of different models cannot be "
+    (
+        "post",
+        "/v1/chat/completions",
+    ): "With `model: auto` the router chooses among the sizes; `router` has its options.",
+    (
+        "post",
+        "/v1/completions",
+    ): "Each prompt gets `n` choices. Without `max_tokens` an answer has at most 16 tokens.",
+    (
+        "post",
+        "/v1/embeddings",
+    ): "`auto` always means the same model, because embeddings of different models cannot be "
     "compared.",
     ("get", "/v1/models"): "`auto`, its presets (other objectives), and the models.",
     ("get", "/v1/models/{model}"): "As in the list.",

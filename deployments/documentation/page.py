@@ -1,7 +1,7 @@
 """The page /docs with all its files, and `/`. Everything comes from the gateway, so the page works without internet.
 
-Swagger UI's script, style and icon are those of the package fastapi-swagger, which follows Swagger UI's releases. They are
-the same files as in the npm package swagger-ui-dist.
+Swagger UI's script, style and icon are those of the package fastapi-swagger, which follows Swagger UI's releases. They
+are the same files as in the npm package swagger-ui-dist.
 """
 
 from importlib.resources import files

@@ -1,9 +1,9 @@
 """One colour for each model in every picture: the report, the demo, the benchmarks, calibrations and Grafana.
 
-The default models always have the same colours: nano blue, small orange, large red. Other models get the colours of a fixed
-palette, in the order of their prices and then of their names. The palette was searched for the largest distance in CIELAB
-that people with any of the three colour vision deficiencies still see (the simulation is that of Machado, Oliveira and
-Fernandes, IEEE TVCG 2009). tests/deployments/observability/test_colours.py computes the distances.
+The default models always have the same colours: nano blue, small orange, large red. Other models get the colours of a
+fixed palette, in the order of their prices and then of their names. The palette was searched for the largest distance
+in CIELAB that people with any of the three colour vision deficiencies still see (the simulation is that of Machado,
+Oliveira and Fernandes, IEEE TVCG 2009). tests/deployments/observability/test_colours.py computes the distances.
 """
 
 from collections.abc import Mapping, Sequence

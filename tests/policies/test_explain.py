@@ -61,7 +61,7 @@ def text(record: Record, *given: Any) -> str:
 
 
 def test_a_decision_reads_as_a_story() -> None:
-    """What was seen, who was eligible, the worth of each arm, the chance of the choice, and what came, in this order."""
+    """What was seen, who was eligible, the worth of each arm, the chance of the choice, and what came of it."""
     made = decided()
     told = text(Record(made, DONE, {"user": 1.0}), {made.arm: Figures(votes=12)})
     order = [
@@ -96,7 +96,7 @@ def test_worth_is_quality_less_time_less_money() -> None:
             parts = row["quality"] - row["time"] - row["money"]
             assert row["worth"] == pytest.approx(parts, abs=1e-9)
             assert row["worth"] == pytest.approx(estimate.utility, abs=2e-3)
-            assert row["drawn"] == pytest.approx(estimate.sampled_utility, abs=1e-3)
+            assert row["drawn"] == pytest.approx(estimate.sampled_utility, abs=3e-3)
         for line in story(Record(made)):
             found = re.match(
                 r"\w+: worth (\S+) = quality (\S+) - time (\S+) \(.*\) - money (\S+) ",
@@ -131,7 +131,10 @@ def test_a_model_of_another_task_gets_no_invented_numbers() -> None:
 def test_a_forced_request_begins_with_it_and_shows_no_choice() -> None:
     """Nothing of eligibility, worth or chance, but what the kind shows, and what came of it."""
     made = decided(fallback=FORCED, arm="large")
-    told = text(Record(made, DONE), {"large": Figures(3, votes=2, score=0.5)})
+    told = text(
+        Record(made, DONE),
+        {"large": Figures(3, votes=2, score=0.5, score_low=0.1, score_high=0.9)},
+    )
     assert told.startswith("The client named the model large; the router did not")
     for absent in ("Eligible", "worth", "probability", "score points", "drawn"):
         assert absent not in told
@@ -160,8 +163,9 @@ def test_both_answers_of_a_pair_name_the_other() -> None:
     """The first was served without exploration; nobody got the second. Without a second answer the first says so."""
     first = Record(decided(pair="dec-2", arm="large"), DONE)
     second = Record(decided(pair="dec-1", fallback=PAIR, arm="small"), DONE)
-    assert "because small gave a second answer in the background, with the decision dec-2" in text(
-        first, None, second
+    assert (
+        "because small gave a second answer in the background, with the decision dec-2"
+        in text(first, None, second)
     )
     assert "so far there is no second answer" in text(first)
     assert "the first answer by large, of the decision dec-1" in text(
@@ -172,9 +176,7 @@ def test_both_answers_of_a_pair_name_the_other() -> None:
 def test_the_first_day_says_what_rule_and_policy_would_have_done() -> None:
     """The numbers are the policy's, and the choice is the rule's; or the other way round."""
     tried = decided().estimates
-    by_rule = decided(
-        "always", rule="large", shadow="small", shadow_estimates=tried
-    )
+    by_rule = decided("always", rule="large", shadow="small", shadow_estimates=tried)
     told = text(Record(by_rule))
     assert "large was chosen by the rule 'always'." in told
     assert "As the policy beside the rule sees it, large: worth" in told
@@ -302,7 +304,7 @@ def test_numbers_are_rounded_and_features_have_names() -> None:
     times = {round(1e9 / 7, 3), plain["time_s"]}
     assert {float(n) for n, m in zip(numbers, mantissas) if len(m) > 7} <= times
     assert plain["time"] == "2025-11-30T03:05:12.250Z"
-    assert plain["figures_of_kind"]["large"]["latest"] == "1974-07-12T10:05:42.857Z"
+    assert plain["figures_of_kind"]["large"]["latest"] == "1974-07-12T10:32:22.857Z"
     assert plain["objective"]["cost_weight_of_budget"] == 300.123
     features = plain["profile"]["features"]
     assert features["constant"] == 1.0 and features["kind arithmetic"] == 0.5

@@ -17,6 +17,7 @@ import yaml
 from deployments import app
 from deployments.access import api_keys
 from deployments.access.api_keys import ApiKeyStore, add
+from deployments.access.middleware import OPEN_PATHS
 from deployments.operations.config_check import check_config
 from deployments.operations.launcher import load
 from policies.events import MAX_SOURCES
@@ -232,9 +233,7 @@ def test_every_route_requires_a_key(locked: Locked) -> None:
         answer = locked.client.request(
             method, path.replace("{decision_id}", "d").replace("{model}", "m")
         )
-        assert (answer.status_code == 401) == (path not in ("/healthz", "/readyz")), (
-            path
-        )
+        assert (answer.status_code == 401) == (path not in OPEN_PATHS), path
 
 
 def test_feedback_only_from_the_key_that_owns_the_decision(locked: Locked) -> None:

@@ -11,11 +11,10 @@ from deployments.dispatch import outcome_reporter
 from deployments.gateway import feedback_routes
 from deployments.router.learner import Learner
 from deployments.settings import ModelSettings
-from policies.events import Outcome
-from policies.events import Record
-from policies.story import story
+from policies.events import Outcome, Record
 from policies.registry import make_policy
 from policies.rollout.roles import CHALLENGER, CHAMPION, Roles
+from policies.story import story
 from policies.types import Arm, Objective, Request
 from tests.support.gateway import Gateway, eventually
 from tests.support.requests import make_profile, make_request
