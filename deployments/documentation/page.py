@@ -10,8 +10,10 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
+from deployments.errors import ApiError
+
 HERE = Path(__file__).parent
-SWAGGER = files("fastapi_swagger.resources")
+SWAGGER = "fastapi_swagger.resources"
 CACHED = "public, max-age=3600"
 # only this gateway's own files, no inline script, and no other page may frame it
 POLICY = (
@@ -77,7 +79,16 @@ def add_docs_routes(app: FastAPI) -> None:
 
 
 def _of_swagger(name: str, media_type: str) -> Response:
-    return _file((SWAGGER / name).read_bytes(), media_type, CACHED)
+    try:
+        content = (files(SWAGGER) / name).read_bytes()
+    except ModuleNotFoundError:
+        # the gateway serves requests without it
+        raise ApiError(
+            503,
+            "the package fastapi-swagger is not installed on this node; install requirements.lock, or read "
+            "/openapi.json",
+        ) from None
+    return _file(content, media_type, CACHED)
 
 
 def _file(content: bytes, media_type: str, cached: str) -> Response:

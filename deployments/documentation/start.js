@@ -9,7 +9,10 @@ function named(text) {
   return lastDecision ? text.replaceAll(PLACEHOLDER, lastDecision) : text;
 }
 
-SwaggerUIBundle({
+if (typeof SwaggerUIBundle === "undefined") {
+  document.getElementById("swagger-ui").textContent =
+    "Swagger UI is not installed on this node (package fastapi-swagger). The description is at openapi.json.";
+} else SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,

@@ -160,7 +160,7 @@ def test_a_fallback_comes_first(fallback: str) -> None:
 
 
 def test_both_answers_of_a_pair_name_the_other() -> None:
-    """The first was served without exploration; nobody got the second. Without a second answer the first says so."""
+    """The first was served without exploration; no client got the second. Without a second answer the first says so."""
     first = Record(decided(pair="dec-2", arm="large"), DONE)
     second = Record(decided(pair="dec-1", fallback=PAIR, arm="small"), DONE)
     assert (

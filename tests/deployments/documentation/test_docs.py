@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from jsonschema.validators import Draft202012Validator
 
 from deployments.access.middleware import DOCS_PATHS, OPEN_PATHS, PUBLIC_PATHS
-from deployments.documentation import examples, operations
+from deployments.documentation import examples, operations, page
 from deployments.documentation.openapi import (
     BOUNDS,
     SAFE_INTEGER,
@@ -58,11 +58,11 @@ def refused_by_files(page: str) -> list[str]:
 
 def test_the_page_and_its_files_come_from_the_gateway(gateway: Gateway) -> None:
     """No address of another server is loaded, and the policy of the page forbids it as well."""
-    page = gateway.client.get("/docs")
-    assert page.status_code == 200
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert refused_by_files(page.text) == []
-    loaded = re.findall(r"""(?:src|href)="([^"]+)\"""", page.text)
+    got = gateway.client.get("/docs")
+    assert got.status_code == 200
+    assert got.headers["content-type"] == "text/html; charset=utf-8"
+    assert refused_by_files(got.text) == []
+    loaded = re.findall(r"""(?:src|href)="([^"]+)\"""", got.text)
     assert len(loaded) == 5
     kinds = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
     for name in loaded:
@@ -70,14 +70,27 @@ def test_the_page_and_its_files_come_from_the_gateway(gateway: Gateway) -> None:
         assert answer.status_code == 200 and answer.content, name
         wanted = kinds.get(name.rpartition(".")[2], "application/json")
         assert answer.headers["content-type"].startswith(wanted), name
-    policy = page.headers["content-security-policy"]
+    policy = got.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "script-src 'self';" in policy
     assert "http" not in policy
-    assert "<script>" not in page.text and "onload" not in page.text
+    assert "<script>" not in got.text and "onload" not in got.text
     style = gateway.client.get("/docs/swagger-ui.css").text
     assert refused_by_files(style) == []
     script = gateway.client.get("/docs/swagger-ui-bundle.js").text
     assert "SwaggerUIBundle" in script and len(script) > 500_000
+
+
+def test_without_the_package_the_gateway_serves_all_the_same(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node on which it was not installed answers requests; the page's script says what is missing."""
+    monkeypatch.setattr(page, "SWAGGER", "no_such_package.resources")
+    answer = gateway.client.get("/docs/swagger-ui-bundle.js")
+    assert answer.status_code == 503
+    assert "fastapi-swagger is not installed" in answer.json()["error"]["message"]
+    assert gateway.client.get("/docs").status_code == 200
+    assert "is not installed" in gateway.client.get("/docs/start.js").text
+    assert gateway.chat().status_code == 200
 
 
 def test_the_files_are_those_of_the_page(gateway: Gateway) -> None:
@@ -110,7 +123,7 @@ def test_the_page_opens_without_a_key(tmp_path: Path) -> None:
 
 
 def test_a_body_for_an_open_path_is_not_awaited(tmp_path: Path) -> None:
-    """Nobody without a key can make the gateway wait for a body there."""
+    """A client without a key cannot make the gateway wait for a body there."""
     locked = Locked(tmp_path)
     with locked.client:
         for path in DOCS_PATHS:
