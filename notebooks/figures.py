@@ -12,6 +12,7 @@ from notebooks import analysis
 from notebooks.decision_log import DecisionLog
 from notebooks.intervals import z_of
 from notebooks.panels import GREY, label_points, panels, say_empty
+from policies.evaluation.kind_figures import interval
 from policies.evaluation.overlap import FLOOR, MIN_ESS, TRIES
 
 GREEN = "#1a9641"
@@ -21,6 +22,7 @@ WINDOW = 50
 LEAST = 10
 SPREAD = 0.7  # of the room of a kind, over which its arms are placed
 MOST_FEATURES = 12
+MANY = 30  # numbers under a panel, from which they are written upright
 SHIFTED = "#5b2c83"
 UNSCORED = "no answer of this log has a score"
 
@@ -37,8 +39,10 @@ def _places(count: int, k: int, arms: int) -> Any:
     return np.arange(count) + SPREAD * ((k + 0.5) / arms - 0.5)
 
 
-def _write_counts(axis: Any, at: Any, counts: Any, y: float, colour: str) -> None:
-    """Write a number below each place; upright where there are many."""
+def _write_counts(
+    axis: Any, at: Any, counts: Any, y: float, colour: str, arms: int
+) -> None:
+    """Write a number below each place; upright where there are many, of all arms together."""
     for x, count in zip(at, counts, strict=True):
         axis.annotate(
             f"{count:.0f}",
@@ -46,7 +50,7 @@ def _write_counts(axis: Any, at: Any, counts: Any, y: float, colour: str) -> Non
             ha="center",
             va="center",
             fontsize=7,
-            rotation=90,
+            rotation=90 if len(at) * arms > MANY else 0,
             color=colour,
         )
 
@@ -165,7 +169,7 @@ def posterior(log: DecisionLog) -> Figure:
             label=arm,
         )
         axis.scatter(at + 0.02, part.seen, marker="x", s=40, color=colour[arm])
-        _write_counts(axis, at, part.answers, -0.25, colour[arm])
+        _write_counts(axis, at, part.answers, -0.25, colour[arm], len(log.names))
     axis.scatter([], [], marker="x", color=GREY, label="mean of the scores seen")
     axis.axhline(0, color=GREY, linewidth=0.8)
     axis.set(
@@ -210,7 +214,9 @@ def kinds(log: DecisionLog) -> Figure:
         above = [np.zeros(len(names)), part.latency_p95_s - part.latency_p50_s]
         axes[2].errorbar(at, part.latency_p50_s, yerr=above, **style)
         for axis, counts in ((axes[0], part.votes), (axes[1], part.answers)):
-            _write_counts(axis, at, counts.fillna(0.0), -0.2, colour[arm])
+            _write_counts(
+                axis, at, counts.fillna(0.0), -0.2, colour[arm], len(log.names)
+            )
     labels = (
         (
             "mean score of unflawed answers; all intervals together 95 % (numbers: scored)",
@@ -437,6 +443,7 @@ def _target(axis: Any, n: int, row: dict[str, Any], colour: str) -> None:
             va="center",
             fontsize=7.5,
             color="0.35",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     else:
         axis.plot(
@@ -486,9 +493,14 @@ def calibration(log: DecisionLog) -> Figure:
             say_empty(axis, why, name)
             continue
         table = held.table[held.table[:, 2] > 0]
-        error = z_of(len(table)) * np.sqrt(
-            np.maximum(table[:, 1] * (1 - table[:, 1]), 0.02) / table[:, 2]
-        )
+        bounds = [interval(seen, count, z_of(len(table))) for _, seen, count in table]
+        error = [
+            [seen - low for (_, seen, _), (low, _) in zip(table, bounds, strict=True)],
+            [
+                high - seen
+                for (_, seen, _), (_, high) in zip(table, bounds, strict=True)
+            ],
+        ]
         axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         axis.errorbar(
             table[:, 0], table[:, 1], yerr=error, fmt="none", ecolor=AUTO, alpha=0.4

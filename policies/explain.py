@@ -23,7 +23,7 @@ def explain(
 ) -> dict[str, Any]:
     """The reasons for a decision, the worth of each arm, the outcome and the feedback, as plain data.
 
-    `summary` is the story: a text of at most ten lines.
+    `story` has at most ten lines, and `summary` is the same as one text.
 
     Args:
         record: of the decision.
@@ -31,6 +31,7 @@ def explain(
         other: of the other decision of a pair, if there is one.
     """
     decision = record.decision
+    lines = story(record, of_kind, other)
     explained: dict[str, Any] = {
         "decision_id": decision.id,
         "model": decision.arm,
@@ -39,17 +40,18 @@ def explain(
         "time_s": round(decision.time_s, 3),
         "sequence": decision.sequence,
         "fallback": decision.fallback or "none",
-        "summary": "\n".join(story(record, of_kind, other)),
-        "profile": _profile(decision.profile),
-        "objective": _objective(decision),
+        "story": lines,
+        "summary": "\n".join(lines),
         "models": [
             worth.plain() for worth in worths(decision, decision.estimates, of_kind)
         ],
+        "objective": _objective(decision),
         "outcome": _outcome(record.outcome) if record.outcome else None,
         "feedback": [
             {"source": source, "score": score}
             for source, score in record.scores.items()
         ],
+        "profile": _profile(decision.profile),
     }
     if of_kind is not None:
         explained["figures_of_kind"] = {

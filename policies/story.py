@@ -18,10 +18,10 @@ from policies.events import (
     Outcome,
     Record,
 )
+from policies.profiling.forecast import SUFFICIENT
 from policies.worth import (
     Worth,
     dollars,
-    in_words,
     is_estimated,
     probability,
     seconds,
@@ -118,14 +118,18 @@ def _seen(decision: Decision) -> str:
     profile = decision.profile
     at = f" at {iso_time(decision.time_s)}" if decision.time_s else ""
     if profile.task == "embed":
-        return f"Seen{at}: a text to embed, of {profile.prompt_tokens} tokens."
+        return f"Seen{at}: text to embed, {_tokens(profile.prompt_tokens)}."
     found = "; ".join(profile.reasons) or f"kind '{profile.kind}'"
     limit = profile.max_output_tokens
     return (
-        f"Seen{at}: a {profile.task} request of {profile.prompt_tokens} tokens"
+        f"Seen{at}: a {profile.task} request of {_tokens(profile.prompt_tokens)}"
         + (f", at most {limit} for the answer" if limit else "")
         + f": {found}; complexity {profile.complexity:.2f} of 1.{_weights(decision)}"
     )
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' if count != 1 else ''}"
 
 
 def _weights(decision: Decision) -> str:
@@ -187,7 +191,7 @@ def _table(decision: Decision, found: Sequence[Worth], room: int) -> list[str]:
 def _in_full(row: Worth) -> str:
     """The worth of an arm with its three parts."""
     made = row.made
-    busy = f" with {in_words(made.load)} in flight" if made.load >= 0.5 else ""
+    busy = f" with {made.load:.3g} in flight" if made.load >= 0.5 else ""
     drawn = f", drawn {row.drawn:.3f}" if row.differs else ""
     return (
         f"worth {row.worth:.3f} = quality {row.quality:.3f} - time {row.time:.3f} ({seconds(made.latency_s)}{busy}) "
@@ -278,7 +282,7 @@ def _profiler(decision: Decision, chosen: ArmEstimate) -> str:
         return ""
     return (
         f" (The profiler's own forecast, which decides nothing: {profile.expected_output_tokens:.0f} tokens instead of "
-        f"{chosen.output_tokens:.0f}, a chance of {chance:.2f} that the answer suffices.)"
+        f"{chosen.output_tokens:.0f}, a chance of {chance:.2f} of a score of at least {SUFFICIENT:g}.)"
     )
 
 
@@ -330,7 +334,7 @@ def _came(record: Record) -> str:
     ending = ENDINGS.get(outcome.status, f"{outcome.status} after {{}}")
     parts = [ending.format(seconds(outcome.latency_s)) + _timing(outcome)]
     if outcome.output_tokens:
-        parts.append(f"{outcome.output_tokens} tokens, {dollars(outcome.cost_usd)}")
+        parts.append(f"{_tokens(outcome.output_tokens)}, {dollars(outcome.cost_usd)}")
     if record.flaw in FLAWS:
         parts.append(FLAWS[record.flaw])
     return f"Came of it: {'; '.join([*parts, _score(record)])}."

@@ -185,7 +185,12 @@ SCHEMAS: Mapping[str, Schema] = {
         model=_of("string", "The chosen model."),
         time=_of("string", "Of the decision, ISO 8601.", format="date-time"),
         time_s=_of("number", "The same in seconds since the epoch."),
-        summary=_of("string", "A story of at most ten lines."),
+        story={
+            "type": "array",
+            "items": TEXT,
+            "description": "At most ten lines: what was seen, who was eligible, what each was worth, what came.",
+        },
+        summary=_of("string", "The story as one text."),
         models=_list("ArmWorth", "All models."),
         feedback={"type": "array", "items": {"type": "object"}},
     ),

@@ -57,6 +57,7 @@ def text(record: Record, *given: Any) -> str:
     )
     summary = explain(record, *given)["summary"]
     assert summary == "\n".join(lines)
+    assert explain(record, *given)["story"] == lines
     return str(summary)
 
 
@@ -241,7 +242,7 @@ def test_the_profilers_forecast_has_one_phrase() -> None:
     told = text(Record(known))
     assert told.count("forecast") == 1
     assert "which decides nothing: 16 tokens instead of" in told
-    assert "a chance of 0.55 that the answer suffices" in told
+    assert "a chance of 0.55 of a score of at least 0.5" in told
     assert "forecast" not in text(Record(decided()))
 
 
