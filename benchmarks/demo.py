@@ -18,6 +18,7 @@ import pandas as pd
 
 from assets.tasks import Task, level_of, make_task
 from benchmarks.client import DEFAULT_URL, Answer, chat_models, run_stream, state
+from deployments.observability.colours import AUTO, STATIC, colours_of
 from policies.baselines import Static
 from policies.profiling import features
 from policies.types import Arm, Objective, Request
@@ -103,13 +104,18 @@ def table(figures: dict[str, dict[str, float]]) -> str:
 
 
 def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
-    """Draw the shares of `auto` for each level of difficulty, and the mean utility of every strategy."""
+    """Draw the shares of `auto` for each level of difficulty, and the mean utility of every strategy.
+
+    Each model, `auto` and the static rules have one colour in all panels.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(18, 4.2), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
+    axes = list(grid.flat)
+    colours = {"auto": AUTO, "static rules": STATIC, **colours_of(names)}
     auto = frames["auto"]
     for axis, level in zip(axes[:3], ("easy", "medium", "hard"), strict=True):
         part = auto[auto.level == level].reset_index(drop=True)
@@ -117,7 +123,9 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
         for name in names:
             chosen = (part.model == name).astype(float)
             shares.append(chosen.rolling(WINDOW, min_periods=5).mean().fillna(0))
-        axis.stackplot(part.i, shares, labels=names)
+        axis.stackplot(
+            part.i, shares, labels=names, colors=[colours[name] for name in names]
+        )
         axis.set(
             title=f"{level} tasks",
             xlabel="request",
@@ -128,7 +136,11 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
     for name, frame in frames.items():
         mean = frame.utility.rolling(2 * WINDOW, min_periods=WINDOW).mean()
         axes[3].plot(
-            frame.i, mean, label=name, linewidth=2.5 if name == "auto" else 1.2
+            frame.i,
+            mean,
+            label=name,
+            color=colours[name],
+            linewidth=2.5 if name == "auto" else 1.2,
         )
     axes[3].set(
         title="utility, mean of the last 100", xlabel="request", ylabel="utility"

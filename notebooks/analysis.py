@@ -1,4 +1,7 @@
-"""Computes the numbers behind the figures: each function takes a log and returns a table."""
+"""Computes the numbers behind the figures: each function takes a log and returns a table.
+
+Where a table compares several sizes or policies, its intervals hold for all rows together (intervals.py).
+"""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,10 +10,16 @@ import numpy as np
 import pandas as pd
 
 from notebooks.decision_log import DecisionLog
-from policies.evaluation.kind_figures import SIZE
+from notebooks.intervals import level_of, mean_interval, z_of
+from policies.evaluation.kind_figures import SIZE, interval
 from policies.evaluation.offpolicy import confidence_sequence, estimate
 from policies.evaluation.outcome_model import fit_predictions
-from policies.evaluation.overlap import LoggedDecisions, UnanswerableError, overlap
+from policies.evaluation.overlap import (
+    MIN_FEEDBACK,
+    LoggedDecisions,
+    UnanswerableError,
+    overlap,
+)
 from policies.evaluation.recent_metrics import regret
 from policies.evaluation.replay import (
     arms_of,
@@ -22,12 +31,15 @@ from policies.evaluation.replay import (
 )
 from policies.events import Record
 from policies.profiling.calibration import Reliability, reliability
+from policies.profiling.features import names_of
 from policies.registry import make_policy
 from policies.rollout.first_day import RANDOMISED
 from policies.rollout.observation import leaves_choice
-from policies.types import Vector
+from policies.worth import is_estimated
 
-LEVEL = 0.95
+ESTIMATORS = ("ips", "snips", "dr")
+DRIFT_LEAST = 50  # values of a window of twice as many decisions
+CHOSEN = ", where chosen"  # end of the name of a row that has other requests than the other rows
 
 
 def decisions(log: DecisionLog) -> pd.DataFrame:
@@ -39,6 +51,7 @@ def decisions(log: DecisionLog) -> pd.DataFrame:
         decision = record.decision
         outcome = record.outcome
         chosen = record.decision.estimate()
+        estimated = is_estimated(chosen)
         ok = outcome is not None and outcome.status == "ok"
         rows.append(
             {
@@ -47,13 +60,13 @@ def decisions(log: DecisionLog) -> pd.DataFrame:
                 "kind": decision.profile.kind,
                 "arm": decision.arm,
                 "propensity": chosen.propensity,
-                "expected": chosen.quality,
+                "expected": chosen.quality if estimated else np.nan,
                 "score": score(record),
                 "scored": bool(record.explicit_scores()),
                 "sufficiency": decision.profile.sufficiency.get(decision.arm, np.nan),
                 "fitted": decision.profile.profiler_version > 0,
                 "latency_s": outcome.latency_s if ok and outcome else np.nan,
-                "expected_latency_s": chosen.latency_s,
+                "expected_latency_s": chosen.latency_s if estimated else np.nan,
                 "cost_usd": outcome.cost_usd if outcome else np.nan,
                 "utility": utility(record),
                 "regret": regret(decision),
@@ -137,6 +150,8 @@ def posterior(log: DecisionLog) -> pd.DataFrame:
 def kinds(log: DecisionLog, size: int = SIZE) -> pd.DataFrame:
     """One row for each kind and arm with decisions: the figures of the latest decisions, as in the router's state.
 
+    The intervals of the state hold for one cell. Those from together_low to together_high hold for all cells together.
+
     Args:
         log: the log.
         size: number of decisions in the window.
@@ -149,31 +164,49 @@ def kinds(log: DecisionLog, size: int = SIZE) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows)
     figures = [name for name in frame.columns if name not in ("kind", "arm")]
-    return frame.astype(dict.fromkeys(figures, float))
+    frame = frame.astype(dict.fromkeys(figures, float))
+    z = z_of(int((frame.votes > 0).sum()))
+    bounds = [
+        interval(row.score, row.votes, z) if row.votes > 0 else (np.nan, np.nan)
+        for row in frame.itertuples()
+    ]
+    return frame.assign(
+        together_low=[low for low, _ in bounds],
+        together_high=[high for _, high in bounds],
+    )
 
 
 def strategies(log: DecisionLog) -> pd.DataFrame:
-    """Quality, cost and latency of each strategy, measured on the same tasks or, without that, on the log's choices."""
+    """Quality, cost, latency and utility of each strategy, with n and intervals that hold for all strategies together.
+
+    Measured on the same tasks, if there are measurements. Otherwise there is `auto` alone; the other rows are the
+    requests for which it chose an arm. They are not `comparable`: the router chose which requests they are.
+    """
     if log.truth is not None:
-        grouped = log.truth.groupby("strategy", sort=False)
-        means = grouped[["right", "latency_s", "cost_usd", "utility"]].mean()
-        return means.rename(columns={"right": "quality"}).reset_index()
-    frame = decisions(log)
-    parts = {"auto": frame} | {
-        f"{arm}, where chosen": frame[frame.arm == arm] for arm in log.names
-    }
-    figures = {
-        "quality": "score",
-        "latency_s": "latency_s",
-        "cost_usd": "cost_usd",
-        "utility": "utility",
-    }
-    return pd.DataFrame(
-        [
-            {"strategy": name, **{to: part[of].mean() for to, of in figures.items()}}
-            for name, part in parts.items()
-        ]
-    )
+        frame = log.truth.rename(columns={"right": "score"})
+        parts = {
+            name: frame[frame.strategy == name] for name in frame.strategy.unique()
+        }
+    else:
+        frame = decisions(log)
+        parts = {"auto": frame} | {
+            f"{arm}{CHOSEN}": frame[frame.arm == arm] for arm in log.names
+        }
+    figures = {"quality": "score", "utility": "utility"}
+    rows = []
+    for name, part in parts.items():
+        row: dict[str, Any] = {
+            "strategy": name,
+            "requests": len(part),
+            "scored": int(part.score.notna().sum()),
+            "comparable": log.truth is not None or name == "auto",
+        }
+        for figure, column in figures.items():
+            mean, low, high = mean_interval(part[column], len(parts))
+            row |= {figure: mean, f"{figure}_low": low, f"{figure}_high": high}
+        row |= {"latency_s": part.latency_s.mean(), "cost_usd": part.cost_usd.mean()}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def targets(log: DecisionLog) -> dict[str, tuple[Any, int]]:
@@ -223,6 +256,8 @@ def evaluations(log: DecisionLog, explored: bool = False) -> pd.DataFrame:
     """Off-policy evaluation of each target: IPS, SNIPS and DR with intervals, a confidence sequence, the overlap, and
     the measured value if there is one. If the log cannot answer, `refused` says why.
 
+    The intervals of one estimator hold for all targets together.
+
     Args:
         log: the log; `explored` needs its measurements, too.
         explored: evaluate on the log of `by_chance` instead.
@@ -231,8 +266,13 @@ def evaluations(log: DecisionLog, explored: bool = False) -> pd.DataFrame:
         strategies(log).set_index("strategy").utility if log.truth is not None else {}
     )
     rows = []
-    for name, (policy, begin) in targets(log).items():
+    asked = targets(log)
+    level = level_of(len(asked))
+    for name, (policy, begin) in asked.items():
         records = evaluable(log.records[begin:])
+        if len(records) < MIN_FEEDBACK:
+            rows.append(_too_short(name, len(records), truth.get(name, np.nan)))
+            continue
         arms = arms_of(records, policy)
         data = by_chance(log, records, arms) if explored else to_log(records, arms)
         wanted = target_probabilities(records, policy, arms)
@@ -248,14 +288,14 @@ def evaluations(log: DecisionLog, explored: bool = False) -> pd.DataFrame:
             "refused": "",
         }
         try:
-            for estimator in ("ips", "snips", "dr"):
-                got = estimate(data, wanted, estimator, level=LEVEL)
+            for estimator in ESTIMATORS:
+                got = estimate(data, wanted, estimator, level=level)
                 row |= {
                     estimator: got.value,
                     f"{estimator}_low": got.low,
                     f"{estimator}_high": got.high,
                 }
-            low, high = confidence_sequence(data, wanted, level=LEVEL)
+            low, high = confidence_sequence(data, wanted, level=level)
             row |= {"sequence_low": low[-1], "sequence_high": high[-1]}
         except UnanswerableError as error:
             row["refused"] = str(error)
@@ -263,21 +303,48 @@ def evaluations(log: DecisionLog, explored: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def calibrations(log: DecisionLog) -> dict[str, Reliability]:
-    """Calibration of the predictions: the policy's expected score and the profiler's chance that an answer suffices."""
-    frame = decisions(log).dropna(subset=["score"])
-    fitted = frame[frame.fitted]
+def _too_short(name: str, count: int, measured: float) -> dict[str, Any]:
+    """The row of a target for which the log has too few decisions."""
+    nothing = dict.fromkeys(
+        [
+            *(f"{e}{end}" for e in ESTIMATORS for end in ("", "_low", "_high")),
+            "sequence_low",
+            "sequence_high",
+        ],
+        np.nan,
+    )
     return {
-        "expected score (router)": reliability(
-            frame.expected.clip(0, 1).to_numpy(), frame.score.to_numpy()
-        ),
-        "chance to suffice (profiler)": reliability(
-            fitted.sufficiency.to_numpy(), (fitted.score >= 0.5).to_numpy(float)
-        ),
+        "target": name,
+        "decisions": count,
+        "ess": 0.0,
+        "unsupported": np.nan,
+        "measured": measured,
+        **nothing,
+        "refused": f"{count} decisions left a choice and can be used; {MIN_FEEDBACK} needed",
     }
 
 
-def drift(log: DecisionLog, window: int = 100) -> pd.DataFrame:
+def calibrations(log: DecisionLog) -> dict[str, Reliability]:
+    """Calibration of the predictions: the policy's expected score and the profiler's chance that an answer suffices.
+
+    A prediction without any scored answer is left out.
+    """
+    frame = decisions(log).dropna(subset=["score"])
+    expected = frame.dropna(subset=["expected"])
+    fitted = frame[frame.fitted].dropna(subset=["sufficiency"])
+    found = {}
+    if len(expected):
+        found["expected score (router)"] = reliability(
+            expected.expected.clip(0, 1).to_numpy(), expected.score.to_numpy()
+        )
+    if len(fitted):
+        found["chance to suffice (profiler)"] = reliability(
+            fitted.sufficiency.to_numpy(), (fitted.score >= 0.5).to_numpy(float)
+        )
+    return found
+
+
+def drift(log: DecisionLog, window: int = 2 * DRIFT_LEAST) -> pd.DataFrame:
     """Rolling means with standard errors of two residuals: score - expected, and ln latency - ln expected."""
     frame = decisions(log)
     residuals = {
@@ -287,7 +354,7 @@ def drift(log: DecisionLog, window: int = 100) -> pd.DataFrame:
     }
     out = {"n": frame.n}
     for name, values in residuals.items():
-        rolling = values.rolling(window, min_periods=window // 2)
+        rolling = values.rolling(window, min_periods=DRIFT_LEAST)
         out |= {
             name: rolling.mean(),
             f"{name}_se": rolling.std() / np.sqrt(rolling.count()),
@@ -295,16 +362,22 @@ def drift(log: DecisionLog, window: int = 100) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def feature_drift(log: DecisionLog) -> Vector:
-    """Shift of each feature: mean of the last third - mean of the first, in standard errors of this difference."""
+def feature_drift(log: DecisionLog) -> pd.Series:
+    """Shift of each feature by its name: mean of the last third - mean of the first, in standard errors of this
+    difference. Empty if a third has fewer than ten decisions.
+    """
     features = np.array([record.decision.profile.features for record in log.records])
+    names = names_of(features.shape[1])
     third = len(features) // 3
+    if third < 10:
+        return pd.Series(dtype=float)
     first = features[:third]
     last = features[-third:]
     error = np.sqrt(first.var(axis=0) / third + last.var(axis=0) / third)
-    return np.divide(
+    shift = np.divide(
         last.mean(axis=0) - first.mean(axis=0),
         error,
         out=np.zeros(features.shape[1]),
         where=error > 0,
     )
+    return pd.Series(shift, index=list(names))

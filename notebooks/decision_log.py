@@ -8,8 +8,8 @@ measured for every strategy on the same tasks.
 import argparse
 import lzma
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -61,6 +61,7 @@ class DecisionLog:
     events: all events in the order of the journal.
     records: the records of the routed decisions in the order of the journal. Several ingresses may give the same
         `sequence`, so it is not the order. Requests that name a model are among the events only.
+    name: of the journal, for the report's headline.
     truth: one row for each strategy and task of a demo, with strategy, i, model, right, latency_s, cost_usd, utility;
         the tasks are in the order of the records. None for a log without such measurements.
     """
@@ -69,22 +70,19 @@ class DecisionLog:
     events: list[Event]
     records: list[Record]
     truth: pd.DataFrame | None = None
+    name: str = "a log without a name"
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Prices of an output token by arm, for those that have one; the colours are in their order."""
+        return {
+            arm.name: arm.output_price_usd for arm in self.arms if arm.output_price_usd
+        }
 
     @property
     def names(self) -> list[str]:
         """Names of the arms."""
         return [arm.name for arm in self.arms]
-
-    @property
-    def made(self) -> str:
-        """First and last day (UTC) and first and last policy version of the decisions."""
-        days: dict[str, None] = {}
-        versions: dict[str, None] = {}
-        for record in (self.records[0], self.records[-1]):
-            day = datetime.fromtimestamp(record.decision.time_s, UTC)
-            days[f"{day:%Y-%m-%d}"] = None
-            versions[record.decision.policy_version] = None
-        return f"{' to '.join(days)}, by {' to '.join(versions)}"
 
     def counted(self, size: int = SIZE) -> Counted:
         """The numbers and figures of all decisions, the forced ones included."""
@@ -137,8 +135,20 @@ def _decision_records(projection: EventProjection | None = None) -> DecisionReco
     )
 
 
+def journal_name(url: str) -> str:
+    """The name of a journal in the report: the file of SQLite, or database and host; without folder and user."""
+    parts = urlsplit(url)
+    file = parts.path.rpartition("/")[2]
+    if parts.scheme.startswith("sqlite"):
+        return f"{file} (SQLite)"
+    return f"{file} on {parts.hostname or 'this machine'} (PostgreSQL)"
+
+
 def log_of(
-    events: list[Event], arms: tuple[Arm, ...], truth: pd.DataFrame | None = None
+    events: list[Event],
+    arms: tuple[Arm, ...],
+    truth: pd.DataFrame | None = None,
+    name: str = "a log without a name",
 ) -> DecisionLog:
     """The log of a list of events."""
     all_records = _decision_records()
@@ -153,9 +163,8 @@ def log_of(
         if isinstance(e, Decision) and e.fallback not in NOT_ROUTED and e.arm in names
     ]
     records = [all_records.get(decision.id) for decision in decisions]
-    return DecisionLog(
-        arms, events, [record for record in records if record is not None], truth
-    )
+    kept = [record for record in records if record is not None]
+    return DecisionLog(arms, events, kept, truth, name)
 
 
 def arms_in(events: list[Event], configured: tuple[Arm, ...]) -> tuple[Arm, ...]:
@@ -205,6 +214,7 @@ def load(where: str = "", config: str = "") -> DecisionLog:
         log = log_of(
             events,
             arms_in(events, GatewaySettings.model_validate(gateway["args"]).arms()),
+            name=journal_name(where),
         )
     else:
         bundle = msgspec.msgpack.decode(lzma.decompress(BUNDLED.read_bytes()))
@@ -213,6 +223,7 @@ def load(where: str = "", config: str = "") -> DecisionLog:
             [decode(*row) for row in bundle["events"]],
             msgspec.convert(bundle["arms"], tuple[Arm, ...]),
             truth,
+            "the bundled log of `make demo` with seed 1",
         )
     if not log.records:
         raise ValueError(

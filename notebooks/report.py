@@ -21,7 +21,8 @@ NOTEBOOK = ROOT / "notebooks/policy_analysis.ipynb"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Policy analysis</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
 img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 13px }} td, th {{ padding: 2px 8px }}
-tr {{ border-bottom: 1px solid #ddd }} pre {{ background: #f6f6f6; padding: .5em 1em; overflow-x: auto }}
+tr {{ border-bottom: 1px solid #ddd }} td, th {{ vertical-align: top; text-align: left }}
+pre {{ background: #f6f6f6; padding: .5em 1em; white-space: pre-wrap }}
 </style>{body}</html>
 """
 

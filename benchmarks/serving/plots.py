@@ -8,6 +8,8 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from deployments.observability.colours import AUTO, colours_of
+
 ORDER = ("routed", "explicit", "ray.serve.llm", "LiteLLM", "floor")
 LATENCY_BARS = ((-0.25, 50), (0.0, 95), (0.25, 99))  # shift of a bar, percentile
 WINDOW_S = 5.0  # seconds over which shares and latencies under saturation are drawn
@@ -36,7 +38,7 @@ def _throughput(axis: plt.Axes, rows: pd.DataFrame, targets: list[str]) -> None:
     saturated = rows[rows.phase == "saturation"]
     for i, target in enumerate(targets):
         values = saturated[saturated.target == target].per_s
-        color = "#1f77b4" if target == "routed" else "0.7"
+        color = AUTO if target == "routed" else "0.7"
         axis.bar(i, values.median(), 0.6, color=color)
         axis.plot([i] * len(values), values, "k.", markersize=4)
     axis.set_xticks(range(len(targets)), targets, rotation=20)
@@ -124,7 +126,10 @@ def _shares(axis: plt.Axes, rows: pd.DataFrame) -> None:
     names = sorted(auto.model.unique())
     shares = pd.crosstab(_window(auto), auto.model, normalize="index")
     shares = shares.reindex(columns=names)
-    axis.stackplot(shares.index, shares.T.values, labels=names, step="post")
+    colours = list(colours_of(names).values())
+    axis.stackplot(
+        shares.index, shares.T.values, labels=names, colors=colours, step="post"
+    )
     axis.set(ylabel="share of auto", ylim=(0, 1))
     axis.legend(loc="lower left")
 
@@ -134,22 +139,41 @@ def _saturated_latency(axis: plt.Axes, rows: pd.DataFrame, saturated: str) -> No
     forced = _answered(rows, "forced")
     forced = forced[forced.phase == "surge"]
     lines = (
-        (auto, 0.95, "auto, p95"),
-        (auto, 0.5, "auto, p50"),
-        (forced, 0.95, f"{saturated} by name, p95"),
+        (auto, 0.95, "auto, p95", AUTO, "-"),
+        (auto, 0.5, "auto, p50", AUTO, ":"),
+        (
+            forced,
+            0.95,
+            f"{saturated} by name, p95",
+            colours_of([saturated])[saturated],
+            "-",
+        ),
     )
-    for answers, q, label in lines:
+    for answers, q, label, colour, style in lines:
         latency = answers.groupby(_window(answers)).latency_s.quantile(q)
-        axis.plot(latency, drawstyle="steps-post", label=label)
+        axis.plot(
+            latency,
+            drawstyle="steps-post",
+            label=label,
+            color=colour,
+            linestyle=style,
+        )
     axis.set(ylabel="latency, s", yscale="log")
     axis.legend(loc="upper left")
 
 
 def _replicas(axis: plt.Axes, states: pd.DataFrame) -> None:
-    for column in states.columns:
-        if column.startswith("replicas/"):
-            label = column.removeprefix("replicas/")
-            axis.plot(states.at_s, states[column], drawstyle="steps-post", label=label)
+    columns = [name for name in states.columns if name.startswith("replicas/")]
+    names = [column.removeprefix("replicas/") for column in columns]
+    colours = colours_of(names)
+    for column, name in zip(columns, names, strict=True):
+        axis.plot(
+            states.at_s,
+            states[column],
+            drawstyle="steps-post",
+            label=name,
+            color=colours[name],
+        )
     axis.set(ylabel="ready replicas", xlabel="seconds")
     axis.yaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="upper left")

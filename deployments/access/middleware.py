@@ -19,6 +19,18 @@ from deployments.errors import ApiError, respond
 from policies.events import ANY_OWNER
 
 PUBLIC_PATHS = ("/healthz", "/readyz")  # for load balancers
+# the page that describes the API, with its files; it needs no key, or no browser could open it
+DOCS_PATHS = (
+    "/",
+    "/docs",
+    "/docs/start.js",
+    "/docs/swagger-ui-bundle.js",
+    "/docs/swagger-ui.css",
+    "/docs/favicon.png",
+    "/favicon.ico",
+    "/openapi.json",
+)
+OPEN_PATHS = (*PUBLIC_PATHS, *DOCS_PATHS)  # without a key
 SCOPE_OF = {
     "/v1/chat/completions": "infer",
     "/v1/completions": "infer",
@@ -122,8 +134,8 @@ class AccessMiddleware:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if self._key_store is None or scope["path"] in PUBLIC_PATHS:
-            if scope["path"] not in PUBLIC_PATHS:
+        if self._key_store is None or scope["path"] in OPEN_PATHS:
+            if self._key_store is None and scope["path"] not in PUBLIC_PATHS:
                 check_local(scope, self._origins)
             scope["identity"] = Identity()
             await self._app(scope, await self._read(scope, headers, receive), send)
@@ -182,7 +194,7 @@ class AccessMiddleware:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._max_body:
             raise self._too_large()
-        if scope["method"] != "POST" or scope["path"] in PUBLIC_PATHS:
+        if scope["method"] != "POST" or scope["path"] in OPEN_PATHS:
             return _without_body(receive)
         read = self._body
         if self._pending_bodies >= MAX_PENDING_BODIES:

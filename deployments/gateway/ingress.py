@@ -23,6 +23,8 @@ from deployments.dispatch.dispatcher import (
     too_busy,
 )
 from deployments.dispatch.router_client import RouterClient
+from deployments.documentation import openapi
+from deployments.documentation.page import add_docs_routes
 from deployments.errors import ApiError
 from deployments.gateway.answer import AnswerRelay
 from deployments.gateway.answer_checks import flaw_of
@@ -137,7 +139,12 @@ class Ingress:
             await self.router_client.outcomes.drain(REPORT_TIMEOUT_S)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = FastAPI(title="Adaptive LLM router", docs_url="/docs", redoc_url=None)
+        app = FastAPI(
+            title="Adaptive LLM router",
+            docs_url=None,
+            redoc_url=None,
+            swagger_ui_oauth2_redirect_url=None,
+        )
         app.router.route_class = BoundedRoute
         errors.install(app)
         keys = self._settings.keys
@@ -196,6 +203,8 @@ class Ingress:
         add_calibration_routes(
             app, self.router_client, self._arms, self.calibration.start
         )
+        add_docs_routes(app)
+        openapi.install(app, keyed=keys is not None)
         app.openapi()  # made and kept now: it takes 0.1 s, for which a request would hold the event loop
         return app
 

@@ -154,15 +154,34 @@ TIERS = {
 class Wishes(StrictModel):
     """Options of the router for one request; the preset sets the others."""
 
-    latency_weight: Number | None = Field(None, ge=0, le=1e9)
-    cost_weight: Number | None = Field(None, ge=0, le=1e9)
-    max_latency_s: Number | None = Field(None, gt=0)
-    max_cost: Number | None = Field(
-        None, gt=0, description="US dollars for this request"
+    latency_weight: Number | None = Field(
+        None,
+        ge=0,
+        le=1e9,
+        description="Score points that a second of latency costs.",
     )
-    models: Listed[Name] | None = Field(None, min_length=1, max_length=64)
+    cost_weight: Number | None = Field(
+        None, ge=0, le=1e9, description="Score points that a US dollar costs."
+    )
+    max_latency_s: Number | None = Field(
+        None,
+        gt=0,
+        description="Hard limit on the expected time of the whole answer, in seconds.",
+    )
+    max_cost: Number | None = Field(
+        None,
+        gt=0,
+        description="Hard limit on the expected cost of this request, in US dollars.",
+    )
+    models: Listed[Name] | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="The only models that may answer.",
+    )
     priority: Literal["high", "normal", "batch"] | None = Field(
-        None, description="order of requests that wait for a busy model"
+        None,
+        description="Order of the requests that wait for a busy model; `high` needs the scope `priority`.",
     )
 
     def objective(self, base: Objective) -> Objective:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.calibration.records import RunView
+from deployments.observability.colours import colours_of
 from deployments.tracking.model_registry import PolicyRegistry
 from policies.evaluation.size_comparison import (
     ALL,
@@ -171,7 +172,7 @@ def _bars(
                 x,
                 mean,
                 width,
-                color=f"C{i}",
+                color=colours_of(report.arms)[arm],
                 label=label_of_arm,
             )
             label_of_arm = None
@@ -193,7 +194,7 @@ def _label(axis: "Axes", kinds: tuple[str, ...], label: str) -> None:
 
 def _gains(axis: "Axes", report: SizeReport, kinds: tuple[str, ...]) -> None:
     """A point for each kind and each size but the cheapest: the utility that it has more than a cheaper size."""
-    colors = {arm: f"C{i}" for i, arm in enumerate(report.arms)}
+    colors = colours_of(report.arms)
     shown = [found for found in report.comparisons if found.kind in kinds]
     width = 0.8 / max(1, len(report.arms) - 1)
     for found in shown:

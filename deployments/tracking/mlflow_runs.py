@@ -204,8 +204,8 @@ class MlflowRuns:
         begin = int(decision.time_s * 1e9)
         first = begin + int(outcome.ttft_s * 1e9)
         end = begin + int(outcome.latency_s * 1e9)
-        # the outcome is left out because it may contain the answer's text
-        explanation = {**explain(record), "outcome": None}
+        explanation = explain(record)
+        explanation["outcome"].pop("answer")  # it may be the answer's text
         usage = {
             "input_tokens": outcome.prompt_tokens,
             "output_tokens": outcome.output_tokens,

@@ -121,15 +121,15 @@ def is_answer(record: Record) -> bool:
     return record.outcome is not None and record.outcome.status in ANSWERED
 
 
-def interval(mean: float, n: float) -> tuple[float, float]:
-    """The 95 % interval of Wilson (JASA 1927) for a mean of n values in [0, 1].
+def interval(mean: float, n: float, z: float = Z) -> tuple[float, float]:
+    """The interval of Wilson (JASA 1927) for a mean of n values in [0, 1]; with the default of z at 95 %.
 
     It assumes the largest variance that such values can have, mean · (1 - mean), so it is exact for right and wrong,
     and too wide for grades between.
     """
-    scale = 1.0 + Z * Z / n
-    centre = (mean + Z * Z / (2.0 * n)) / scale
-    half = Z / scale * sqrt(mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n))
+    scale = 1.0 + z * z / n
+    centre = (mean + z * z / (2.0 * n)) / scale
+    half = z / scale * sqrt(mean * (1.0 - mean) / n + z * z / (4.0 * n * n))
     # the mean itself is within, whatever the rounding
     return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 

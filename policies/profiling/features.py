@@ -36,7 +36,14 @@ TEXT_COLUMNS = (
     "steps",
     "question",
 )
-D = 1 + EMBEDDING_COLUMNS + len(KINDS) + len(TEXT_COLUMNS)
+# [D] names of the features, in their order. A column of the learned embedding has a number and no meaning of its own.
+NAMES = (
+    "constant",
+    *(f"text {column + 1}" for column in range(EMBEDDING_COLUMNS)),
+    *(f"kind {kind}" for kind in KINDS),
+    *(name.replace("_", " ") for name in TEXT_COLUMNS),
+)
+D = len(NAMES)
 
 # Characters read from the beginning and from the end of a long text; the middle rarely says what is asked.
 READ_CHARS = 4000
@@ -128,6 +135,13 @@ def profile(
         time_sensitivity=1.0 if haste else 0.0,
         reasons=tuple(reasons),
     )
+
+
+def names_of(count: int) -> tuple[str, ...]:
+    """The names of `count` features; numbers if an earlier release had other features than this one."""
+    if count == D:
+        return NAMES
+    return tuple(f"feature {column + 1}" for column in range(count))
 
 
 def _features(columns: Sequence[float], kind: str, embedding: Vector | None) -> Vector:

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
+from deployments.access.middleware import DOCS_PATHS
 from tests.support.balancer import Balancer, Two, balanced, is_openai_error, raw, within
 
 CLOSE = b"host: evil.com\r\nconnection: close\r\n\r\n"
@@ -133,6 +134,16 @@ def test_no_path_that_the_gateways_route_to_an_operators_route_passes(
         )
         assert get(balancer, written).status_code in (400, 403), written
     assert not any(gateway.requests for gateway in gateways)
+
+
+def test_the_page_that_describes_the_api_is_let_through(two: Two) -> None:
+    """With its files and without a key, from any network; and so is an address that only starts like one of them."""
+    balancer, gateways = two
+    for path in (*DOCS_PATHS, "/docs/other"):
+        answer = httpx.get(balancer.url + path)
+        assert answer.status_code == 200 and answer.json()["name"] in "ab", path
+    asked = {request[":path"] for g in gateways for request in g.requests}
+    assert asked >= {*DOCS_PATHS, "/docs/other"}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from deployments.dispatch import outcome_reporter
 from deployments.gateway import feedback_routes
 from deployments.router.learner import Learner
 from deployments.settings import ModelSettings
-from policies.events import Outcome
-from policies.explain import summary
+from policies.events import Outcome, Record
 from policies.registry import make_policy
 from policies.rollout.roles import CHALLENGER, CHAMPION, Roles
+from policies.story import story
 from policies.types import Arm, Objective, Request
 from tests.support.gateway import Gateway, eventually
 from tests.support.requests import make_profile, make_request
@@ -74,10 +74,10 @@ def test_feedback_that_arrives_before_the_outcome_counts(gateway: Gateway) -> No
 @pytest.mark.parametrize(
     ("fallback", "said"),
     [
-        ("", ". small was chosen with probability"),
+        ("", "\nsmall was chosen with probability"),
         (
             "profiler",
-            "The profiler did not answer in time; the text was read without its embedding. small was chosen",
+            "The profiler did not answer in time; the text was read without its embedding.\nSeen",
         ),
         (
             "router",
@@ -97,7 +97,8 @@ def test_explanation_names_the_fallback(
     """Each fallback has its own sentence."""
     request = make_request(objective=Objective(models=("small",)))
     decision = gateway.ingress.router_client.decide_locally(request, fallback)
-    assert decision.fallback == fallback and said in summary(decision)
+    text = "\n".join(story(Record(decision)))
+    assert decision.fallback == fallback and said in text
 
 
 def test_explanation_names_random_exploration_and_the_version() -> None:
@@ -116,12 +117,14 @@ def test_explanation_names_random_exploration_and_the_version() -> None:
             for d in made
         ]
         assert any(beaten) is (least > 0) and not all(beaten)
-        assert [
-            ". It was tried by chance (least_propensity)" in summary(d) for d in made
-        ] == beaten
-        assert all(
-            f" by {d.policy_version}: expected score" in summary(d) for d in made
+        told = ["\n".join(story(Record(decision))) for decision in made]
+        assert [": tried by chance (least_propensity)" in text for text in told] == (
+            beaten
         )
+        assert ["the largest draw." in text for text in told] == [
+            not other for other in beaten
+        ]
+        assert all(f" by {d.policy_version}: " in t for d, t in zip(made, told))
         assert {d.policy_version for d in made} == {"thompson", CHALLENGER}
 
 

@@ -276,7 +276,7 @@ def test_the_explanations_name_both_answers(paired: Paired) -> None:
     assert "small gave a second answer in the background" in first["summary"]
     assert "No client got this answer" in second["summary"]
     assert "first answer by large" in second["summary"]
-    assert "large was not considered: it gave the first answer" in second["summary"]
+    assert "Not considered: large (it gave the first answer)" in second["summary"]
 
 
 def busy(paired: Paired, arm: str) -> None:

@@ -386,7 +386,7 @@ def test_an_explanation_says_what_the_policy_would_have_done() -> None:
     assert first_day["expected_of_policy"]["score"] == 0.6
     assert first_day["expected_of_rule"]["latency_s"] == 0.5
     assert "The rule chooses large, the policy small" in plain["summary"]
-    assert "0.200 s instead of 0.500 s" in plain["summary"]
+    assert "0.20 s instead of 0.50 s" in plain["summary"]
     unknown = structs.replace(decision(), shadow_estimates=(ArmEstimate("small"),))
     assert explain(Record(unknown))["first_day"]["expected_of_rule"]["score"] is None
     assert explain(Record(decision(tried=True)))["first_day"]["decided_by"] == "policy"

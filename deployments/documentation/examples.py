@@ -1,0 +1,156 @@
+"""Bodies and parameters that run as they stand against the default models: nano, small, large, minilm and auto."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# start.js puts the decision of the page's last answer in its place
+LAST_DECISION = "id-of-the-last-answer"
+QUESTION = [{"role": "user", "content": "What is 347 plus 586?"}]
+Examples = Mapping[str, Mapping[str, Any]]
+
+
+def _example(summary: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "value": dict(value)}
+
+
+CHAT: Examples = {
+    "auto": _example(
+        "The router chooses the model", {"model": "auto", "messages": QUESTION}
+    ),
+    "named": _example(
+        "A model by name, without a choice",
+        {"model": "nano", "messages": QUESTION, "max_tokens": 40},
+    ),
+    "options": _example(
+        "Options of the router for this request",
+        {
+            "model": "auto",
+            "messages": QUESTION,
+            "router": {
+                "latency_weight": 0.1,
+                "cost_weight": 500,
+                "models": ["small", "large"],
+                "priority": "normal",
+            },
+        },
+    ),
+    "stream": _example(
+        "A stream, with the token counts in its last chunk",
+        {
+            "model": "auto",
+            "messages": QUESTION,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    "seed": _example(
+        "The same answer each time",
+        {
+            "model": "large",
+            "messages": QUESTION,
+            "temperature": 0,
+            "seed": 7,
+            "max_completion_tokens": 60,
+        },
+    ),
+}
+COMPLETION: Examples = {
+    "auto": _example(
+        "The router chooses the model",
+        {"model": "auto", "prompt": "What is 12 plus 30?", "max_tokens": 40},
+    ),
+    "several": _example(
+        "Two prompts in one request",
+        {
+            "model": "small",
+            "prompt": ["What is 2 plus 2?", "Reverse the word planet."],
+            "max_tokens": 40,
+        },
+    ),
+}
+EMBEDDING: Examples = {
+    "auto": _example(
+        "The model of all embeddings", {"model": "auto", "input": "a short text"}
+    ),
+    "several": _example(
+        "Two texts, and the model by name",
+        {"model": "minilm", "input": ["a short text", "another text"]},
+    ),
+}
+FEEDBACK: Examples = {
+    "right": _example(
+        "The last answer of this page was right",
+        {"decision_id": LAST_DECISION, "score": 1.0, "source": "user"},
+    ),
+    "wrong": _example(
+        "The last answer of this page was wrong",
+        {"decision_id": LAST_DECISION, "score": 0.0, "source": "user"},
+    ),
+}
+CALIBRATION: Examples = {
+    "small": _example(
+        "Two prompts, of which a number is the right answer",
+        {
+            "prompts": [
+                {
+                    "prompt": "What is 2 plus 2?",
+                    "reference": "4",
+                    "grade": "number",
+                    "max_tokens": 60,
+                },
+                {
+                    "prompt": "What is 12 plus 30?",
+                    "reference": "42",
+                    "grade": "number",
+                    "max_tokens": 60,
+                },
+            ],
+            "max_calls": 6,
+        },
+    )
+}
+SCORES: Examples = {
+    "one": _example(
+        "A score for one answer; an answer that waits for no score is ignored",
+        {"scores": [{"decision_id": LAST_DECISION, "score": 1.0}]},
+    )
+}
+PUBLISH: Examples = {
+    "champion": _example("What the champion has learned by now", {}),
+    "other": _example(
+        "Another policy, which learns from the whole journal first",
+        {"policy": "thompson", "options": {"least_propensity": 0.01}},
+    ),
+}
+PROMOTE: Examples = {
+    "shadow": _example("Decides beside the champion, without effect", {"to": "shadow"}),
+    "challenger": _example(
+        "Gets 10 % of the traffic", {"to": "challenger", "share": 0.1}
+    ),
+    "champion": _example("Gets all traffic, if the gate agrees", {"to": "champion"}),
+}
+ROLLBACK: Examples = {
+    "champion": _example(
+        "Back to the predecessor",
+        {"role": "champion", "reason": "the answers got worse"},
+    )
+}
+ADVANCE: Examples = {"gate": _example("If the gate agrees", {})}
+
+BODIES: Mapping[tuple[str, str], Examples] = {
+    ("post", "/v1/chat/completions"): CHAT,
+    ("post", "/v1/completions"): COMPLETION,
+    ("post", "/v1/embeddings"): EMBEDDING,
+    ("post", "/v1/feedback"): FEEDBACK,
+    ("post", "/v1/router/calibrations"): CALIBRATION,
+    ("post", "/v1/router/calibrations/scores"): SCORES,
+    ("post", "/v1/router/versions"): PUBLISH,
+    ("post", "/v1/router/versions/{version}/promote"): PROMOTE,
+    ("post", "/v1/router/versions/rollback"): ROLLBACK,
+    ("post", "/v1/router/rollout/advance"): ADVANCE,
+}
+PARAMETERS: Mapping[str, Any] = {  # by name
+    "decision_id": LAST_DECISION,
+    "model": "small",
+    "version": 1,
+}
