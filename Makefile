@@ -23,7 +23,7 @@ CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_K
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
 .PHONY: serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale test \
-	test-faults test-fuzz test-clients lint train clean
+	test-faults test-fuzz test-clients lint docs docs-serve sbom release train clean
 
 serve: .venv/installed  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
 	@$(PY) -m deployments.operations.launcher up $(if $(KEYS),--keys '$(KEYS)')
@@ -101,6 +101,20 @@ test-fuzz: .venv/installed  ## generated and mutated requests against the gatewa
 lint: .venv/installed  ## check style, types and the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo
 
+docs: .venv/tools  ## build the documentation into var/docs, with warnings as errors
+	@.venv/bin/sphinx-build -W --keep-going -n -q -b html -d var/docs/.doctrees docs var/docs
+	@echo "the documentation is in var/docs/index.html"
+
+# PORT=8088
+docs-serve: docs  ## show the documentation on http://127.0.0.1:8088
+	@$(PY) -m http.server $(or $(PORT),8088) --bind 127.0.0.1 --directory var/docs
+
+sbom: .venv/tools  ## write the list of all installed packages with their licences to dist/sbom.cdx.json
+	@$(PY) deploy/release.py sbom
+
+release: .venv/tools  ## check version, tree, style and documentation; build wheel, SBOM and image into dist/; publish nothing
+	@$(PY) deploy/release.py
+
 train: .venv/installed  ## train the three small models again from scratch (two CPU cores: within two hours)
 	@$(PY) -m assets.train
 
@@ -116,4 +130,9 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
 	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q --require-hashes -r requirements.lock
 	@.venv/bin/python -c 'import policies.thompson.kernels'  # compiles the kernels before the first start
+	@touch $@
+
+# tools of the documentation and of a release; their versions agree with requirements.txt
+.venv/tools: requirements.tools.lock .venv/installed
+	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q --require-hashes -r requirements.tools.lock
 	@touch $@
