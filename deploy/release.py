@@ -1,4 +1,4 @@
-"""Checks and builds a release into dist/; it publishes nothing: `make release`, or `python deploy/release.py STEP ...`."""
+"""Checks and builds a release into dist/ and publishes nothing: `make release`, `python deploy/release.py STEP ...`."""
 
 import argparse
 import re
@@ -43,9 +43,7 @@ def check_version() -> None:
     """The version is new: no tag has it."""
     tag = f"v{version()}"
     if _output("git", "tag", "--list", tag):
-        raise ReleaseError(
-            f"the tag {tag} exists; raise the version in pyproject.toml"
-        )
+        raise ReleaseError(f"the tag {tag} exists; raise the version in pyproject.toml")
 
 
 def check_tree() -> None:

@@ -393,7 +393,8 @@ class BreakerSettings(StrictModel):
     """When the circuit breaker of an arm opens (deployments/dispatch/circuit_breaker.py).
 
     failures: number of failures in a row after which the arm is checked.
-    open_s: how long the breaker stays open. Each failed probe doubles it, up to max_open_s.
+    open_s: how long the breaker stays open. Each failed probe doubles it.
+    max_open_s: maximum of that time.
     """
 
     failures: int = Field(3, ge=1)

@@ -1,19 +1,27 @@
-"""The tables of metrics and alerts, from deployments/observability/metrics.py and deploy/prometheus/alerts.yml."""
+"""The tables of metrics and alerts, from the classes of deployments/observability/ and deploy/prometheus/alerts.yml."""
 
 import inspect
+import pkgutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import yaml
 
-from deployments.observability import metrics
+from deployments import observability
 from docs.reference.markdown import table
 
 ALERTS = Path(__file__).resolve().parents[2] / "deploy/prometheus/alerts.yml"
 KINDS = ("Counter", "Gauge", "Histogram")
+# what Prometheus fills in
+LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
+VALUE = re.compile(r"\{\{ \$value[^}]*\}\}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ def alerts_page() -> str:
             (
                 f"[{rule['alert']}](operations/runbook.md#{rule['alert'].lower()})",
                 rule["labels"]["severity"],
-                rule["annotations"]["summary"],
+                VALUE.sub("…", LABEL.sub(r"*\1*", rule["annotations"]["summary"])),
             )
             for rule in alerts()
         ),
@@ -64,26 +72,38 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def all_metrics() -> list[Metric]:
-    """The metrics that the classes of deployments/observability/metrics.py make, by name."""
+    """The metrics that the classes of deployments/observability/ make, by name."""
     found: dict[str, Metric] = {}
-    with _recorded(found):
-        for _, part in inspect.getmembers(metrics, inspect.isclass):
-            if part.__module__ == metrics.__name__ and _needs_nothing(part):
-                part()
+    for info in pkgutil.iter_modules(observability.__path__):
+        module = import_module(f"{observability.__name__}.{info.name}")
+        if not any(hasattr(module, kind) for kind in KINDS):
+            continue
+        with _recorded(module, found):
+            for _, part in inspect.getmembers(module, inspect.isclass):
+                if part.__module__ == module.__name__ and _has_metrics(part):
+                    part(*(Mock() for _ in _required(part)))
     return [found[name] for name in sorted(found)]
 
 
-def _needs_nothing(part: type) -> bool:
-    """Whether a class can be made without arguments."""
-    return all(
-        parameter.default is not parameter.empty
+def _has_metrics(part: type) -> bool:
+    """Whether a class has a constructor of its own, which may make metrics; a protocol has none."""
+    made = getattr(getattr(part, "__init__", None), "__code__", None)
+    return made is not None and not getattr(part, "_is_protocol", False)
+
+
+def _required(part: type) -> list[inspect.Parameter]:
+    """The parameters of a constructor that have no default."""
+    return [
+        parameter
         for parameter in inspect.signature(part).parameters.values()
-    )
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
 
 
 @contextmanager
-def _recorded(found: dict[str, Metric]) -> Iterator[None]:
-    """Record the metrics that are made meanwhile, in place of making them."""
+def _recorded(module: ModuleType, found: dict[str, Metric]) -> Iterator[None]:
+    """Record the metrics that a module makes meanwhile, in place of making them."""
 
     def recorder(kind: str) -> Any:
         def make(
@@ -91,20 +111,22 @@ def _recorded(found: dict[str, Metric]) -> Iterator[None]:
             description: str = "",
             boundaries: object = None,
             tag_keys: tuple[str, ...] = (),
-        ) -> None:
+        ) -> Mock:
             if kind != "Histogram":  # these have no boundaries
                 tag_keys = boundaries or tag_keys  # type: ignore[assignment]
             suffix = "_total" if kind == "Counter" else ""
             shown = f"ray_{name}{suffix}"
             found[shown] = Metric(shown, kind, tuple(tag_keys), description)
+            return Mock()
 
         return make
 
-    originals = {kind: getattr(metrics, kind) for kind in KINDS}
+    used = [kind for kind in KINDS if hasattr(module, kind)]
+    originals = {kind: getattr(module, kind) for kind in used}
     try:
-        for kind in KINDS:
-            setattr(metrics, kind, recorder(kind))
+        for kind in used:
+            setattr(module, kind, recorder(kind))
         yield
     finally:
         for kind, original in originals.items():
-            setattr(metrics, kind, original)
+            setattr(module, kind, original)

@@ -1,7 +1,7 @@
 """The reference of the settings, from deployments/settings.py.
 
-Types, bounds and defaults come from the pydantic models, the meanings from their docstrings: a paragraph `name: meaning`,
-or `name, other: meaning` for several settings. A setting without a meaning is an error.
+Types, bounds and defaults come from the pydantic models, the meanings from their docstrings: a paragraph
+`name: meaning`, or `name, other: meaning` for several settings. A setting without a meaning is an error.
 """
 
 import inspect

@@ -1,5 +1,6 @@
 """Tests of deploy/release.py, and of the wheel that it builds."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,28 @@ def test_a_changed_file_stops_a_release(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(release, "_output", lambda *_: " M README.md")
     with pytest.raises(release.ReleaseError, match=r"README\.md"):
         release.check_tree()
+
+
+def pinned(name: str) -> dict[str, str]:
+    """The versions in a requirements file, by normalised name."""
+    lines = (ROOT / name).read_text().splitlines()
+    parts = [line.rstrip("\\ ").partition("==") for line in lines if "==" in line]
+    return {
+        re.sub(r"[-_.]+", "-", package).lower(): version.partition(" ")[0]
+        for package, _, version in parts
+        if not package.startswith("#")
+    }
+
+
+def test_the_tools_have_hashes_and_agree_with_the_product() -> None:
+    """Each tool is locked, and a package that the product has, too, has the product's version."""
+    tools, locked = pinned("requirements.tools.txt"), pinned("requirements.tools.lock")
+    assert tools and tools.items() <= locked.items()
+    product = pinned("requirements.txt")
+    shared = locked.keys() & product.keys()
+    assert {name: locked[name] for name in shared} == {n: product[n] for n in shared}
+    text = (ROOT / "requirements.tools.lock").read_text()
+    assert text.count("==") <= text.count("--hash=sha256:")
 
 
 @pytest.fixture(scope="module")

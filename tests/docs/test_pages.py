@@ -80,7 +80,10 @@ def test_paths_in_the_documentation_exist(page: Page) -> None:
     missing = {
         path
         for path in PATH.findall(page.text)
-        if path not in MADE and not (ROOT / path).exists()
+        if path not in MADE
+        and not (ROOT / path).exists()
+        # a page of the documentation, as its neighbours name it
+        and not (ROOT / "docs" / path).with_suffix(".md").exists()
     }
     names = {Path(name).name for name in tracked()}
     missing |= {
@@ -114,11 +117,11 @@ def test_links_between_pages_that_only_a_repository_shows_exist() -> None:
 
 
 def test_every_alert_has_a_section_in_the_runbook() -> None:
-    """Each alert of deploy/prometheus/alerts.yml has a heading with its name, and each heading has an alert."""
+    """Each alert of deploy/prometheus/alerts.yml has a heading with its name, and steps to take."""
     text = (ROOT / "docs/operations/runbook.md").read_text()
     sections = re.split(r"^## ", text, flags=re.M)[1:]
     headings = [section.split("\n", 1)[0] for section in sections]
-    assert headings == [rule["alert"] for rule in alerts()]
+    assert {rule["alert"] for rule in alerts()} <= set(headings)
     for section in sections:
         assert re.search(r"^1\. ", section, re.M), f"{section[:20]} has no steps"
 

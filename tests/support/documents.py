@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # records of what was run at their time; their commands need not exist any more
 RECORDS = ("benchmarks/LOG.md", "deploy/FAULTS.md", "CHANGELOG.md")
 SHELL = ("", "sh", "bash", "console")
-PROGRAMS = ("make", "router", "python", "pytest")  # commands in the middle of a text
+# commands that are found in the middle of a text, too
+PROGRAMS = ("make", "router", "python", "pytest", "serve", "kubectl", "docker")
 ASSIGNMENT = re.compile(r"[A-Z][A-Z_]*=.*")
 
 
