@@ -15,7 +15,7 @@ project = "Adaptive LLM router"
 author = "the authors of Adaptive LLM router"
 project_copyright = "2026, the authors"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-extensions = ["myst_parser", "docs.reference.mathml"]
+extensions = ["myst_parser", "docs.reference.mathml", "docs.reference.offline"]
 html_math_renderer = "mathml"
 root_doc = "index"
 exclude_patterns = ["generated", "reference"]
@@ -24,5 +24,12 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 html_theme = "pydata_sphinx_theme"
 html_title = "Adaptive LLM router"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["style.css"]
+html_theme_options = {
+    "navbar_center": [],
+    "navbar_persistent": ["search-button"],
+    "show_toc_level": 2,
+}
+html_sidebars = {"**": ["globaltoc.html"]}
 html_copy_source = False
