@@ -20,6 +20,7 @@ html_math_renderer = "mathml"
 root_doc = "index"
 exclude_patterns = ["generated", "reference"]
 nitpicky = True
+highlight_language = "text"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 html_theme = "pydata_sphinx_theme"
