@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 LOADED = re.compile(
     r"<(?:script|link|img|iframe|source)\b[^>]*?\s(?:src|href)=\"((?:https?:)?//[^\"]+)\""
@@ -16,8 +17,10 @@ def loaded_from_elsewhere(html: str) -> list[str]:
     return LOADED.findall(html)
 
 
-def check(app: Sphinx, failure: Exception | None) -> None:
+def check(app: "Sphinx", failure: Exception | None) -> None:
     """Check all pages after a build."""
+    from sphinx.errors import ExtensionError
+
     if failure is not None or app.builder.format != "html":
         return
     for page in sorted(Path(app.outdir).rglob("*.html")):
@@ -26,7 +29,7 @@ def check(app: Sphinx, failure: Exception | None) -> None:
             raise ExtensionError(f"{page.name} loads {found[0]} from another host")
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     """Register the check with Sphinx."""
     app.connect("build-finished", check)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
