@@ -8,13 +8,32 @@ from docs.reference.metrics_table import alerts_page, metrics_page
 from docs.reference.routes_table import routes_page
 from docs.reference.settings_tables import settings_page
 
-FOLDER = Path(__file__).resolve().parents[1] / "generated"
+DOCS = Path(__file__).resolve().parents[1]
+FOLDER = DOCS / "generated"
+
+
+def more_page() -> str:
+    """A table of contents of the pages that docs/index.md does not name; empty if it names all."""
+    index = (DOCS / "index.md").read_text().splitlines()
+    left = [
+        page.stem
+        for page in sorted(DOCS.glob("*.md"))
+        if page.stem not in (*index, "index")
+    ]
+    if not left:
+        return ""
+    return "\n".join(
+        ["```{toctree}", ":caption: More", ":maxdepth: 1", "", *left, "```", ""]
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "settings": settings_page,
     "routes": routes_page,
     "errors": errors_page,
     "metrics": metrics_page,
     "alerts": alerts_page,
+    "more": more_page,
 }
 
 
