@@ -25,7 +25,7 @@ CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_K
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
 .PHONY: help serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
-	test-faults test-fuzz test-clients lint train clean
+	test-faults test-fuzz test-clients lint docs docs-serve sbom release train clean
 
 help:  ## show these targets
 	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,20 @@ test-fuzz: .venv/installed  ## generated and mutated requests against the gatewa
 lint: .venv/installed  ## check style, types and the direction of imports
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-logo
 
+docs: .venv/tools  ## build the documentation into var/docs, with warnings as errors
+	@.venv/bin/sphinx-build -W --keep-going -n -q -b html -d var/docs/.doctrees docs var/docs
+	@echo "the documentation is in var/docs/index.html"
+
+# PORT=8088
+docs-serve: docs  ## show the documentation on http://127.0.0.1:8088
+	@$(PY) -m http.server $(or $(PORT),8088) --bind 127.0.0.1 --directory var/docs
+
+sbom: .venv/tools  ## write the list of all installed packages with their licences to dist/sbom.cdx.json
+	@$(PY) deploy/release.py sbom
+
+release: .venv/tools  ## check version, tree, style and documentation; build wheel, SBOM and image into dist/; publish nothing
+	@$(PY) deploy/release.py
+
 train: .venv/installed  ## train the three small models again from scratch (two CPU cores: within two hours)
 	@$(PY) -m assets.train
 
@@ -118,9 +132,11 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 	@rm -rf var
 
 .venv/installed: requirements.txt
+	@case "$$(uname -sm)" in "Linux x86_64"|"Linux aarch64") ;; *) \
+		echo "the system runs on Linux (x86-64 and aarch64); docs/installation.md says what works on $$(uname -sm)"; exit 1;; esac
 	@echo "installing into .venv, once; a few minutes"
 	@test -d .venv || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	@.venv/bin/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed: make PYTHON=..."'
+	@.venv/bin/python -c 'import sys; sys.version_info[:2] == (3, 11) or sys.exit("Python 3.11 is needed, and .venv has another one: remove .venv, then make PYTHON=python3.11")'
 	@.venv/bin/python -c 'import torch' 2>/dev/null \
 		|| $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),2>/dev/null || $(TORCH) --index-url $(PYTORCH_INDEX)) \
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
@@ -131,4 +147,9 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 # `pip install -e .` puts the command `router` into .venv; it runs the code of this checkout
 .venv/bin/router: .venv/installed pyproject.toml
 	@.venv/bin/pip install --disable-pip-version-check --progress-bar off -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+# tools of the documentation and of a release; their versions agree with requirements.txt
+.venv/tools: requirements.tools.lock .venv/installed
+	@.venv/bin/pip install --disable-pip-version-check --progress-bar off --no-deps -q --require-hashes -r requirements.tools.lock
 	@touch $@

@@ -39,6 +39,9 @@ class ModelSettings(StrictModel):
 
     prior_quality: expected score before there is any feedback. Default: by the price (policies/base.py).
     tasks: what it can do, of chat, completion and embed.
+    context_tokens: maximum number of tokens of prompt and answer together.
+    prompt_price_usd_per_million, output_price_usd_per_million: price of a million tokens; for your own GPU, its hourly
+        price divided by its tokens an hour.
     parent: a model that this one replaces or was made from; this one starts with what was learned of its parent. A
         parent that is no longer served must be among `retired`.
     inherit: number of events that the knowledge of the parent counts for. If a model is served under the same name with
@@ -129,7 +132,7 @@ class RolloutSettings(StrictModel):
 
     start: "policy" gives all traffic to the policy at once. "observe" gives it to the `rule`, and records for each
         request what the policy would have done; then the policy gets 1, 10 and 100 % of the traffic, stage by stage.
-    rule: see RuleSettings. Default: the static rules.
+    rule: decides until the policy has proved itself. Default: the static rules.
     advance: "operator" begins a stage when an operator asks for it, "auto" as soon as the gate lets it begin.
     first_scores: number of answers with a score that the policy must have learned from before it gets 1 %.
     first_margin: utility per request, over all traffic, that the next stage may cost; so with 10 % of the traffic the
@@ -201,18 +204,23 @@ class GatewaySettings(StrictModel):
 
     models: by name, smallest first. A name may be that of a hub, as Qwen/Qwen3-4B.
     retired: names of models that are no longer served and that a model's `parent` names.
+    policy: the policy that decides.
+    profiler: how texts are profiled.
     journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, without a password. The database
         also stores these settings.
     journal_keep_days, journal_max_rows: maximum age and number of the journal's rows. A request makes about three rows,
         together 3 kB. What was learned from deleted rows is kept.
     feedback_window_days: feedback for an older decision is refused.
     store_text: write prompts and answers to the journal, not only features and a salted hash.
-    mlflow_uri: of MLflow, without a password.
+    mlflow_uri: URL of MLflow, without a password. Default: nothing is exported, and there are no policy versions.
     unsigned_versions: what to do with a policy version in MLflow that this journal has not registered: "refuse" it, or
         "load" it, for example after the journal was lost, or with the versions of an earlier release.
+    experiment: name of the experiment in MLflow.
+    publish_every_s: time between two policy versions that are registered in MLflow.
+    rollout: how policy versions are tried, promoted and rolled back, and the first day.
     trace_share: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
-    keys: Default: the gateway asks for no API keys, which is allowed on loopback only.
+    keys: API keys and their limits. Default: the gateway asks for no API keys, which is allowed on loopback only.
     max_body_bytes: maximum size of a request.
     cors_origins: origins of the web pages that may use the gateway from a browser, as https://chat.example.com; "*" for
         all, which needs keys. Default: none.
@@ -349,7 +357,11 @@ def encoded(settings: GatewaySettings) -> bytes:
 
 
 class ObjectiveSettings(StrictModel):
-    """Weights of latency and cost against the score (policies/types.py, Objective)."""
+    """Weights of latency and cost against the score (policies/types.py, Objective).
+
+    latency_weight: score points that are given up to save a second.
+    cost_weight: score points that are given up to save a US dollar.
+    """
 
     latency_weight: float = Field(0.0, ge=0)
     cost_weight: float = Field(0.0, ge=0)
@@ -381,7 +393,8 @@ class BreakerSettings(StrictModel):
     """When the circuit breaker of an arm opens (deployments/dispatch/circuit_breaker.py).
 
     failures: number of failures in a row after which the arm is checked.
-    open_s: how long the breaker stays open. Each failed probe doubles it, up to max_open_s.
+    open_s: how long the breaker stays open. Each failed probe doubles it.
+    max_open_s: maximum of that time.
     """
 
     failures: int = Field(3, ge=1)
@@ -462,6 +475,8 @@ class Tuning(StrictModel):
     chunk_timeout_s: maximum pause in a stream, after which the stream ends with an error event.
     hedge_after: fraction of `max_latency_s` after which a second model is asked if no byte has arrived; the first to
         answer wins. Default: never.
+    admission: how many requests one ingress replica admits.
+    breaker: when the circuit breaker of an arm opens.
     judge: grades a share of the answers in the background. Default: none.
     """
 

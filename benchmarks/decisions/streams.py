@@ -1,7 +1,7 @@
 """Recorded public streams as portfolios of arms: prompts × models × scores × costs, with the product's features.
 
 The environment variable ROUTER_DATA names the folder of the recordings; the project contains no copy of them.
-README.md, under "Decisions, beside other routers", lists the sources, their licences and the columns. Prompts are
+docs/benchmarks/decisions.md, under "Streams", lists the sources, their licences and the columns. Prompts are
 embedded and profiled by the same code as live requests.
 """
 
@@ -135,7 +135,7 @@ def data_folder(given: str | None = None) -> Path:
         )
         raise SystemExit(
             f"no recorded streams at {folder}; name their folder by --data or ROUTER_DATA. They come from these "
-            f'public repositories (columns: README.md, "Decisions, beside other routers"):{made_from}'
+            f'public repositories (columns: docs/benchmarks/decisions.md, "Streams"):{made_from}'
         )
     return folder
 

@@ -67,18 +67,18 @@ def test_a_strong_model_that_is_worse_is_an_error() -> None:
 def test_the_error_for_missing_streams_names_their_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error and the README name the source of each stream; a folder with one stream is accepted."""
+    """The error and the documentation name the source of each stream; a folder with one stream is accepted."""
     monkeypatch.setenv("ROUTER_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match="ROUTER_DATA") as refused:
         data_folder()
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/benchmarks/decisions.md").read_text()
     for folder, source in SOURCES.items():
         assert f"{folder}/train.parquet" in str(refused.value) and source in str(
             refused.value
         )
-        assert folder in readme and source in readme
+        assert folder in page and source in page
     for column in ("prompt_id", "cost_usd", "prompt_tokens", "output_tokens", "split"):
-        assert column in readme
+        assert column in page
     (tmp_path / "pareto_k4").mkdir()
     (tmp_path / "pareto_k4/train.parquet").touch()
     assert data_folder() == tmp_path

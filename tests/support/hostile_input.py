@@ -286,7 +286,7 @@ def fuzz(gateway: Gateway, cases: int, first_seed: int = 0) -> Counter[tuple[str
 
 
 def documented_refusal(status: int, headers: Any, body: Any) -> bool:
-    """Whether an answer is a 503 that asks the client to come back, for a reason that the README names."""
+    """Whether an answer is a 503 that asks the client to come back, for a documented reason."""
     if status != 503 or not openai_shape(body):
         return False
     return headers.get("retry-after", "").isdigit() and body["error"]["code"] in LATER

@@ -19,7 +19,7 @@ ARMS = tuple(
     Arm(name, prompt_price_usd=price, output_price_usd=price)
     for name, price in (("nano", 1e-7), ("small", 3e-7), ("large", 1e-6))
 )
-# By kind of task: shares of right answers of nano, small, large, then their seconds (README).
+# By kind of task: shares of right answers of nano, small, large, then their seconds (docs/benchmarks).
 MEASURED = {
     "add": (1.00, 1.00, 1.00, 0.057, 0.061, 0.060),
     "compare": (0.98, 0.96, 0.94, 0.074, 0.066, 0.071),

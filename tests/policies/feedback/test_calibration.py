@@ -134,7 +134,7 @@ def test_the_rate_of_feedback_leaves_it_out() -> None:
     assert len(length_data(records).weight) == 42
 
 
-# share of right answers of nano, small and large (README, `make models`)
+# share of right answers of nano, small and large (docs/benchmarks/models-and-demo.md)
 ACCURACY = {
     "add": (1.0, 1.0, 1.0),
     "compare": (0.98, 1.0, 1.0),
