@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from notebooks.decision_log import DecisionLog
-from policies.evaluation.kind_figures import SIZE
+from policies.evaluation.kind_figures import SIZE, regret
 from policies.evaluation.offpolicy import confidence_sequence, estimate
 from policies.evaluation.outcome_model import fit_predictions
 from policies.evaluation.overlap import LoggedDecisions, UnanswerableError, overlap
-from policies.evaluation.recent_metrics import regret
 from policies.evaluation.replay import (
     arms_of,
     evaluable,

@@ -21,7 +21,7 @@ from deployments.calibration.records import (
 from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
 from deployments.remote import Method
-from deployments.settings import GatewaySettings
+from deployments.settings import GatewaySettings, Tuning
 from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures, Totals
 from policies.events import Decision, Feedback, Outcome, Record
@@ -142,6 +142,8 @@ class RouterSummary:
     window: the figures of the latest decisions of all arms (kind_figures.py).
     quarantined: evidence against each quarantined API key (policies/feedback/reputation.py).
     in_doubt: names of the keys whose scores do not count, although they are not quarantined.
+    row, waiting_rows: number of the journal's last row that this state contains, and of the rows not yet on disk.
+    routed: metrics of the latest routed decisions, as MLflow has them (recent_metrics.py).
     rollout: roles of the policy versions.
     served_by: digest of the model behind each arm.
     budget: of the budget pacer (BudgetPacer.summary).
@@ -157,6 +159,9 @@ class RouterSummary:
     window: Figures
     quarantined: Mapping[str, Mapping[str, object]]
     in_doubt: list[str]
+    row: int
+    waiting_rows: int
+    routed: Mapping[str, float]
     rollout: RolloutSummary
     served_by: Mapping[str, str]
     budget: Mapping[str, float | None]
@@ -174,6 +179,8 @@ class RouterSummary:
             "window": asdict(self.window),
             "quarantined": dict(self.quarantined),
             "in_doubt": self.in_doubt,
+            "journal": {"row": self.row, "waiting_rows": self.waiting_rows},
+            "routed": dict(self.routed),
             "rollout": self.rollout.plain(),
             "served_by": dict(self.served_by),
             "budget": dict(self.budget),
@@ -195,6 +202,8 @@ class RouterHandle(Protocol):
 
     configure: Method[[GatewaySettings], None]
     settings: Method[[], GatewaySettings]
+    report_tuning: Method[[Tuning], None]
+    tuning: Method[[], Tuning | None]
     decide: Method[
         [list[Request], str, dict[str, int], Mapping[str, float]], list[Decision]
     ]

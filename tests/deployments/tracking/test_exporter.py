@@ -27,8 +27,8 @@ from deployments.tracking.exporter import (
 from deployments.tracking.mlflow_runs import MlflowRuns, trace_id
 from deployments.tracking.tracker import Tracker
 from policies.constraints import Exclusion
-from policies.evaluation.kind_figures import RecentFigures
-from policies.evaluation.recent_metrics import Window, regret
+from policies.evaluation.kind_figures import RecentFigures, regret
+from policies.evaluation.recent_metrics import Window
 from policies.events import FORCED, Feedback, Outcome
 from policies.registry import make_policy
 from policies.types import Arm, Objective
