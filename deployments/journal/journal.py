@@ -9,13 +9,13 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Iterator
-from hashlib import blake2b
 from math import inf
 from typing import Any
 
 import sqlalchemy as sa
 
 from deployments.journal.codec import decode, encode
+from deployments.journal.ids import IdFactory
 from deployments.journal.retention import Retention
 from deployments.journal.snapshot import SNAPSHOT, Snapshot
 from deployments.journal.tables import (
@@ -76,7 +76,7 @@ class Journal:
                 sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.row.desc()).limit(1)
             ).first()
         self.salt = bytes(salt)
-        self.id = blake2b(self.salt, digest_size=8).hexdigest()
+        self.id = IdFactory(self.salt).journal_id
         # retention may have deleted all events: the numbers then continue from the snapshot's row
         self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
         self._queued: Rows = []

@@ -36,6 +36,13 @@ KIND_METRICS = (
     *("latency_p50_s", "latency_p95_s", "tokens_per_s"),
 )
 
+# fields of Figures that become metrics of an arm
+ARM_METRICS = (
+    *("decisions", "answers", "availability", "scored", "votes", "score"),
+    *("score_low", "score_high", "overall_score", "cost_usd"),
+    *("latency_p50_s", "latency_p95_s", "ttft_p50_s", "ttft_p95_s", "tokens_per_s"),
+)
+
 
 def kind_metrics(table: FigureTable) -> dict[str, float]:
     """The known figures of every arm and kind, named `kind/KIND/ARM/FIGURE`."""
@@ -46,6 +53,25 @@ def kind_metrics(table: FigureTable) -> dict[str, float]:
             for name in KIND_METRICS:
                 if known[name] is not None:
                     metrics[f"kind/{kind}/{arm}/{name}"] = float(known[name])
+    return metrics
+
+
+def arm_metrics(
+    table: FigureTable, routed: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """The known figures of every arm, with the same names for all arms.
+
+    Args:
+        table: gives the figures.
+        routed: the metrics of a Window, which has the shares of the arms.
+    """
+    metrics: dict[str, dict[str, float]] = {}
+    for arm, figures in table.arms.items():
+        known = {name: getattr(figures, name) for name in ARM_METRICS}
+        known["share"] = routed.get(f"share/{arm}")
+        metrics[arm] = {
+            name: float(value) for name, value in known.items() if value is not None
+        }
     return metrics
 
 
