@@ -162,7 +162,8 @@ def log_to_mlflow(
 
     Args:
         arguments: of the command line; they are the parameters.
-        figures, frames: by strategy.
+        figures: of each strategy.
+        frames: the answers of each strategy.
         picture: becomes an artefact of the demo's run.
         spans: by strategy.
     """

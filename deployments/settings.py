@@ -210,8 +210,9 @@ class GatewaySettings(StrictModel):
     mlflow_uri: of MLflow, without a password.
     unsigned_versions: what to do with a policy version in MLflow that this journal has not registered: "refuse" it, or
         "load" it, for example after the journal was lost, or with the versions of an earlier release.
-    keep_versions: number of the newest policy versions that stay in MLflow. Older ones are removed, except for those with
-        an alias, an evaluation report, or a role that was given in the last 30 days. The default is at least 41 hours.
+    keep_versions: number of the newest policy versions that stay in MLflow. Older ones are removed, except for those
+        with an alias, an evaluation report, or a role that was given in the last 30 days. The default is 41 hours or
+        more.
     trace_share: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
     keys: Default: the gateway asks for no API keys, which is allowed on loopback only.

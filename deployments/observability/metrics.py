@@ -225,7 +225,9 @@ class Telemetry:
         """Record the current state of all arms. A gauge without a value is not set.
 
         Args:
-            states, shares, quality: by arm.
+            states: of each arm.
+            shares: of each arm, of the latest routed decisions.
+            quality: expected of each arm.
             figures: of the latest decisions.
             routed: metrics of the latest routed decisions (recent_metrics.py).
         """

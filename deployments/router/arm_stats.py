@@ -156,7 +156,7 @@ class ArmStats:
         return self._figures.table()
 
     def routed_metrics(self) -> dict[str, float]:
-        """The metrics of the latest routed decisions (Window.figures), as MLflow has them; unknown ones are left out."""
+        """The metrics of the latest routed decisions (Window.figures), as in MLflow; unknown ones are left out."""
         metrics = self._window.figures()
         return {name: value for name, value in metrics.items() if "_total" not in name}
 

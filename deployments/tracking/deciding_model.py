@@ -1,8 +1,8 @@
-"""A policy version as an MLflow model: `mlflow.pyfunc.load_model("models:/router-policy@champion")` decides on a DataFrame.
+"""A policy version as an MLflow model, which `mlflow.pyfunc.load_model` loads and which decides on a DataFrame.
 
-MLflow calls `_load_pyfunc` of this module by its name in the version's MLmodel file; the version itself holds no code and
-is not unpickled. As the router does, it refuses a version that the router's journal has not signed: JOURNAL names the
-journal. Nothing is sent, and nothing is learned.
+MLflow calls `_load_pyfunc` of this module by its name in the version's MLmodel file; the version itself holds no code
+and is not unpickled. As the router does, it refuses a version that the router's journal has not signed: JOURNAL names
+the journal. Nothing is sent, and nothing is learned.
 """
 
 import hmac
@@ -55,7 +55,7 @@ NO_LIMITS = {"max_latency_s": inf, "max_cost_usd": inf}
 
 
 def context_of(settings: GatewaySettings, tuning: Tuning | None) -> dict[str, object]:
-    """What deciding needs beside the snapshot: the arms with their prices, the objective, and how texts are profiled."""
+    """What deciding needs beside the snapshot: the arms with their prices, the objective, the profiler's settings."""
     objective = (tuning or Tuning()).objective
     return {
         "models": {
@@ -109,8 +109,18 @@ def _load_pyfunc(data_path: str) -> "DecidingModel":
     settings = GatewaySettings.model_validate(
         {"models": context["models"], "profiler": context["profiler"]}
     )
+    # the order of the arms is part of what was learned; JSON keeps none
+    arms = {arm.name: arm for arm in settings.arms()}
+    missing = set(snapshot.arms) - arms.keys()
+    if missing:
+        raise ValueError(
+            f"this version has no prices of {', '.join(sorted(missing))}; register a new one"
+        )
     return DecidingModel(
-        snapshot, settings.arms(), context["objective"], settings.profiler
+        snapshot,
+        tuple(arms[name] for name in snapshot.arms),
+        context["objective"],
+        settings.profiler,
     )
 
 
@@ -139,7 +149,8 @@ def check_signature(
     signed = IdFactory(_salt(journal_url)).signature(digest)
     if not hmac.compare_digest(signed.encode(), signature.encode()):
         raise ValueError(
-            "this version was not registered by this journal, so its files may be another's; " + advice
+            "this version was not registered by this journal, so its files may be another's; "
+            + advice
         )
 
 

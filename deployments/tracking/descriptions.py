@@ -21,8 +21,8 @@ WORDS = """
 |---|---|
 | reward | mean score of the latest 200 scored answers, times availability, less what latency and cost are worth under \
 each request's objective |
-| regret | expected utility of the best size less that of the chosen one, both as the policy itself estimated them: what \
-it gives up to explore. A choice that is wrong because an estimate is wrong has none |
+| regret | expected utility of the best size less that of the chosen one, both as the policy itself estimated them: \
+what it gives up to explore. A choice that is wrong because an estimate is wrong has none |
 | share/ARM | share of the latest 500 routed decisions |
 | score, score/ARM | mean score in [0, 1]; `votes` is the number of scored answers behind it |
 | availability | share of the answers without a visible flaw (error, empty, malformed, cut off) |
@@ -33,8 +33,8 @@ it gives up to explore. A choice that is wrong because an estimate is wrong has 
 """
 EXPERIMENT = (
     """Routing of requests over models of several sizes. Each start of the system, and each change of its settings, has
-a run (`kind = live`). Below it there are a run for each policy version that decided (`kind = version`) and a run for each
-size (`kind = arm`).
+a run (`kind = live`). Below it there are a run for each policy version that decided (`kind = version`) and a run for
+each size (`kind = arm`).
 
 - **Compare sizes:** filter `tags.kind = "arm"`, select the runs of one start and choose *Chart*: every metric is one
 chart with a line for each size.
@@ -45,12 +45,12 @@ chart with a line for each size.
     + WORDS
 )
 LIVE = (
-    "All decisions of one start of the system, with these settings. Runs below it: one for each policy version, and one "
-    "for each size. Every five seconds of traffic have one point.\n" + WORDS
+    "All decisions of one start of the system, with these settings. Runs below it: one for each policy version, and "
+    "one for each size. Every five seconds of traffic have one point.\n" + WORDS
 )
 VERSION = (
-    "Decisions that this policy version routed: requests that named a model are not among them. Its learned state is the "
-    "artifact `policy`. The run ends when the version decides no more.\n" + WORDS
+    "Decisions that this policy version routed: requests that named a model are not among them. Its learned state is "
+    "the artifact `policy`. The run ends when the version decides no more.\n" + WORDS
 )
 ARM = """One size, over the latest 2,000 decisions, with a point every minute. Select the runs of all sizes and choose
 *Chart* to see them in one chart.
@@ -61,14 +61,14 @@ latency_p50_s, latency_p95_s: whole answers. cost_usd: of all these decisions to
 
 These are observations: a size that was chosen for easy requests looks better than it is.
 """
-DEMO = """`make demo`: one stream of tasks, answered by `auto`, by each size, and by the sizes that static rules choose. A
-program checks each answer.
+DEMO = """`make demo`: one stream of tasks, answered by `auto`, by each size, and by the sizes that static rules choose.
+A program checks each answer.
 
-utility: right (1) or wrong (0), less what latency and cost are worth under the server's objective. accuracy: share of right
-answers. share_last_third/ARM: share of the last third of the requests. …_by_third: step 1, 2, 3 are the thirds.
+utility: right (1) or wrong (0), less what latency and cost are worth under the server's objective. accuracy: share of
+right answers. share_last_third/ARM: share of the last third of the requests. …_by_third: step 1, 2, 3 are the thirds.
 """
-MODEL = """What the router has learned: policies as data, without code. The router signs each version with a secret of its
-journal, and loads no other.
+MODEL = """What the router has learned: policies as data, without code. The router signs each version with a secret of
+its journal, and loads no other.
 
 - Aliases `champion`, `challenger` and `shadow` follow the roles in the router.
 - `mlflow.pyfunc.load_model("models:/router-policy@champion")` decides on a DataFrame, in the project's environment; see
@@ -133,8 +133,8 @@ def version_text(snapshot: Snapshot) -> str:
     options = json.dumps(snapshot.options, sort_keys=True) if snapshot.options else "{}"
     parent = f"version {snapshot.version}" if snapshot.version else "none"
     return (
-        f"Learned from the first {snapshot.row:,} rows of the journal {snapshot.journal or 'of an unknown system'}, with "
-        f"{snapshot.sequence:,} decisions. Policy {snapshot.policy} with options {options}, over "
+        f"Learned from the first {snapshot.row:,} rows of the journal {snapshot.journal or 'of an unknown system'}, "
+        f"with {snapshot.sequence:,} decisions. Policy {snapshot.policy} with options {options}, over "
         f"{', '.join(snapshot.arms)}. Parent: {parent}.\n\n"
         "Its source run has the metrics of the requests that it routed: reward, regret, shares and cost. Tags "
         "`evaluation.…` say what the promotion gate found, `…_since` and `…_by` who gave it a role and when."

@@ -177,7 +177,9 @@ class MlflowRuns:
         Args:
             deciding: labels of the versions that decide now.
         """
-        if self._deciding != set(deciding):  # a new version has a run from its registration on
+        if self._deciding != set(
+            deciding
+        ):  # a new version has a run from its registration on
             for run in self._search("attributes.status = 'RUNNING'", 1000):
                 self._note_open(run)
             self._deciding = set(deciding)

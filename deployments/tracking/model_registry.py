@@ -67,9 +67,7 @@ def _save_model(folder: Path, files: Path, digest: str, signature: str) -> None:
     from mlflow.types import ColSpec, Schema
 
     def schema(columns: Mapping[str, str], required: bool) -> Schema:
-        return Schema(
-            [ColSpec(kind, name, required) for name, kind in columns.items()]
-        )
+        return Schema([ColSpec(kind, name, required) for name, kind in columns.items()])
 
     mlflow.pyfunc.save_model(
         folder,
@@ -169,7 +167,8 @@ class PolicyRegistry:
 
         Args:
             name: its name.
-            tags, parameters: of the run.
+            tags: of the run.
+            parameters: of the run.
             time_s: when it started, in seconds since the epoch; by default now.
         """
         start_ms = int(1000 * (time.time() if time_s is None else time_s))
@@ -365,7 +364,7 @@ class PolicyRegistry:
             version = parent
         return version
 
-    def prune(self, keep: int, in_use: Collection[int]) -> list[int]:
+    def prune(self, keep: int, in_use: Collection[int]) -> tuple[int, ...]:
         """Remove the oldest versions beyond the newest `keep`, with their files; returns their numbers.
 
         A version stays if it has an alias or a report, or was given a role in the last KEEP_ROLES_DAYS.
@@ -377,7 +376,7 @@ class PolicyRegistry:
         found = self.client.search_model_versions(f"name = '{MODEL}'", 10_000)
         newest_first = sorted(found, key=lambda version: -int(version.version))
         kept = {*in_use, *self.aliases().values()}
-        removed: list[int] = []
+        removed: dict[int, None] = {}  # in order
         for version in reversed(newest_first[keep:]):
             number = int(version.version)
             if number in kept or _was_used(version.tags):
@@ -387,8 +386,8 @@ class PolicyRegistry:
             self._remove_files(version)
             with suppress(UnknownVersionError), _reporting_unknown(number):
                 self.client.delete_model_version(MODEL, str(number))
-            removed.append(number)
-        return removed
+            removed[number] = None
+        return tuple(removed)
 
     def _remove_files(self, version: "ModelVersion") -> None:
         """Remove the files of a version; those in a store that cannot remove files stay there."""

@@ -18,7 +18,6 @@ from deployments.tracking.evaluation import Evaluator
 from deployments.tracking.model_registry import PolicyRegistry
 from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES
 
-
 log = logging.getLogger(__name__)
 
 

@@ -38,8 +38,8 @@ def trace_info(
 ) -> "TraceInfo":
     """The trace of a finished decision, with tags by which a list of traces can be filtered.
 
-    The state is ERROR only if the model failed. A request that was refused, and a client that left, are no errors of the
-    model; the tag `status` says which they are.
+    The state is ERROR only if the model failed. A request that was refused, and a client that left, are no errors of
+    the model; the tag `status` says which they are.
     """
     from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
@@ -142,9 +142,7 @@ def spans_of(record: Record, arms: Mapping[str, Arm]) -> list["Span"]:
         _span(decision, 2, "answer", "LLM", whole, arm, answer, of_model),
     ]
     if first != begin:
-        spans.append(
-            _span(decision, 3, "first token", "TASK", (begin, first), {}, {})
-        )
+        spans.append(_span(decision, 3, "first token", "TASK", (begin, first), {}, {}))
     return spans
 
 

@@ -1,8 +1,9 @@
-"""A policy version decides on a DataFrame through mlflow.pyfunc, without pickle, if the router's journal has signed it."""
+"""A policy version decides on a DataFrame through mlflow.pyfunc, without pickle, if the journal has signed it."""
 
 import asyncio
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from deployments.journal.journal import Journal
 from deployments.tracking import deciding_model
@@ -20,23 +22,35 @@ from tests.deployments.tracking.test_mlflow_conventions import Tracked
 EASY = "What is 3 plus 5?"
 
 
-@pytest.fixture
-def published(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A gateway whose champion is registered; the environment names its journal."""
-    made = Tracked(tmp_path, mlflow_uri)
-    monkeypatch.setenv("JOURNAL", made.settings.journal)
-    monkeypatch.delenv("UNSIGNED_VERSIONS", raising=False)
+@pytest.fixture(scope="module")
+def published(
+    empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Tracked]:
+    """A gateway whose champion is registered; no test here teaches it more."""
+    folder = tmp_path_factory.mktemp("published")
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(uri).create_experiment("test", str(folder / "artefacts"))
+    made = Tracked(folder, uri)
     with made.client:
         for n in range(8):
             decision_id = made.ask(model=("small", "large")[n % 2])
             score = {"decision_id": decision_id, "score": float(n % 2)}
-            made.client.post("/v1/feedback", json=score)
+            posted = made.client.post("/v1/feedback", json=score)
+            assert posted.json()["status"] == "accepted", posted.text
         made.track()
         asyncio.run(made.tracker._promotions.publish())
         asyncio.run(made.tracker._promotions.sync_aliases())
-        mlflow.set_tracking_uri(mlflow_uri)
-        mlflow.set_registry_uri(mlflow_uri)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
         yield made
+
+
+@pytest.fixture(autouse=True)
+def journal(published: Tracked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names the journal."""
+    monkeypatch.setenv("JOURNAL", published.settings.journal)
+    monkeypatch.delenv("UNSIGNED_VERSIONS", raising=False)
 
 
 def load() -> Any:
@@ -106,7 +120,7 @@ def test_the_version_has_a_signature_an_example_and_no_pickle(
 def test_a_version_that_the_journal_has_not_signed_is_refused(
     published: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by the router: without the journal, with another journal, and with other files; the message says what to set."""
+    """As by the router: without a journal, with another one, and with other files; the message says what to do."""
     monkeypatch.delenv("JOURNAL")
     with pytest.raises(ValueError, match="set JOURNAL to the URL"):
         load()
@@ -135,7 +149,11 @@ def test_changed_files_are_refused_even_unsigned(
     run = published.mlflow.get_model_version("router-policy", "1").run_id
     folder = Path(published.mlflow.download_artifacts(run, "policy", str(tmp_path)))
     head = folder / FILES / "policy.json"
-    head.write_text(head.read_text().replace('"output_price_usd_per_million": 10', '"output_price_usd_per_million": 0'))
+    head.write_text(
+        head.read_text().replace(
+            '"output_price_usd_per_million": 10', '"output_price_usd_per_million": 0'
+        )
+    )
     for unsigned in ("refuse", "load"):
         monkeypatch.setenv("UNSIGNED_VERSIONS", unsigned)
         with pytest.raises(ValueError, match="not those that were registered"):

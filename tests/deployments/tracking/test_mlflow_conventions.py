@@ -1,4 +1,4 @@
-"""MLflow shows what the product knows in the places where MLflow's users look: parameters, notes, costs, comparisons."""
+"""MLflow shows what the product knows where MLflow's users look: parameters, notes, costs, comparisons."""
 
 import asyncio
 import json
@@ -62,7 +62,9 @@ class Tracked(Gateway):
         experiment = self.mlflow.get_experiment_by_name("test").experiment_id
         order = ["attributes.start_time ASC"]
         return list(
-            self.mlflow.search_runs([experiment], f"tags.kind = '{kind}'", order_by=order)
+            self.mlflow.search_runs(
+                [experiment], f"tags.kind = '{kind}'", order_by=order
+            )
         )
 
 
@@ -274,7 +276,9 @@ def test_the_export_of_an_earlier_release_is_continued(mlflow_uri: str) -> None:
     tags = {"journal": "48e007ca", "start": "1.000", "policy_version": ALL}
     tags |= {"journal_row": "77", "totals": '{"": {"decisions_total": 20.0}}'}
     client.create_run(experiment, tags=tags)
-    runs = MlflowRuns(client, experiment, "e3a0e343", 2.0, {}, former_journal="48e007ca")
+    runs = MlflowRuns(
+        client, experiment, "e3a0e343", 2.0, {}, former_journal="48e007ca"
+    )
     assert runs.connect() == (77, {"": {"decisions_total": 20.0}})
     assert client.get_run(runs.run_id).data.tags["journal_row"] == "77"
 
@@ -370,10 +374,14 @@ def test_parameters_name_no_secret_and_are_short_enough() -> None:
         {"models": {"small": {}}, "keys": {"file": "/etc/router/keys.json"}}
     )
     presets = {f"preset-{n}": {"latency_weight": n} for n in range(500)}
-    found = descriptions.parameters(settings, Tuning.model_validate({"presets": presets}))
+    found = descriptions.parameters(
+        settings, Tuning.model_validate({"presets": presets})
+    )
     assert max(map(len, found.values())) <= descriptions.LONGEST
     assert not any("keys.json" in value for value in found.values())
-    assert descriptions.digest(found) != descriptions.digest({**found, "policy": "uniform"})
+    assert descriptions.digest(found) != descriptions.digest(
+        {**found, "policy": "uniform"}
+    )
 
 
 def test_old_versions_are_removed_with_their_files(mlflow_uri: str) -> None:
@@ -390,10 +398,10 @@ def test_old_versions_are_removed_with_their_files(mlflow_uri: str) -> None:
     registry.tag(4, {"champion_since": "2020-01-01T00:00:00Z"})
     files = registry.client.get_model_version(MODEL, "6").run_id
     assert registry.client.list_artifacts(files, "policy")
-    assert registry.prune(3, {5}) == [4, 6]
+    assert registry.prune(3, {5}) == (4, 6)
     left = [version["version"] for version in registry.list()]
     assert left == [9, 8, 7, 5, 3, 2, 1]
     assert registry.client.list_artifacts(files, "policy") == []
     assert registry.client.get_run(files).info.status  # the metrics stay
-    assert registry.prune(3, {5}) == []
+    assert registry.prune(3, {5}) == ()
     assert registry.load(5).sequence == 41

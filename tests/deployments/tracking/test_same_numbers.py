@@ -289,7 +289,9 @@ def test_every_surface_reports_the_same_numbers(
             if isinstance(e, Decision)
         ]
         gateway_answers = {
-            decision_id: gateway.client.get(f"/v1/router/decisions/{decision_id}").json()
+            decision_id: gateway.client.get(
+                f"/v1/router/decisions/{decision_id}"
+            ).json()
             for decision_id in known
         }
         assert state["journal"]["row"] == gateway.router.thing._journal.last_row
