@@ -50,7 +50,8 @@ OUTPUTS = {
     "expected_latency_s": "double",
     "expected_cost_usd": "double",
 }
-# the weights of an input row that are not given, by column
+WEIGHTS = ("latency_weight", "cost_weight")
+# limits of a row that gives none
 NO_LIMITS = {"max_latency_s": inf, "max_cost_usd": inf}
 
 
@@ -238,17 +239,20 @@ class DecidingModel:
         for row in rows:
             asked, context, messages = _texts(row)
             items.append(ProfileItem(asked, context, messages, "chat", 0))
-        defaults = {**self.objective, **NO_LIMITS}
+        weights = {name: self.objective[name] for name in WEIGHTS}
+        defaults = {**weights, **NO_LIMITS}
         requests = []
         for i, (row, profile) in enumerate(
             zip(rows, self._profiler.profile(items), strict=True)
         ):
-            wishes = {
-                name: _number(row.get(name), default)
-                for name, default in defaults.items()
-            }
+            latency_weight, cost_weight, max_latency_s, max_cost_usd = (
+                _number(row.get(name), default) for name, default in defaults.items()
+            )
+            objective = Objective(
+                latency_weight, cost_weight, max_latency_s, max_cost_usd
+            )
             # nobody will score the answer, so a choice for the sake of learning would be wasted
-            request = Request(str(i), profile, Objective(**wishes), score_chance=0.0)
+            request = Request(str(i), profile, objective, score_chance=0.0)
             requests.append(request)
         return requests
 

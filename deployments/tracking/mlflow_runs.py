@@ -237,7 +237,11 @@ class MlflowRuns:
         for start in range(0, len(metrics), BATCH_LIMIT):
             part = metrics[start : start + BATCH_LIMIT]
             self._client.log_batch(run_id, part)
-        self._open.add(version)
+        if (
+            version not in self._open
+        ):  # it may have ended; `finish` ends it again, also after a restart
+            self._client.update_run(run_id, status="RUNNING")
+            self._open.add(version)
         if version == ALL:
             self._progress = {ROW: str(batch.row), TOTALS: json.dumps(batch.totals)}
             tags = [RunTag(name, value) for name, value in self._progress.items()]
