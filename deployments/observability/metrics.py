@@ -207,7 +207,7 @@ class Telemetry:
 
     def configured(self, time_s: float) -> None:
         """Record that the settings changed at this time."""
-        self._routing.changed.set(time_s)
+        self._routing.changed_s = time_s
 
     def suspended(self, quarantined: int, in_doubt: int) -> None:
         """Record the number of keys whose scores do not count."""
@@ -272,7 +272,7 @@ class RoutingTelemetry:
     """Whether routing pays: reward, regret and estimated saving of the routed decisions, and who decides them.
 
     Attributes:
-        changed: when the settings last changed.
+        changed_s: when the settings last changed, in seconds since the epoch; None if they have not since the start.
     """
 
     def __init__(self) -> None:
@@ -313,7 +313,8 @@ class RoutingTelemetry:
             "router_role_share", "Share of the traffic that a role decides.", ("role",)
         )
         self._roles: set[str] = set()
-        self.changed = Gauge(
+        self.changed_s: float | None = None
+        self._changed = Gauge(
             "router_settings_timestamp_seconds", "When the settings last changed."
         )
 
@@ -329,6 +330,8 @@ class RoutingTelemetry:
             if value > 0:
                 counter.inc(value)
         self._tally = Counts()
+        # again and again: Ray does not export a gauge that was set before its agent was ready
+        self._changed.set(self.changed_s)
         self._set |= self._gauges.keys() & routed.keys()
         for name in self._set:
             self._gauges[name].set(routed.get(name, UNKNOWN))

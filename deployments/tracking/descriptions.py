@@ -33,11 +33,11 @@ what it gives up to explore. A choice that is wrong because an estimate is wrong
 """
 EXPERIMENT = (
     """Routing of requests over models of several sizes. Each start of the system, and each change of its settings, has
-a run (`kind = live`). Below it there are a run for each policy version that decided (`kind = version`) and a run for
-each size (`kind = arm`).
+a run (`kind = live`) and a run for each size (`kind = arm`). Below the former there is a run for each policy version
+that decided (`kind = version`).
 
-- **Compare sizes:** filter `tags.kind = "arm"`, select the runs of one start and choose *Chart*: every metric is one
-chart with a line for each size.
+- **Compare sizes:** filter `tags.kind = "arm"` and choose *Chart view*: every metric is one chart with a line for each
+size.
 - **Compare versions:** filter `tags.kind = "version"`.
 - **What changed?** *Compare* shows the parameters that differ.
 - `tags.journal` names the journal from which all figures come; policy versions carry the same id.
@@ -45,15 +45,15 @@ chart with a line for each size.
     + WORDS
 )
 LIVE = (
-    "All decisions of one start of the system, with these settings. Runs below it: one for each policy version, and "
-    "one for each size. Every five seconds of traffic have one point.\n" + WORDS
+    "All decisions of one start of the system, with these settings. Runs below it: one for each policy version. "
+    "Every five seconds of traffic have one point.\n" + WORDS
 )
 VERSION = (
     "Decisions that this policy version routed: requests that named a model are not among them. Its learned state is "
     "the artifact `policy`. The run ends when the version decides no more.\n" + WORDS
 )
-ARM = """One size, over the latest 2,000 decisions, with a point every minute. Select the runs of all sizes and choose
-*Chart* to see them in one chart.
+ARM = """One size, over the latest 2,000 decisions, with a point every minute. Filter the runs by
+`tags.kind = "arm"` and choose *Chart view* to see all sizes in one chart.
 
 share: of the latest 500 routed decisions. score: mean score of answers without a visible flaw, with its 95 % interval
 from score_low to score_high and the number `votes`. availability: share of the `answers` without a visible flaw.

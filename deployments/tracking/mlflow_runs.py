@@ -1,9 +1,10 @@
 """Writes the exporter's batches to MLflow as metrics of runs and as traces.
 
 Each start of the system has one run with the metrics of all decisions; a change of the settings begins another one, as
-parameters of a run cannot change. Each policy version that decides has a child run of it, and so has each arm. A tag of
-the parent run names the last journal row that was exported completely; it is written after all metrics up to that row,
-so that the export resumes there after a crash.
+parameters of a run cannot change. Each policy version that decides has a child run of it. Each arm has a run, too; it
+is no child, since MLflow's charts have a line for each run that is no child. A tag of the run of all decisions names
+the last journal row that was exported completely; it is written after all metrics up to that row, so that the export
+resumes there after a crash.
 """
 
 import json
@@ -34,6 +35,7 @@ START = "start"
 CONFIGURATION = "configuration"
 KIND = "kind"
 PARENT = "mlflow.parentRunId"
+LIVE_RUN = "live_run"  # the run of the start; that of an arm is not below it, because MLflow charts only upper runs
 # metric of a parent run: seconds since the start
 UPTIME = "uptime_s"
 # metric by which one sees when a version decided last
@@ -162,7 +164,9 @@ class MlflowRuns:
         else:
             tags |= {KIND: "version", descriptions.NOTE: descriptions.VERSION}
         if version != ALL:
-            tags[PARENT] = self._run(ALL, time_s)
+            tags[LIVE_RUN] = self._run(ALL, time_s)
+        if tags[KIND] == "version":
+            tags[PARENT] = tags[LIVE_RUN]
         run = self._client.create_run(
             self._experiment_id, int(time_s * 1000), tags, run_name=name
         )
@@ -204,9 +208,9 @@ class MlflowRuns:
 
     def _last_life_ms(self, run: "Run") -> int | None:
         """When the system of a run last reported; None if it is not known."""
-        parent = run.data.tags.get(PARENT)
-        if parent:
-            run = self._client.get_run(parent)
+        live = run.data.tags.get(LIVE_RUN)
+        if live:
+            run = self._client.get_run(live)
         uptime_s = run.data.metrics.get(UPTIME)
         if uptime_s is None or START not in run.data.tags:
             return None

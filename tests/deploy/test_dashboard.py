@@ -309,6 +309,7 @@ def record_traffic(
             telemetry.score_counted(feedback, Record(decision, scores={"user": 1.0}))
             telemetry.scored("user", "duplicate")
     arms = ("small", "large")
+    telemetry.configured(1_800_000_000.0)
     telemetry.live(
         {arm: ModelState(in_flight=2) for arm in arms},
         dict.fromkeys(arms, 0.5),
@@ -320,7 +321,6 @@ def record_traffic(
     )
     telemetry.roles({"champion": (3, 0.8), "challenger": (4, 0.2)})
     telemetry.suspended(1, 2)
-    telemetry.configured(1_800_000_000.0)
     telemetry.record_check(time.time(), 3, "thompson", 1, 0, 7)
     tracker.record_lag(12)
     tracker.record_export(time.time(), True)
