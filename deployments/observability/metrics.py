@@ -337,7 +337,7 @@ class RoutingTelemetry:
             self._gauges[name].set(routed.get(name, UNKNOWN))
 
     def set_roles(self, versions: Mapping[str, tuple[int, float]]) -> None:
-        """Export the version and the share of each role; a role that nobody has any more is NaN, with the share 0."""
+        """Export the version and the share of each role; one that no version has any more is NaN, with the share 0."""
         self._roles |= versions.keys()
         for role in self._roles:
             version, share = versions.get(role, (UNKNOWN, 0.0))

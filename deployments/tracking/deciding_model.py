@@ -179,7 +179,7 @@ def _salt(journal_url: str) -> bytes:
 
 @dataclass
 class DecidingModel:
-    """Decides on rows of a DataFrame, as the router would on an idle system for an answer that nobody will score.
+    """Decides on rows of a DataFrame, as the router would on an idle system for an answer that gets no score.
 
     snapshot: what was learned.
     arms: among which it chooses.
@@ -251,7 +251,7 @@ class DecidingModel:
             objective = Objective(
                 latency_weight, cost_weight, max_latency_s, max_cost_usd
             )
-            # nobody will score the answer, so a choice for the sake of learning would be wasted
+            # the answer gets no score, so a choice for the sake of learning would be wasted
             request = Request(str(i), profile, objective, score_chance=0.0)
             requests.append(request)
         return requests

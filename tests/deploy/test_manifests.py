@@ -266,7 +266,7 @@ def test_grafana_is_embedded_in_rays_dashboard() -> None:
         variables = [v for k, v in vars(metrics_head).items() if k.endswith("_VAR")]
         assert name in variables
     assert grafana["environment"]["GF_SECURITY_ALLOW_EMBEDDING"] == "true"
-    # nobody reads it without a password
+    # a password is needed to read it
     assert not any("ANONYMOUS" in name for name in grafana["environment"])
     assert "ray:/tmp/ray:ro" in grafana["volumes"]
 

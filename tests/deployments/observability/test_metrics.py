@@ -100,7 +100,7 @@ def test_requests_are_counted_by_route_and_status(
     gateway = Gateway(tmp_path)
     with gateway.client as client:
         decision_id = gateway.chat().headers["x-router-decision-id"]
-        gateway.chat(model="nobody")
+        gateway.chat(model="unknown")
         eventually(lambda: not gateway.ingress.router_client.outcomes.unsent)
         client.post("/v1/feedback", json={"decision_id": decision_id, "score": 1.0})
         client.get(f"/v1/router/decisions/{decision_id}")

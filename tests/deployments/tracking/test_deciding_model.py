@@ -145,7 +145,7 @@ def test_a_version_that_the_journal_has_not_signed_is_refused(
 def test_changed_files_are_refused_even_unsigned(
     published: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may write to MLflow can change the prices in the version, but not its signature."""
+    """A writer of MLflow can change the prices in the version, but not its signature."""
     run = published.mlflow.get_model_version("router-policy", "1").run_id
     folder = Path(published.mlflow.download_artifacts(run, "policy", str(tmp_path)))
     head = folder / FILES / "policy.json"

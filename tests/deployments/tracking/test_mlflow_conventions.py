@@ -33,7 +33,7 @@ ARMS = (Arm("small", output_price_usd=1e-6), Arm("large", output_price_usd=1e-5)
 
 
 class Tracked(Gateway):
-    """A gateway with a tracker that works when it is told to."""
+    """A gateway with a tracker that works when the test calls it."""
 
     def __init__(self, folder: Path, uri: str, **options: Any):
         options = {"publish_every_s": 1e6, "trace_share": 1.0, **options}

@@ -496,7 +496,7 @@ def test_every_surface_agrees_with_the_journal_while_requests_and_scores_arrive(
     assert of_prometheus(final) == of_journal(path) == of_state(last)
     for row, metrics in exported:
         assert of_mlflow(metrics) == of_journal(path, row)
-    # nobody asked for another poem
+    # no thread asked for another poem
     figures = [answer["figures_of_kind"] for answer in explanations]
     assert figures == [figures[0]] * len(figures)
     assert sum(f["votes"] for f in figures[0].values()) == 1
