@@ -3,12 +3,14 @@
 A seeded, mixed stream of tasks goes through `auto`. A program checks each answer and posts the result as feedback.
 Then the same stream goes to each model by name, and to the models that static rules choose.
 
-The demo prints a table, saves a picture, logs an MLflow run for each strategy and registers the learned policy as a
-version.
+The demo prints a table, saves a picture, logs an MLflow run with one below it for each strategy, and registers the
+learned policy as a version.
 """
 
 import argparse
 import random
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,21 +155,60 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
     plt.close(figure)
 
 
+@dataclass(frozen=True)
+class Span:
+    """When something began and ended, in seconds since the epoch."""
+
+    begin: float
+    end: float
+
+
 def log_to_mlflow(
-    uri: str,
+    arguments: argparse.Namespace,
     figures: dict[str, dict[str, float]],
     frames: dict[str, pd.DataFrame],
     picture: Path,
-    seed: int,
+    spans: dict[str, Span],
 ) -> None:
-    """Log a run for each strategy. The run of `auto` also gets the picture."""
+    """Log a run of the demo and, below it, a run for each strategy, each with the time that it really took.
+
+    Args:
+        arguments: of the command line; they are the parameters.
+        figures: of each strategy.
+        frames: the answers of each strategy.
+        picture: becomes an artefact of the demo's run.
+        spans: by strategy.
+    """
+    from deployments.tracking.descriptions import DEMO, NOTE
     from deployments.tracking.model_registry import PolicyRegistry
 
-    registry = PolicyRegistry(uri, "adaptive-router")
+    registry = PolicyRegistry(arguments.mlflow, "adaptive-router")
+    parameters = {
+        name: str(getattr(arguments, name))
+        for name in ("seed", "requests", "scored", "concurrency", "threshold")
+    }
+    tags = {"seed": parameters["seed"], NOTE: DEMO}
+    whole = Span(
+        min(span.begin for span in spans.values()),
+        max(span.end for span in spans.values()),
+    )
+    parent = registry.start_run(
+        f"demo seed {arguments.seed}",
+        {**tags, "kind": "demo"},
+        parameters,
+        whole.begin,
+    )
     for name, values in figures.items():
         run = registry.start_run(
-            f"demo {name} seed {seed}",
-            {"strategy": name, "seed": str(seed), "kind": "demo"},
+            f"demo {name} seed {arguments.seed}",
+            {
+                **tags,
+                "strategy": name,
+                "kind": "demo strategy",
+                "mlflow.parentRunId": parent,
+            },
+            {**parameters, "strategy": name},
+            spans[name].begin,
         )
         registry.log(run, values, len(frames[name]))
         for third in (1, 2, 3):
@@ -177,9 +218,10 @@ def log_to_mlflow(
                 "accuracy_by_third": part.right.mean(),
             }
             registry.log(run, progress, third)
-        if name == "auto":
-            registry.client.log_artifact(run, str(picture))
-        registry.client.set_terminated(run)
+        registry.client.set_terminated(run, end_time=int(spans[name].end * 1000))
+    registry.log(parent, figures["auto"], len(frames["auto"]))
+    registry.client.log_artifact(parent, str(picture))
+    registry.client.set_terminated(parent, end_time=int(whole.end * 1000))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -212,8 +254,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def play_strategies(
     arguments: argparse.Namespace, names: list[str], live: dict[str, Any]
-) -> dict[str, pd.DataFrame]:
-    """Answers of `auto`, of each model by name and of the static rules, by strategy."""
+) -> tuple[dict[str, pd.DataFrame], dict[str, Span]]:
+    """Answers of `auto`, of each model by name and of the static rules, by strategy; and when each was played."""
     tasks = make_stream(arguments.seed, arguments.requests)
     strategies: dict[str, Any] = {"auto": lambda _: "auto"}
     for name in names:
@@ -222,7 +264,9 @@ def play_strategies(
     rng = random.Random(arguments.seed)
     scored = {i for i in range(len(tasks)) if rng.random() < arguments.scored}
     frames = {}
+    spans = {}
     for name, choose in strategies.items():
+        begin = time.time()
         answers = run_stream(
             arguments.url,
             tasks,
@@ -231,8 +275,9 @@ def play_strategies(
             arguments.concurrency,
             feedback=scored if name == "auto" else (),
         )
+        spans[name] = Span(begin, time.time())
         frames[name] = as_frame(answers, name, live)
-    return frames
+    return frames, spans
 
 
 def print_results(
@@ -259,7 +304,7 @@ def main() -> None:
     print(
         f"the router has made {live['decisions']} decisions before this demo; {live['policy_version']}"
     )
-    frames = play_strategies(arguments, names, live)
+    frames, spans = play_strategies(arguments, names, live)
     figures = {name: summarise(frame, names) for name, frame in frames.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
     picture = arguments.out / f"demo-seed{arguments.seed}.png"
@@ -271,7 +316,7 @@ def main() -> None:
         registered = version.json()
         print(f"registered as version {registered['version']} of {registered['name']}")
     if arguments.mlflow:
-        log_to_mlflow(arguments.mlflow, figures, frames, picture, arguments.seed)
+        log_to_mlflow(arguments, figures, frames, picture, spans)
     print(f"picture: {picture}")
 
 

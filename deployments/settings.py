@@ -218,6 +218,9 @@ class GatewaySettings(StrictModel):
     experiment: name of the experiment in MLflow.
     publish_every_s: time between two policy versions that are registered in MLflow.
     rollout: how policy versions are tried, promoted and rolled back, and the first day.
+    keep_versions: number of the newest policy versions that stay in MLflow. Older ones are removed, except for those
+        with an alias, an evaluation report, or a role that was given in the last 30 days. The default is 41 hours or
+        more.
     trace_share: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
     keys: API keys and their limits. Default: the gateway asks for no API keys, which is allowed on loopback only.
@@ -239,6 +242,7 @@ class GatewaySettings(StrictModel):
     unsigned_versions: Literal["refuse", "load"] = "refuse"
     experiment: str = "adaptive-router"
     publish_every_s: float = Field(300.0, gt=0)
+    keep_versions: int = Field(500, ge=1)
     rollout: RolloutSettings = RolloutSettings()
     trace_share: float = Field(0.02, ge=0, le=1)
     max_mean_cost_usd: float | None = Field(None, gt=0)

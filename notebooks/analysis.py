@@ -11,7 +11,7 @@ import pandas as pd
 
 from notebooks.decision_log import DecisionLog
 from notebooks.intervals import level_of, mean_interval, z_of
-from policies.evaluation.kind_figures import SIZE, interval
+from policies.evaluation.kind_figures import SIZE, interval, regret
 from policies.evaluation.offpolicy import confidence_sequence, estimate
 from policies.evaluation.outcome_model import fit_predictions
 from policies.evaluation.overlap import (
@@ -20,7 +20,6 @@ from policies.evaluation.overlap import (
     UnanswerableError,
     overlap,
 )
-from policies.evaluation.recent_metrics import regret
 from policies.evaluation.replay import (
     arms_of,
     evaluable,

@@ -322,7 +322,7 @@ def _router_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         exported = f"{waiting} rows behind, last success {last}"
     rows.append(("export to MLflow", exported))
-    unwritten = state.get("journal_waiting_rows", DASH)
+    unwritten = (state.get("journal") or {}).get("waiting_rows", DASH)
     rows.append(("journal", f"{unwritten} rows wait for the disk"))
     if state["quarantined"]:
         rows.append(("quarantined keys", ", ".join(sorted(state["quarantined"]))))

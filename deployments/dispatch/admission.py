@@ -56,6 +56,10 @@ class ModelQueue:
         """Number of waiting requests."""
         return len(self._waiting)
 
+    def waiting_of(self, rank: int) -> int:
+        """Number of waiting requests of this rank."""
+        return sum(1 for other, _, _ in self._waiting if other == rank)
+
     @property
     def slots(self) -> int:
         """Number of requests that may run at once."""

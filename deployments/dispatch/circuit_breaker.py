@@ -38,6 +38,11 @@ class Breaker:
         self._probing = False
 
     @property
+    def closed(self) -> bool:
+        """Whether the arm counts as healthy."""
+        return self._open_until_s is None
+
+    @property
     def admits(self) -> bool:
         """Whether the next request is admitted."""
         if self._open_until_s is None:

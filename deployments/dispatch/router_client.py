@@ -77,6 +77,8 @@ class RouterClient:
         connect: Callable[[], RouterHandle],
     ):
         self.tuning = Tuning()
+        # the one that the router knows; the first is replaced by `reconfigure` before a request arrives
+        self._reported_tuning = self.tuning
         self.in_flight: Counter[str] = Counter()
         self.store_text = settings.store_text
         self.wait_s: Callable[[str, int], float] = lambda arm, rank: 0.0
@@ -141,6 +143,10 @@ class RouterClient:
 
     async def _refresh(self) -> None:
         began = time.monotonic()
+        if self.tuning is not self._reported_tuning:
+            tuning = self.tuning
+            await self.router.report_tuning.remote(tuning)
+            self._reported_tuning = tuning
         view = await self.router.snapshot.remote(
             self.ingress_id, dict(self.in_flight), self._pacer.undelivered
         )

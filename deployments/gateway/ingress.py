@@ -14,7 +14,7 @@ from deployments.access.cors import CrossOriginMiddleware
 from deployments.access.edge import REQUEST_ID
 from deployments.access.middleware import AccessMiddleware, identity_of
 from deployments.access.rate_limits import RateLimiter
-from deployments.dispatch.admission import HIGH
+from deployments.dispatch.admission import HIGH, RANKS
 from deployments.dispatch.calibration_worker import CalibrationWorker
 from deployments.dispatch.dispatcher import (
     WAITED_S,
@@ -45,6 +45,7 @@ from deployments.judging.pairs import Pairs
 from deployments.models import context_length, tool_calling
 from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
+from deployments.observability.gateway_metrics import GatewayTelemetry, RequestCounter
 from deployments.observability.metrics import PairTelemetry
 from deployments.privacy.routes import add_privacy_routes
 from deployments.profiler.deployment import ProfilerHandle
@@ -85,6 +86,9 @@ class Ingress:
             settings, profiler, lambda: connect_router(settings)
         )
         self.dispatcher = Dispatcher(self.router_client, self._arms, connect_model)
+        self.telemetry = GatewayTelemetry(
+            self.dispatcher.admission.queues, self.dispatcher.breakers, RANKS
+        )
         chat_models = [arm.name for arm in self._arms.values() if "chat" in arm.tasks]
         largest = chat_models[-1] if chat_models else ""
         background = self.dispatcher.background
@@ -115,6 +119,7 @@ class Ingress:
 
     def _on_refresh(self) -> None:
         self.dispatcher.background.observe_load()
+        self.telemetry.flush()
         if self.router_client.calibrating:
             self.calibration.start()
 
@@ -162,6 +167,7 @@ class Ingress:
             app.add_middleware(
                 CrossOriginMiddleware, origins=self._settings.cors_origins
             )
+        app.add_middleware(RequestCounter, telemetry=self.telemetry)
 
         hot = APIRouter(route_class=DirectRoute)
 

@@ -28,6 +28,11 @@ class IdFactory:
     def __init__(self, salt: bytes):
         self._salt = salt
 
+    @property
+    def journal_id(self) -> str:
+        """The id of the journal with this salt: its own name in MLflow, in snapshots and in policy versions."""
+        return hashlib.blake2b(self._salt, digest_size=8).hexdigest()
+
     def new_id(self, time_s: float) -> str:
         """Create an id that carries this time (seconds since the epoch, kept to the millisecond)."""
         return self._id(time_s, secrets.token_hex(_RANDOM_DIGITS // 2))

@@ -9,7 +9,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Iterator
-from hashlib import blake2b
 from math import inf
 from typing import Any
 
@@ -18,6 +17,7 @@ import sqlalchemy as sa
 
 from deployments.journal.codec import decode, encode
 from deployments.journal.forgotten import KIND, ForgottenScores, Mark, Numbered
+from deployments.journal.ids import IdFactory
 from deployments.journal.personal_data import PersonalData
 from deployments.journal.retention import Retention
 from deployments.journal.snapshot import SNAPSHOT, Snapshot
@@ -92,7 +92,7 @@ class Journal:
         )
         self.taps: list[list[Numbered]] = []
         self.salt = bytes(salt)
-        self.id = blake2b(self.salt, digest_size=8).hexdigest()
+        self.id = IdFactory(self.salt).journal_id
         # retention may have deleted all events: the numbers then continue from the snapshot's row
         self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
         self._queued: Rows = []

@@ -1,4 +1,4 @@
-"""Ray metrics of the router and the tracker; Prometheus, Grafana and the Ray dashboard show them as `ray_router_...`.
+"""Ray metrics of the router and the tracker, which Prometheus has as `ray_router_...`.
 
 deploy/prometheus has the alerts on these metrics, deploy/grafana the dashboard.
 """
@@ -9,12 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from policies.evaluation.kind_figures import FigureTable
+from policies.evaluation.kind_figures import Counts, FigureTable, is_routed
 from policies.events import (
     ACCEPTED,
     BACKGROUND,
     PENDING,
     Decision,
+    Event,
     Feedback,
     Outcome,
     Record,
@@ -107,6 +108,7 @@ class Telemetry:
             "router_score", "Mean score of its latest unflawed answers.", ("arm",)
         )
         self._kinds = KindGauges()
+        self._routing = RoutingTelemetry()
         self._last_check = Gauge(
             "router_watch_timestamp_seconds",
             "When the router last looked after itself.",
@@ -121,6 +123,15 @@ class Telemetry:
         )
         self._version = Gauge(
             "router_policy_version", "The latest published version.", ("policy",)
+        )
+        self._row = Gauge(
+            "router_journal_row",
+            "The journal's last row that the gauges of this moment contain.",
+        )
+        self._keys = Gauge(
+            "router_suspended_keys",
+            "API keys whose scores do not count now: quarantined, or in doubt.",
+            ("state",),
         )
 
     def decided(
@@ -186,14 +197,40 @@ class Telemetry:
         if first and len(record.given_scores()) == 1:
             self._scored.inc(1, {"arm": record.decision.arm})
 
+    def routed(self, event: Event, record: Record) -> None:
+        """Count what an event that changed this decision record says about routing; `live` exports it."""
+        self._routing.add(event, record)
+
+    def roles(self, versions: Mapping[str, tuple[int, float]]) -> None:
+        """Record the number of the version with each role, and its share of the traffic."""
+        self._routing.set_roles(versions)
+
+    def configured(self, time_s: float) -> None:
+        """Record that the settings changed at this time."""
+        self._routing.changed_s = time_s
+
+    def suspended(self, quarantined: int, in_doubt: int) -> None:
+        """Record the number of keys whose scores do not count."""
+        self._keys.set(quarantined, {"state": "quarantined"})
+        self._keys.set(in_doubt, {"state": "in_doubt"})
+
     def live(
         self,
         states: Mapping[str, ModelState],
         shares: Mapping[str, float | None],
         quality: Mapping[str, float | None],
         figures: FigureTable,
+        routed: Mapping[str, float],
     ) -> None:
-        """Record the current state of all arms. A gauge without a value is not set."""
+        """Record the current state of all arms. A gauge without a value is not set.
+
+        Args:
+            states: of each arm.
+            shares: of each arm, of the latest routed decisions.
+            quality: expected of each arm.
+            figures: of the latest decisions.
+            routed: metrics of the latest routed decisions (recent_metrics.py).
+        """
         for arm, state in states.items():
             tags = {"arm": arm}
             self._in_flight.set(state.in_flight, tags)
@@ -203,6 +240,7 @@ class Telemetry:
             known = figures.arms.get(arm)
             self._score.set(known.score if known else None, tags)
         self._kinds.set(figures, states)
+        self._routing.set(routed)
 
     def record_check(
         self,
@@ -211,6 +249,7 @@ class Telemetry:
         policy: str,
         version: int,
         pending_scores: int = 0,
+        row: int = 0,
     ) -> None:
         """Record a periodic self-check of the router.
 
@@ -218,6 +257,7 @@ class Telemetry:
             now_s: seconds since the epoch.
             waiting_rows: rows of the journal that are not on disk yet.
             pending_scores: scores that wait for their decision.
+            row: number of the journal's last row.
             policy: name of the champion's policy.
             version: its published version; 0 if it has none.
         """
@@ -225,6 +265,84 @@ class Telemetry:
         self._waiting.set(waiting_rows)
         self._version.set(version, {"policy": policy})
         self._pending.set(pending_scores)
+        self._row.set(row)
+
+
+class RoutingTelemetry:
+    """Whether routing pays: reward, regret and estimated saving of the routed decisions, and who decides them.
+
+    Attributes:
+        changed_s: when the settings last changed, in seconds since the epoch; None if they have not since the start.
+    """
+
+    def __init__(self) -> None:
+        self._tally = Counts()  # not exported yet
+        self._counters = {
+            "regret": Counter(
+                "router_regret",
+                "Utility that the routed decisions gave up, as the policy itself estimated it.",
+            ),
+            "cost_usd": Counter(
+                "router_routed_cost_usd", "What the routed answers cost."
+            ),
+            "dearest_cost_usd": Counter(
+                "router_estimated_dearest_cost_usd",
+                "Estimate of what the routed answers would have cost with the dearest size that could answer.",
+            ),
+        }
+        self._gauges = {
+            "reward": Gauge(
+                "router_reward",
+                "Mean score of the latest routed answers less what their latency and cost are worth.",
+            ),
+            "votes": Gauge("router_reward_votes", "Scored answers behind the reward."),
+            "regret": Gauge(
+                "router_mean_regret",
+                "Estimated regret of the latest routed decisions, per decision.",
+            ),
+            "estimated_saving": Gauge(
+                "router_estimated_saving",
+                "Estimated share of the dearest size's cost that the latest routed decisions saved.",
+            ),
+        }
+        self._set: set[str] = set()  # gauges that have had a value
+        self._role_version = Gauge(
+            "router_role_version", "The policy version that has a role.", ("role",)
+        )
+        self._role_share = Gauge(
+            "router_role_share", "Share of the traffic that a role decides.", ("role",)
+        )
+        self._roles: set[str] = set()
+        self.changed_s: float | None = None
+        self._changed = Gauge(
+            "router_settings_timestamp_seconds", "When the settings last changed."
+        )
+
+    def add(self, event: Event, record: Record) -> None:
+        """Count an event of a routed decision."""
+        if is_routed(record.decision):
+            self._tally.add(event, record)
+
+    def set(self, routed: Mapping[str, float]) -> None:
+        """Export what was counted since the last call, and the metrics of the latest routed decisions."""
+        for name, counter in self._counters.items():
+            value = getattr(self._tally, name)
+            if value > 0:
+                counter.inc(value)
+        self._tally = Counts()
+        # again and again: Ray does not export a gauge that was set before its agent was ready
+        self._changed.set(self.changed_s)
+        self._set |= self._gauges.keys() & routed.keys()
+        for name in self._set:
+            self._gauges[name].set(routed.get(name, UNKNOWN))
+
+    def set_roles(self, versions: Mapping[str, tuple[int, float]]) -> None:
+        """Export the version and the share of each role; one that no version has any more is NaN, with the share 0."""
+        self._roles |= versions.keys()
+        for role in self._roles:
+            version, share = versions.get(role, (UNKNOWN, 0.0))
+            self._role_version.set(version, {"role": role})
+            self._role_share.set(share, {"role": role})
 
 
 class KindGauges:
@@ -309,6 +427,9 @@ class TrackerTelemetry:
         self._success = Gauge(
             "router_mlflow_success_timestamp_seconds", "When a turn last got through."
         )
+        self._behind = Gauge(
+            "router_mlflow_lag_rows", "Rows of the journal that MLflow does not have."
+        )
 
     def record_export(self, now_s: float, success: bool) -> None:
         """Record an attempt to export to MLflow; `now_s` is in seconds since the epoch."""
@@ -316,3 +437,7 @@ class TrackerTelemetry:
             self._success.set(now_s)
         else:
             self._failures.inc()
+
+    def record_lag(self, rows: int) -> None:
+        """Record how many rows of the journal are not exported."""
+        self._behind.set(rows)

@@ -78,6 +78,9 @@ class Cluster:
             "MALLOC_ARENA_MAX": "2",
             # the node's address is 127.0.0.1, as on Windows and macOS, and nothing listens on another address
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # Ray lists these two for Prometheus, also if another instance on this machine has taken the ports
+            "AUTOSCALER_METRIC_PORT": str(44217 + self.offset),
+            "DASHBOARD_METRIC_PORT": str(44227 + self.offset),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_LOG_TO_STDERR": "0",
             "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -82,7 +82,7 @@ def router_figures(state: Mapping[str, Any]) -> dict[str, object]:
         "first_day_stage": day["stage"] if day else None,
         "counts": counts,
         "feedback_coverage": _coverage(state),
-        "journal_waiting_rows": state.get("journal_waiting_rows"),
+        "journal": state.get("journal"),
         "export": state.get("export"),
         "quarantined": sorted(state["quarantined"]),
     }
@@ -200,7 +200,7 @@ def _router(observed: Observed) -> Component:
         return Component(
             "router", None if observed.denied else False, observed.state_problem
         )
-    waiting = observed.state.get("journal_waiting_rows")
+    waiting = _mapping(observed.state.get("journal")).get("waiting_rows")
     if waiting is None:
         return Component("router", True, "answers")
     return Component("router", True, f"{waiting} rows of the journal wait for the disk")

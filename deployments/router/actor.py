@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
+from pydantic import ValidationError
 
 from deployments import runtime
 from deployments.calibration.records import (
@@ -53,7 +54,7 @@ from deployments.router.role_assignment import (
 )
 from deployments.router.role_table import champion_of
 from deployments.router.rollout import Rollout
-from deployments.settings import GatewaySettings, encoded, latest
+from deployments.settings import GatewaySettings, Tuning, encoded, latest
 from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures
 from policies.events import ACCEPTED, Decision, Feedback, Outcome, Record
@@ -67,6 +68,7 @@ MAINTENANCE_EVERY_S = 2.0
 # retention trusts the wall clock at most this far ahead of the monotonic clock
 MAX_CLOCK_LEAD_S = 3600.0
 SETTINGS_KEY = "settings"  # name of the current settings in the journal's metadata
+TUNING_KEY = "tuning"  # name of the ingresses' settings there
 log = logging.getLogger(__name__)
 
 CountReplicas = Callable[[Collection[str]], dict[str, int]]
@@ -99,6 +101,7 @@ class Router:
         if kept is not None and b'"journal":' in kept:
             # an earlier release stored the journal's URL, perhaps with a password
             self._journal.put_metadata(SETTINGS_KEY, encoded(settings))
+        self._tuning = _kept_tuning(self._journal.metadata(TUNING_KEY))
         self._snapshot_row, snapshot = self._journal.snapshot()
         self._arm_stats = ArmStats()
         self._trainer = ForecastTrainer(
@@ -169,6 +172,7 @@ class Router:
             self._arm_stats.shares(),
             self._arm_stats.qualities(),
             self._arm_stats.figures(),
+            self._arm_stats.routed_metrics(),
         )
         self._telemetry.record_check(
             time.time(),
@@ -176,6 +180,15 @@ class Router:
             self._policy.name,
             self._rollout.version,
             self._learner.records.pending_scores,
+            self._journal.last_row,
+        )
+        roles = self._rollout.summary().roles
+        self._telemetry.roles(
+            {role: (held.version, held.share) for role, held in roles.items()}
+        )
+        quarantined = self._learner.quarantined.keys()
+        self._telemetry.suspended(
+            len(quarantined), len(self._learner.suspended - quarantined)
         )
         trained = await self._trainer.run_once(self._learner.suspended)
         self._rollout.advance_if_due()
@@ -212,11 +225,23 @@ class Router:
         self._learner.window_s = settings.feedback_window_days * DAY_S
         await self._learner.replace_policy(self._rollout.make, before)
         self._journal.put_metadata(SETTINGS_KEY, encoded(settings))
+        self._telemetry.configured(time.time())
         await self._learner.save()
 
     async def settings(self) -> GatewaySettings:
         """The current settings."""
         return self._settings
+
+    async def report_tuning(self, tuning: Tuning) -> None:
+        """Take note of the settings with which the ingresses work now, for MLflow. They decide nothing here."""
+        if tuning != self._tuning:
+            self._tuning = tuning
+            self._journal.put_metadata(TUNING_KEY, tuning.model_dump_json().encode())
+            self._telemetry.configured(time.time())
+
+    async def tuning(self) -> Tuning | None:
+        """The settings that an ingress has reported last; None if none has."""
+        return self._tuning
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -388,13 +413,15 @@ class Router:
             window=figures.total,
             quarantined=dict(quarantined),
             in_doubt=sorted(self._learner.suspended - quarantined.keys()),
+            row=self._journal.last_row,
+            waiting_rows=self._journal.waiting_rows,
+            routed=self._arm_stats.routed_metrics(),
             rollout=self._rollout.summary(),
             served_by=dict(self._learner.revisions.digests),
             budget=self._projections.pacer.summary(),
             profiler=self._trainer.forecaster.reliability(),
             models=models,
             uptime_s=time.monotonic() - self._started_s,
-            journal_waiting_rows=self._journal.waiting_rows,
             export=self._projections.export.upto(self._journal.last_row),
             last_used_s=dict(self._projections.last_used_s),
         )
@@ -703,3 +730,11 @@ class Router:
     async def _save_roles(self) -> RolloutSummary:
         await self._learner.save()
         return self._rollout.summary()
+
+
+def _kept_tuning(kept: bytes | None) -> Tuning | None:
+    """The ingresses' settings that a journal stored; None if it stored none, or if they are no longer valid."""
+    try:
+        return None if kept is None else Tuning.model_validate_json(kept)
+    except ValidationError:
+        return None

@@ -17,7 +17,7 @@ from policies.evaluation.kind_figures import (
     Totals,
     is_routed,
 )
-from policies.evaluation.recent_metrics import SIZE
+from policies.evaluation.recent_metrics import SIZE, Window
 from policies.events import Decision, Event, Outcome, Record
 from policies.types import ModelState
 
@@ -43,6 +43,7 @@ class ArmStats:
         self._undelivered: dict[str, Spending] = {}
         self._recent: deque[Decision] = deque(maxlen=SIZE)
         self._figures = RecentFigures()
+        self._window = Window()
 
     def set_arms(self, arms: Collection[str]) -> None:
         """Replace the arms; arms that stay keep their statistics."""
@@ -52,6 +53,7 @@ class ArmStats:
         """Clear the totals and the windows, because the whole journal is about to be replayed."""
         self._recent.clear()
         self._figures.clear()
+        self._window = Window()
         self.totals = Totals()
 
     def take_over(self, other: "ArmStats") -> None:
@@ -99,6 +101,7 @@ class ArmStats:
     def rebuild(self, event: Event, record: Record) -> None:
         """Take an event into the windows alone, because the totals contain it already."""
         self._figures.record(event, record)
+        self._window.add(event, record)
         if isinstance(event, Decision) and is_routed(event):
             self._recent.append(event)
 
@@ -144,12 +147,16 @@ class ArmStats:
         return {name: counts[name] / len(self._recent) for name in self._meters}
 
     def qualities(self) -> dict[str, float | None]:
-        """Mean quality that the latest routed decisions expected of each arm; None if none of them estimated it."""
+        """Mean quality that the latest routed decisions expected of each arm; None if none of them estimated it.
+
+        Decisions about embeddings say nothing here: no score of an embedding is ever learned.
+        """
         qualities: dict[str, float | None] = {}
         for name in self._meters:
             expected = [
                 estimate.quality
                 for decision in self._recent
+                if decision.profile.task != "embed"
                 for estimate in decision.shadow_estimates or decision.estimates
                 if estimate.arm == name and not estimate.removed_by
             ]
@@ -159,6 +166,11 @@ class ArmStats:
     def figures(self) -> FigureTable:
         """The figures of the latest decisions, by arm and kind."""
         return self._figures.table()
+
+    def routed_metrics(self) -> dict[str, float]:
+        """The metrics of the latest routed decisions (Window.figures), as in MLflow; unknown ones are left out."""
+        metrics = self._window.figures()
+        return {name: value for name, value in metrics.items() if "_total" not in name}
 
 
 class ArmMeter:

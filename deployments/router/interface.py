@@ -22,7 +22,7 @@ from deployments.journal.rollout_state import RoleChange
 from deployments.journal.snapshot import Snapshot
 from deployments.privacy.records import PrivacyHandle
 from deployments.remote import Method
-from deployments.settings import GatewaySettings
+from deployments.settings import GatewaySettings, Tuning
 from policies.budget import NOTHING, Spending
 from policies.evaluation.kind_figures import Figures, Totals
 from policies.events import Decision, Feedback, Outcome, Record
@@ -171,13 +171,14 @@ class RouterSummary:
     window: the figures of the latest decisions of all arms (kind_figures.py).
     quarantined: evidence against each quarantined API key (policies/feedback/reputation.py).
     in_doubt: names of the keys whose scores do not count, although they are not quarantined.
+    row, waiting_rows: number of the journal's last row that this state contains, and of the rows not yet on disk.
+    routed: metrics of the latest routed decisions, as MLflow has them (recent_metrics.py).
     rollout: roles of the policy versions.
     served_by: digest of the model behind each arm.
     budget: of the budget pacer (BudgetPacer.summary).
     profiler: reliability of the forecasts (Forecaster.reliability).
     models: the arms by name.
     uptime_s: age of the actor.
-    journal_waiting_rows: rows of the journal that are not on disk yet.
     export: of the journal to MLflow.
     last_used_s: by API key, the time of its latest decision, of those that the router has in memory.
     """
@@ -190,13 +191,15 @@ class RouterSummary:
     window: Figures
     quarantined: Mapping[str, Mapping[str, object]]
     in_doubt: list[str]
+    row: int
+    waiting_rows: int
+    routed: Mapping[str, float]
     rollout: RolloutSummary
     served_by: Mapping[str, str]
     budget: Mapping[str, float | None]
     profiler: Mapping[str, float | None]
     models: Mapping[str, ArmSummary]
     uptime_s: float = 0.0
-    journal_waiting_rows: int = 0
     export: ExportSummary = ExportSummary()
     last_used_s: Mapping[str, float] = field(default_factory=dict)
 
@@ -204,7 +207,6 @@ class RouterSummary:
         """Plain data."""
         return {
             "uptime_s": round(self.uptime_s, 1),
-            "journal_waiting_rows": self.journal_waiting_rows,
             "export": asdict(self.export),
             "policy": self.policy,
             "policy_version": self.policy_version,
@@ -215,6 +217,8 @@ class RouterSummary:
             "quarantined": dict(self.quarantined),
             "in_doubt": self.in_doubt,
             "last_used_s": dict(self.last_used_s),
+            "journal": {"row": self.row, "waiting_rows": self.waiting_rows},
+            "routed": dict(self.routed),
             "rollout": self.rollout.plain(),
             "served_by": dict(self.served_by),
             "budget": dict(self.budget),
@@ -236,6 +240,8 @@ class RouterHandle(PrivacyHandle, Protocol):
 
     configure: Method[[GatewaySettings], None]
     settings: Method[[], GatewaySettings]
+    report_tuning: Method[[Tuning], None]
+    tuning: Method[[], Tuning | None]
     decide: Method[
         [list[Request], str, dict[str, int], Mapping[str, float]], list[Decision]
     ]

@@ -64,7 +64,7 @@ class RouterProjections(Projection):
         rollout: assigns the roles.
         arm_stats: measures the arms.
         trainer: trains the forecasts; it reads the journal by itself, so `record` does not concern it.
-        telemetry: counts the scores when they take effect.
+        telemetry: counts the scores when they take effect, and what routing costs and saves.
     """
 
     rebuild_rows = ROWS
@@ -97,8 +97,10 @@ class RouterProjections(Projection):
         self.rollout.record(event, record)
         self.arm_stats.record(event, record)
         self.scoring_rates.record(event, record)
-        if isinstance(event, Feedback) and not self.replaying:
-            self.telemetry.score_counted(event, record)
+        if not self.replaying:
+            self.telemetry.routed(event, record)
+            if isinstance(event, Feedback):
+                self.telemetry.score_counted(event, record)
         if isinstance(event, Decision):
             self.pacer.decided(event)
             self._record_use(event)

@@ -14,7 +14,7 @@ from deployments.journal.codec import decode
 from deployments.journal.ids import sampled
 from deployments.router.interface import RouterHandle
 from policies.evaluation.kind_figures import ROWS, RecentFigures, is_routed
-from policies.evaluation.recent_metrics import Window, kind_metrics
+from policies.evaluation.recent_metrics import Window, arm_metrics, kind_metrics
 from policies.events import (
     PENDING,
     Decision,
@@ -38,14 +38,18 @@ CAPACITY = 5000
 VERSIONS = 3
 # the name of all versions together
 ALL = ""
-# seconds between two points of the figures by kind, which are many
+# starts the name under which an arm has points, in place of a version
+ARM_PREFIX = "arm/"
+# seconds between two points of the figures by kind, which are many, and of each arm
 KINDS_EVERY_S = 60.0
 Totals = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """Metrics of a policy version, or of ALL, at a time (seconds since the epoch) and a step (number of decisions)."""
+    """Metrics of a policy version, of ALL, or of an arm (ARM_PREFIX and its name), at a time (seconds since the epoch)
+    and a step (number of decisions).
+    """
 
     version: str
     time_s: float
@@ -85,7 +89,8 @@ class MetricsAggregator:
     """Aggregates rows of the journal into points, one for every interval of `every_s` seconds that has events.
 
     The points of a version are of the decisions that it routed. Those of ALL also have the forced decisions, under
-    names of their own, and once a minute the figures of each arm and kind.
+    names of their own, and once a minute the figures of each arm and kind. Then each arm has a point of its own, too:
+    with the same names for all arms, MLflow draws them in one chart.
 
     Args:
         every_s: length of an interval.
@@ -161,11 +166,13 @@ class MetricsAggregator:
         for version in sorted(self._changed):
             window = self._windows[version]
             figures = window.figures()
-            if version == ALL:
+            step = window.sequence + 1
+            if version == ALL and self._kinds_are_due():
                 figures |= self._kind_figures()
-            self._batch.points.append(
-                Point(version, self._ends_s, window.sequence + 1, figures)
-            )
+                for arm, known in arm_metrics(self._kinds.table(), figures).items():
+                    name = f"{ARM_PREFIX}{arm}"
+                    self._batch.points.append(Point(name, self._ends_s, step, known))
+            self._batch.points.append(Point(version, self._ends_s, step, figures))
         self._changed.clear()
         self._exported_row = self._row
         # versions without a window may decide again, so the totals of the newest of them are kept
@@ -177,12 +184,15 @@ class MetricsAggregator:
         current = {version: window.totals for version, window in self._windows.items()}
         self._totals = dict(others[-VERSIONS:]) | current
 
-    def _kind_figures(self) -> dict[str, float]:
-        """The figures by kind in the first interval with events of each minute; nothing in the others."""
+    def _kinds_are_due(self) -> bool:
+        """Whether this is the first interval with events of its minute."""
         minute = self._ends_s // KINDS_EVERY_S
-        if minute == self._kinds_minute:
-            return {}
+        due = minute != self._kinds_minute
         self._kinds_minute = minute
+        return due
+
+    def _kind_figures(self) -> dict[str, float]:
+        """The figures by kind."""
         metrics = kind_metrics(self._kinds.table())
         # an arm and kind that has left the window has 0 answers; its last figures are not the present ones
         gone = dict.fromkeys(self._kind_counts - metrics.keys(), 0.0)
@@ -239,6 +249,10 @@ class Exporter:
         sink: destination.
         every_s: seconds between points.
         trace_share: share of the decisions that are traced.
+
+    Attributes:
+        row: last row that was read.
+        sent_row: last row whose traces and scores the sink has, and whose metrics it has or gets with the interval.
     """
 
     def __init__(
@@ -251,6 +265,7 @@ class Exporter:
         self._aggregator: MetricsAggregator | None = None
         self._unsent: Batch | None = None
         self.row = 0
+        self.sent_row = 0
 
     async def run_once(self, now_s: float, silenced: Collection[str] = ()) -> int:
         """Export the rows that are new, up to PAGES pages; returns their number.
@@ -293,7 +308,7 @@ class Exporter:
             row = rows[-1][0] if rows else exported_row
             await asyncio.to_thread(aggregator.aggregate, rows)
         aggregator.restore(exported_row, totals)
-        self.row = exported_row
+        self.row = self.sent_row = exported_row
         self._aggregator = aggregator
         return aggregator
 
@@ -301,3 +316,4 @@ class Exporter:
         if self._unsent is not None:
             await asyncio.to_thread(self._sink.send, self._unsent)
             self._unsent = None
+            self.sent_row = self.row

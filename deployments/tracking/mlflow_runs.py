@@ -1,29 +1,31 @@
 """Writes the exporter's batches to MLflow as metrics of runs and as traces.
 
-Each start of the system has one run with the metrics of all decisions. Each policy version that decides has a child
-run of it. A tag of the parent run names the last journal row that was exported completely; it is written after all
-metrics up to that row, so that the export resumes there after a crash. A trace's id is derived from the id of its
-decision, so that a score finds its trace without a list of the sampled decisions.
+Each start of the system has one run with the metrics of all decisions; a change of the settings begins another one, as
+parameters of a run cannot change. Each policy version that decides has a child run of it. Each arm has a run, too; it
+is no child, since MLflow's charts have a line for each run that is no child. A tag of the run of all decisions names
+the last journal row that was exported completely; it is written after all metrics up to that row, so that the export
+resumes there after a crash.
 """
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.journal.ids import trace_id
-from deployments.tracking.exporter import ALL, Batch, Totals
-from policies.events import Decision, Feedback, Record
-from policies.explain import explain
+from deployments.tracking import descriptions
+from deployments.tracking.exporter import ALL, ARM_PREFIX, Batch, Totals
+from deployments.tracking.traces import VERSION, spans_of, trace_info
+from policies.events import Feedback, Record
+from policies.types import Arm
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run, Span, TraceInfo
-    from opentelemetry.trace import SpanContext
+    from mlflow.entities import Run
 
 # metrics in one call; MLflow allows 1000
 BATCH_LIMIT = 900
@@ -35,14 +37,14 @@ ROW = "journal_row"
 TOTALS = "totals"
 JOURNAL = "journal"
 START = "start"
-VERSION = "policy_version"
-
-
-def span_id(decision_id: str, number: int) -> int:
-    """Id of a decision's span with this number, derived from the decision's id."""
-    return int.from_bytes(
-        blake2b(f"{decision_id}/{number}".encode(), digest_size=8).digest()
-    )
+CONFIGURATION = "configuration"
+KIND = "kind"
+PARENT = "mlflow.parentRunId"
+LIVE_RUN = "live_run"  # the run of the start; that of an arm is not below it, because MLflow charts only upper runs
+# metric of a parent run: seconds since the start
+UPTIME = "uptime_s"
+# metric by which one sees when a version decided last
+DECISIONS = "decisions_total"
 
 
 class MlflowRuns:
@@ -51,9 +53,12 @@ class MlflowRuns:
     Args:
         client: an MlflowClient.
         experiment_id: id of the product's experiment.
-        journal: name of the journal; row numbers are valid in one journal only.
+        journal: id of the journal; row numbers are valid in one journal only.
         start: start of this system, in seconds since the epoch; a restarted tracker gets the same value.
         tags: tags of every run.
+        parameters: parameters of every run.
+        arms: by name, with their prices.
+        former_journal: the name that earlier releases gave to the journal in their runs.
     """
 
     def __init__(
@@ -62,37 +67,62 @@ class MlflowRuns:
         experiment_id: str,
         journal: str,
         start: float,
-        tags: dict[str, str],
+        tags: Mapping[str, str],
+        parameters: Mapping[str, str] | None = None,
+        arms: Mapping[str, Arm] | None = None,
+        former_journal: str = "",
     ):
         from mlflow.tracing.client import TracingClient
 
         self._client = client
         self._experiment_id = experiment_id
         self._journal = journal
+        self._former_journal = former_journal
         self._start = f"{start:.3f}"
-        self._tags = tags | {"kind": "live"}
+        self._parameters = dict(parameters or {})
+        self._configuration = descriptions.digest(self._parameters)
+        self._tags = dict(tags)
+        self._arms = arms or {}
         self._traces = TracingClient(client.tracking_uri)
         self._runs: dict[str, str] = {}
+        # versions whose run has not ended, or got points since it has
+        self._open: set[str] = set()
+        self._deciding: set[str] = set()  # at the last call of `finish`
         # the tags that say how far the export has come
         self._progress = {ROW: "0", TOTALS: "{}"}
 
     @property
     def run_id(self) -> str:
         """Id of the run of this start."""
-        return self._run(ALL)
+        return self._run(ALL, time.time())
 
     def connect(self) -> tuple[int, dict[str, Totals]]:
-        """See exporter.Sink. Also marks the runs of earlier starts as finished."""
+        """See exporter.Sink. Also ends the runs of earlier starts and of earlier settings."""
         for run in self._search("attributes.status = 'RUNNING'", 1000):
-            if run.data.tags.get(START) != self._start:
-                self._client.set_terminated(run.info.run_id)
-        for run in self._search(f"tags.{VERSION} = '{ALL}'", 1):
-            self._progress = {name: run.data.tags[name] for name in (ROW, TOTALS)}
-        return int(self._progress[ROW]), json.loads(self._progress[TOTALS])
+            if not self._note_open(run):
+                self._end(run)
+        for journal in (self._journal, self._former_journal):
+            for run in self._search(f"tags.{VERSION} = '{ALL}'", 1, journal):
+                self._progress = {name: run.data.tags[name] for name in (ROW, TOTALS)}
+                return int(self._progress[ROW]), json.loads(self._progress[TOTALS])
+        return 0, {}
 
-    def _search(self, condition: str, most: int) -> list["Run"]:
-        """The newest runs of this journal that fulfil a condition, newest first."""
-        wanted = f"tags.{JOURNAL} = '{self._journal}' and {condition}"
+    def _note_open(self, run: "Run") -> bool:
+        """Note a run that has not ended. Returns whether it is of this start and these settings."""
+        tags = run.data.tags
+        mine = (tags.get(START), tags.get(CONFIGURATION)) == (
+            self._start,
+            self._configuration,
+        )
+        if not mine or VERSION not in tags:
+            return False
+        self._runs[tags[VERSION]] = str(run.info.run_id)
+        self._open.add(tags[VERSION])
+        return True
+
+    def _search(self, condition: str, most: int, journal: str = "") -> list["Run"]:
+        """The newest runs of a journal, by default this one, that fulfil a condition, newest first."""
+        wanted = f"tags.{JOURNAL} = '{journal or self._journal}' and {condition}"
         order = ["attributes.start_time DESC"]
         return list(
             self._client.search_runs(
@@ -100,29 +130,96 @@ class MlflowRuns:
             )
         )
 
-    def _run(self, version: str) -> str:
-        """Id of this start's run of a version, or of ALL; the run is created if it does not exist."""
+    def _run(self, version: str, time_s: float) -> str:
+        """Id of this start's run of a version, of an arm, or of ALL.
+
+        Args:
+            version: which one; it is created if it does not exist.
+            time_s: its start time in that case.
+        """
         if version not in self._runs:
             found = self._search(
-                f"tags.{START} = '{self._start}' and tags.{VERSION} = '{version}'", 1
+                f"tags.{START} = '{self._start}' and tags.{CONFIGURATION} = '{self._configuration}' "
+                f"and tags.{VERSION} = '{version}'",
+                1,
             )
-            run = found[0] if found else self._create(version)
+            run = found[0] if found else self._create(version, time_s)
             self._runs[version] = str(run.info.run_id)
         return self._runs[version]
 
-    def _create(self, version: str) -> "Run":
+    def _create(self, version: str, time_s: float) -> "Run":
         tags = {
             **self._tags,
             JOURNAL: self._journal,
             START: self._start,
+            CONFIGURATION: self._configuration,
             VERSION: version,
         }
+        name = version
         if version == ALL:
+            if not self._search(f"tags.{START} = '{self._start}'", 1):
+                time_s = float(self._start)
+            name = f"live since {_clock(time_s)}"
             tags |= self._progress
+            tags |= {KIND: "live", descriptions.NOTE: descriptions.LIVE}
+        elif version.startswith(ARM_PREFIX):
+            arm = version.removeprefix(ARM_PREFIX)
+            name = f"size {arm}"
+            tags |= {KIND: "arm", "arm": arm, descriptions.NOTE: descriptions.ARM}
         else:
-            tags["mlflow.parentRunId"] = self._run(ALL)
-        name = version or f"live since {_clock(float(self._start))}"
-        return self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+            tags |= {KIND: "version", descriptions.NOTE: descriptions.VERSION}
+        if version != ALL:
+            tags[LIVE_RUN] = self._run(ALL, time_s)
+        if tags[KIND] == "version":
+            tags[PARENT] = tags[LIVE_RUN]
+        run = self._client.create_run(
+            self._experiment_id, int(time_s * 1000), tags, run_name=name
+        )
+        describe_run(self._client, run.info.run_id, self._parameters, self._journal)
+        return run
+
+    # --- ends of runs -------------------------------------------------------------------------------------------
+
+    def finish(self, deciding: Collection[str]) -> None:
+        """End the runs of the versions that decide no more, at the time of their last decision.
+
+        Args:
+            deciding: labels of the versions that decide now.
+        """
+        if self._deciding != set(
+            deciding
+        ):  # a new version has a run from its registration on
+            for run in self._search("attributes.status = 'RUNNING'", 1000):
+                self._note_open(run)
+            self._deciding = set(deciding)
+        for version in sorted(self._open - {*deciding, ALL}):
+            if not version.startswith(ARM_PREFIX):
+                run = self._client.get_run(self._run(version, time.time()))
+                self._end(run)
+                self._open.discard(version)
+
+    def _end(self, run: "Run") -> None:
+        """End a run at the last time of which it has a figure."""
+        of_version = run.data.tags.get(KIND) == "version"
+        end_ms = self._last_decision_ms(run) if of_version else self._last_life_ms(run)
+        self._client.set_terminated(run.info.run_id, end_time=end_ms)
+
+    def _last_decision_ms(self, run: "Run") -> int:
+        """When the number of a run's decisions grew for the last time; its start if it has none."""
+        history = self._client.get_metric_history(run.info.run_id, DECISIONS)
+        most = max((point.value for point in history), default=0.0)
+        times = [point.timestamp for point in history if point.value == most]
+        return max(min(times, default=0), int(run.info.start_time))
+
+    def _last_life_ms(self, run: "Run") -> int | None:
+        """When the system of a run last reported; None if it is not known."""
+        live = run.data.tags.get(LIVE_RUN)
+        if live:
+            run = self._client.get_run(live)
+        uptime_s = run.data.metrics.get(UPTIME)
+        if uptime_s is None or START not in run.data.tags:
+            return None
+        return int((float(run.data.tags[START]) + uptime_s) * 1000)
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
@@ -140,6 +237,7 @@ class MlflowRuns:
         from mlflow.entities import Metric, RunTag
 
         points = [point for point in batch.points if point.version == version]
+        run_id = self._run(version, points[0].time_s)
         metrics = []
         for point in points:
             time_ms = int(point.time_s * 1000)
@@ -147,11 +245,16 @@ class MlflowRuns:
                 metrics.append(Metric(name, value, time_ms, point.step))
         for start in range(0, len(metrics), BATCH_LIMIT):
             part = metrics[start : start + BATCH_LIMIT]
-            self._client.log_batch(self._run(version), part)
+            self._client.log_batch(run_id, part)
+        if (
+            version not in self._open
+        ):  # it may have ended; `finish` ends it again, also after a restart
+            self._client.update_run(run_id, status="RUNNING")
+            self._open.add(version)
         if version == ALL:
             self._progress = {ROW: str(batch.row), TOTALS: json.dumps(batch.totals)}
             tags = [RunTag(name, value) for name, value in self._progress.items()]
-            self._client.log_batch(self._run(ALL), tags=tags)
+            self._client.log_batch(run_id, tags=tags)
 
     # --- traces -------------------------------------------------------------------------------------------------
 
@@ -160,10 +263,11 @@ class MlflowRuns:
             return
         self._traces.log_spans(
             self._experiment_id,
-            [span for record in records for span in self._spans(record)],
+            [span for record in records for span in spans_of(record, self._arms)],
         )
         for record in records:
-            self._traces.start_trace(self._info(record))
+            info = trace_info(record, self._experiment_id, self.run_id, self._arms)
+            self._traces.start_trace(info)
 
     def erase_traces(self, trace_ids: Sequence[str]) -> None:
         """Delete traces with their spans and scores; those that MLflow does not have are ignored."""
@@ -171,94 +275,6 @@ class MlflowRuns:
             part = list(trace_ids[start : start + TRACES_LIMIT])
             self._traces.delete_traces(self._experiment_id, trace_ids=part)
         compact(self._traces.tracking_uri)
-
-    def _info(self, record: Record) -> "TraceInfo":
-        from mlflow.entities import TraceInfo, TraceLocation, TraceState
-
-        decision = record.decision
-        outcome = record.outcome
-        assert outcome is not None
-        ok = outcome.status in ("ok", "disconnected")
-        return TraceInfo(
-            trace_id=trace_id(decision.id),
-            trace_location=TraceLocation.from_experiment_id(self._experiment_id),
-            request_time=int(decision.time_s * 1000),
-            state=TraceState.OK if ok else TraceState.ERROR,
-            request_preview=f"{decision.profile.kind}, {decision.profile.prompt_tokens} tokens",
-            response_preview=f"{decision.arm}: {outcome.status}, {outcome.output_tokens} tokens",
-            client_request_id=decision.id,
-            execution_duration=int(outcome.latency_s * 1000),
-            trace_metadata={"mlflow.sourceRun": self._run(ALL)},
-            tags={
-                "mlflow.traceName": "request",
-                "arm": decision.arm,
-                VERSION: decision.policy_version,
-            },
-        )
-
-    def _spans(self, record: Record) -> list["Span"]:
-        """The spans of a request, of its decision and of its answer, from the journal. They contain no text."""
-        decision = record.decision
-        outcome = record.outcome
-        assert outcome is not None
-        begin = int(decision.time_s * 1e9)
-        first = begin + int(outcome.ttft_s * 1e9)
-        end = begin + int(outcome.latency_s * 1e9)
-        explanation = explain(record)
-        explanation["outcome"].pop("answer")  # it may be the answer's text
-        usage = {
-            "input_tokens": outcome.prompt_tokens,
-            "output_tokens": outcome.output_tokens,
-        }
-        usage["total_tokens"] = sum(usage.values())
-        answer: dict[str, object] = {
-            "finish_reason": outcome.finish_reason,
-            "status": outcome.status,
-            "flaw": outcome.flaw,
-        }
-        seconds = {
-            "ttft_s": outcome.ttft_s,
-            "latency_s": outcome.latency_s,
-            "cost_usd": outcome.cost_usd,
-        }
-        spans = [
-            _span(
-                decision,
-                0,
-                "request",
-                "CHAIN",
-                begin,
-                end,
-                explanation,
-                answer | seconds,
-            ),
-            _span(
-                decision,
-                1,
-                "decide",
-                "TASK",
-                begin,
-                begin,
-                {"kind": decision.profile.kind},
-                {"arm": decision.arm},
-            ),
-            _span(
-                decision,
-                2,
-                "answer",
-                "LLM",
-                begin,
-                end,
-                {"arm": decision.arm},
-                answer,
-                usage,
-            ),
-        ]
-        if first != begin:
-            spans.append(
-                _span(decision, 3, "first token", "TASK", begin, first, {}, {})
-            )
-        return spans
 
     def _send_score(self, score: Feedback) -> None:
         """Write a score as an assessment of its trace. Each source has one, which is updated if the score changed."""
@@ -285,47 +301,19 @@ class MlflowRuns:
         self._traces.log_assessment(name, assessment)
 
 
-def _span(
-    decision: Decision,
-    number: int,
-    name: str,
-    kind: str,
-    begin: int,
-    end: int,
-    inputs: Mapping[str, object],
-    outputs: Mapping[str, object],
-    usage: Mapping[str, int] | None = None,
-) -> "Span":
-    """One span for MLflow. Times are nanoseconds since the epoch; the span with number 0 is the root."""
-    from mlflow.entities.span import create_mlflow_span
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+def describe_run(
+    client: "MlflowClient", run_id: str, parameters: Mapping[str, str], journal: str
+) -> None:
+    """Give a new run its parameters, and the journal as the data that it is about."""
+    from mlflow.entities import Dataset, DatasetInput, Param
 
-    def context(span_number: int) -> "SpanContext":
-        trace = int(trace_id(decision.id).removeprefix("tr-"), 16)
-        return SpanContext(
-            trace, span_id(decision.id, span_number), False, TraceFlags(1)
-        )
-
-    attributes: dict[str, object] = {
-        "mlflow.traceRequestId": trace_id(decision.id),
-        "mlflow.spanType": kind,
-    }
-    attributes |= {"mlflow.spanInputs": inputs, "mlflow.spanOutputs": outputs}
-    if usage:
-        attributes["mlflow.chat.tokenUsage"] = usage
-    span = ReadableSpan(
-        name=name,
-        context=context(number),
-        parent=context(0) if number else None,
-        resource=Resource.get_empty(),
-        attributes={key: json.dumps(value) for key, value in attributes.items()},
-        start_time=begin,
-        end_time=end,
-        status=Status(StatusCode.OK),
-    )
-    return create_mlflow_span(span, trace_id(decision.id), kind)
+    params = [Param(name, value) for name, value in parameters.items()]
+    if params:
+        client.log_batch(run_id, params=params)
+    if journal:
+        source = json.dumps({"journal": journal})
+        data = Dataset("journal", journal[:36], "journal", source)
+        client.log_inputs(run_id, [DatasetInput(data)])
 
 
 def compact(uri: str) -> None:

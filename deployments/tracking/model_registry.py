@@ -2,26 +2,37 @@
 
 One tag has the SHA-256 of a version's files, and one the journal's signature of it: write access to MLflow suffices to
 change the files and the first tag, but not to make the second. The other tags name the version's parent, the code and
-the journal rows that it learned from.
+the journal rows that it learned from. Each version has a run of its own, in which the metrics of its decisions are; the
+files are the artefact `policy` of that run, in the form of an MLflow model (deciding_model.py).
 """
 
-import hashlib
 import hmac
 import json
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import policies
 from deployments.errors import UnknownVersionError
 from deployments.journal.snapshot import Snapshot
+from deployments.tracking import deciding_model, descriptions
+from deployments.tracking.mlflow_runs import (
+    CONFIGURATION,
+    JOURNAL,
+    KIND,
+    PARENT,
+    START,
+    describe_run,
+)
+from deployments.tracking.traces import VERSION
 from deployments.tracking.version_files import check_files, load_policy, save_policy
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 MODEL = "router-policy"
@@ -39,16 +50,44 @@ MAIN_FIGURES = (
 GAIN = "gain"  # further figure, the estimate between `lower` and `upper`
 SIGNATURE = "signature"
 ROLE_ALIASES = ("champion", "challenger", "shadow")
+ARTEFACT = "policy"  # of a version's run
+FILES = "data/policy"  # folder of the version's files in the artefact; those of earlier releases are the artefact
+log = logging.getLogger(__name__)
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+SINCE = "_since"  # ends the names of the tags that say when a version was given a role
+KEEP_ROLES_DAYS = 30.0  # a version that was given a role so lately is not removed
+MOST_REMOVED = 20  # versions at a time; each takes some calls of MLflow
 
 
-def code_digest() -> str:
-    """SHA-256 of the code that decides and learns: every Python file of policies/."""
-    digest = hashlib.sha256()
-    folder = Path(policies.__path__[0])
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder).as_posix()
-        digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+def _was_used(tags: Mapping[str, str]) -> bool:
+    """Whether a version has a report, or was given a role lately."""
+    since = time.strftime(
+        TIME_FORMAT, time.gmtime(time.time() - KEEP_ROLES_DAYS * 86_400)
+    )
+    given = [time_ for name, time_ in tags.items() if name.endswith(SINCE)]
+    return EVALUATION in tags or any(time_ >= since for time_ in given)
+
+
+def _save_model(folder: Path, files: Path, digest: str, signature: str) -> None:
+    """Write a version's files as an MLflow model that decides on a DataFrame. No code is among them."""
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    def schema(columns: Mapping[str, str], required: bool) -> Schema:
+        return Schema([ColSpec(kind, name, required) for name, kind in columns.items()])
+
+    mlflow.pyfunc.save_model(
+        folder,
+        loader_module=deciding_model.__name__,
+        data_path=str(files),
+        signature=ModelSignature(
+            schema(deciding_model.INPUTS, False), schema(deciding_model.OUTPUTS, True)
+        ),
+        input_example=deciding_model.example(),
+        pip_requirements=[],
+        metadata={"sha256": digest, SIGNATURE: signature},
+    )
 
 
 @contextmanager
@@ -114,9 +153,35 @@ class PolicyRegistry:
                 found = self.client.get_experiment_by_name(self._experiment)
         return str(found.experiment_id)
 
-    def start_run(self, name: str, tags: dict[str, str]) -> str:
-        """Start a run in the product's experiment; returns its id."""
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+    def describe(self) -> None:
+        """Give the experiment and the registered model their descriptions, if they have others."""
+        experiment = self.client.get_experiment(self.experiment_id)
+        if experiment.tags.get(descriptions.NOTE) != descriptions.EXPERIMENT:
+            self.client.set_experiment_tag(
+                experiment.experiment_id, descriptions.NOTE, descriptions.EXPERIMENT
+            )
+        self._create_model()
+        if self.client.get_registered_model(MODEL).description != descriptions.MODEL:
+            self.client.update_registered_model(MODEL, descriptions.MODEL)
+
+    def start_run(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        parameters: Mapping[str, str] | None = None,
+        time_s: float | None = None,
+    ) -> str:
+        """Start a run in the product's experiment; returns its id.
+
+        Args:
+            name: its name.
+            tags: of the run.
+            parameters: of the run.
+            time_s: when it started, in seconds since the epoch; by default now.
+        """
+        start_ms = int(1000 * (time.time() if time_s is None else time_s))
+        run = self.client.create_run(self.experiment_id, start_ms, dict(tags), name)
+        describe_run(self.client, run.info.run_id, parameters or {}, "")
         return str(run.info.run_id)
 
     def log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
@@ -130,36 +195,81 @@ class PolicyRegistry:
     # --- versions -----------------------------------------------------------------------------------------------
 
     def publish(
-        self, snapshot: Snapshot, run_id: str, tags: Mapping[str, str] | None = None
+        self,
+        snapshot: Snapshot,
+        run_id: str,
+        tags: Mapping[str, str] | None = None,
+        context: Mapping[str, object] | None = None,
     ) -> int:
-        """Register a snapshot as the next version, tagged with its lineage and with `tags`; returns its number."""
-        from mlflow.exceptions import MlflowException
+        """Register a snapshot as the next version, tagged with its lineage; returns its number.
 
-        with suppress(MlflowException):  # it exists
-            self.client.create_registered_model(
-                MODEL, description="What the router has learned: data only."
-            )
-        path = f"policy-{snapshot.sequence}-{time.time_ns()}"
+        Args:
+            snapshot: what was learned.
+            run_id: the run of the system; the version gets a run below it.
+            tags: further tags of the version.
+            context: what a reader needs to decide with the version; without it the version is for the router only.
+        """
+        self._create_model()
+        run = self._start_version_run(run_id, snapshot)
         with tempfile.TemporaryDirectory() as name:
-            digest = save_policy(snapshot, Path(name))
-            self.client.log_artifacts(run_id, name, path)
+            files = Path(name) / Path(FILES).name
+            files.mkdir()
+            digest = save_policy(snapshot, files, context)
+            signature = self._sign(digest) if self._sign is not None else ""
+            model = Path(name) / "model"
+            _save_model(model, files, digest, signature)
+            self.client.log_artifacts(run.info.run_id, str(model), ARTEFACT)
         lineage = {
             "sha256": digest,
-            "code": code_digest(),
+            "code": descriptions.code_digest(),
             "policy": snapshot.policy,
             "options": json.dumps(snapshot.options, sort_keys=True),
             "arms": ",".join(snapshot.arms),
             "decisions": str(snapshot.sequence),
             "parent": str(snapshot.version),
+            JOURNAL: snapshot.journal,
             "data": f"journal {snapshot.journal}, rows 1 to {snapshot.row}",
             "row": str(snapshot.row),
             **(tags or {}),
         }
-        if self._sign is not None:
-            lineage[SIGNATURE] = self._sign(digest)
-        source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
-        made = self.client.create_model_version(MODEL, source, run_id, tags=lineage)
+        if signature:
+            lineage[SIGNATURE] = signature
+        made = self.client.create_model_version(
+            MODEL,
+            f"{run.info.artifact_uri}/{ARTEFACT}",
+            run.info.run_id,
+            lineage,
+            description=descriptions.version_text(snapshot),
+        )
+        label = f"{snapshot.policy}-v{made.version}"
+        self.client.set_tag(run.info.run_id, VERSION, label)
+        self.client.update_run(run.info.run_id, name=label)
         return int(made.version)
+
+    def _create_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):  # it exists
+            self.client.create_registered_model(MODEL, description=descriptions.MODEL)
+
+    def _start_version_run(self, parent_id: str, snapshot: Snapshot) -> "Run":
+        """Start the run of a version below that of the system. Its label is known only after the registration."""
+        parent = self.client.get_run(parent_id)
+        tags = {
+            name: parent.data.tags[name]
+            for name in (JOURNAL, START, CONFIGURATION)
+            if name in parent.data.tags
+        }
+        tags |= {PARENT: parent_id, KIND: "version", "policy": snapshot.policy}
+        tags[descriptions.NOTE] = descriptions.VERSION
+        name = f"{snapshot.policy}, not registered yet"
+        run = self.client.create_run(
+            parent.info.experiment_id, tags=tags, run_name=name
+        )
+        describe_run(
+            self.client, run.info.run_id, parent.data.params, tags.get(JOURNAL, "")
+        )
+        return run
 
     def load(self, version: int) -> Snapshot:
         """Check the signature and the size of a version, download it and check its files.
@@ -172,14 +282,16 @@ class PolicyRegistry:
         tags = self._find(version).tags
         digest = tags.get("sha256", "")
         self._check_signature(version, digest, tags.get(SIGNATURE, ""))
-        found = list_artifacts(artifact_uri=f"models:/{MODEL}/{version}")
+        uri = f"models:/{MODEL}/{version}"
+        found = list_artifacts(artifact_uri=uri)
+        if any(Path(file.path).name == "MLmodel" for file in found):
+            uri = f"{uri}/{FILES}"
+            found = list_artifacts(artifact_uri=uri)
         check_files(
             version, {Path(file.path).name: file.file_size or 0 for file in found}
         )
         with tempfile.TemporaryDirectory() as name:
-            folder = download_artifacts(
-                artifact_uri=f"models:/{MODEL}/{version}", dst_path=name
-            )
+            folder = download_artifacts(artifact_uri=uri, dst_path=name)
             return load_policy(Path(folder), version, digest)
 
     def _check_signature(self, version: int, digest: str, signature: str) -> None:
@@ -230,7 +342,7 @@ class PolicyRegistry:
         version = int(found.version)
         mine = [alias for alias, number in aliases.items() if number == version]
         created = time.strftime(
-            "%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.creation_timestamp / 1000)
+            TIME_FORMAT, time.gmtime(found.creation_timestamp / 1000)
         )
         return {
             "version": version,
@@ -279,6 +391,48 @@ class PolicyRegistry:
             tags = parent_tags
             version = parent
         return version
+
+    def prune(self, keep: int, in_use: Collection[int]) -> tuple[int, ...]:
+        """Remove the oldest versions beyond the newest `keep`, with their files; returns their numbers.
+
+        A version stays if it has an alias or a report, or was given a role in the last KEEP_ROLES_DAYS.
+
+        Args:
+            keep: number of versions that stay in any case.
+            in_use: versions that the router works with.
+        """
+        found = self.client.search_model_versions(f"name = '{MODEL}'", 10_000)
+        newest_first = sorted(found, key=lambda version: -int(version.version))
+        kept = {*in_use, *self.aliases().values()}
+        removed: dict[int, None] = {}  # in order
+        for version in reversed(newest_first[keep:]):
+            number = int(version.version)
+            if number in kept or _was_used(version.tags):
+                continue
+            if len(removed) == MOST_REMOVED:
+                break
+            self._remove_files(version)
+            with suppress(UnknownVersionError), _reporting_unknown(number):
+                self.client.delete_model_version(MODEL, str(number))
+            removed[number] = None
+        return tuple(removed)
+
+    def _remove_files(self, version: "ModelVersion") -> None:
+        """Remove the files of a version; those in a store that cannot remove files stay there."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import (
+            get_artifact_repository,
+        )
+
+        try:
+            root = self.client.get_run(version.run_id).info.artifact_uri
+            folder = str(version.source).removeprefix(f"{root}/")
+            if folder and folder != version.source and ".." not in folder:
+                get_artifact_repository(root).delete_artifacts(folder)
+        except (MlflowException, NotImplementedError, OSError) as error:
+            log.warning(
+                "the files of policy version %s stay: %s", version.version, error
+            )
 
     # --- reports, tags and aliases ------------------------------------------------------------------------------
 

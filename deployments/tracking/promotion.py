@@ -5,6 +5,7 @@ to champion is refused, before anything changes, unless the log proves that the 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
@@ -13,9 +14,12 @@ from deployments.errors import GateRefusedError, UnknownVersionError
 from deployments.journal.rollout_state import AUTOMATIC, OPERATOR
 from deployments.router.interface import RolloutSummary, RouterHandle
 from deployments.settings import GatewaySettings
+from deployments.tracking.deciding_model import context_of
 from deployments.tracking.evaluation import Evaluator
 from deployments.tracking.model_registry import PolicyRegistry
 from policies.rollout.roles import CHALLENGER, CHAMPION, ROLES
+
+log = logging.getLogger(__name__)
 
 
 class RefusedError(ValueError):
@@ -85,9 +89,10 @@ class PromotionService:
         """
         champion = await self._router.checkpoint.remote()
         tags = {"by": by} if by else {}
+        context = context_of(self._settings, await self._router.tuning.remote())
         if not policy and options is None:
             version = await asyncio.to_thread(
-                self._registry.publish, champion, self._run_id, tags
+                self._registry.publish, champion, self._run_id, tags, context
             )
             await self._change_roles(
                 self._router.record_published.remote(
@@ -103,12 +108,27 @@ class PromotionService:
             champion,
         )
         version = await asyncio.to_thread(
-            self._registry.publish, trained, self._run_id, tags
+            self._registry.publish, trained, self._run_id, tags, context
         )
         await self._change_roles(
             self._router.record_published.remote(version, None, by or AUTOMATIC)
         )
         return version
+
+    async def prune(self) -> None:
+        """Remove the oldest versions from the registry; see GatewaySettings.keep_versions."""
+        rollout = (await self._router.summary.remote()).rollout
+        in_use = {held.version for held in rollout.roles.values()}
+        in_use |= {change.version for change in rollout.history}
+        removed = await asyncio.to_thread(
+            self._registry.prune, self._settings.keep_versions, in_use
+        )
+        if removed:
+            log.info(
+                "removed the policy versions %s, beyond the newest %d",
+                ", ".join(map(str, removed)),
+                self._settings.keep_versions,
+            )
 
     async def list_versions(self) -> list[dict[str, object]]:
         """All versions, newest first."""

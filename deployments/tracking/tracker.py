@@ -15,16 +15,19 @@ from deployments.journal.ids import IdFactory
 from deployments.observability import logs
 from deployments.observability.metrics import TrackerTelemetry
 from deployments.privacy.records import ErasureState
-from deployments.router.interface import RouterHandle, RouterSummary
-from deployments.settings import GatewaySettings
+from deployments.router.interface import RolloutSummary, RouterHandle, RouterSummary
+from deployments.settings import GatewaySettings, Tuning
 from deployments.tracking.calibration_report import log_report
+from deployments.tracking.descriptions import parameters
 from deployments.tracking.exporter import Exporter
-from deployments.tracking.mlflow_runs import MlflowRuns
+from deployments.tracking.mlflow_runs import UPTIME, MlflowRuns
 from deployments.tracking.model_registry import MODEL, PolicyRegistry
 from deployments.tracking.promotion import PromotionService
-from policies.rollout.roles import CHAMPION
+from policies.rollout.roles import CHAMPION, SHADOW
 
 EVERY_S = 5.0
+# after a start the ingresses report their settings, which become parameters of the runs
+SETTLE_S = 3.0
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +52,8 @@ class Tracker:
         self._run_id = ""
         self._published_at = time.time()
         self._published_sequence = -1
+        self._tuning: Tuning | None = None
+        self._settle_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
 
@@ -58,24 +63,30 @@ class Tracker:
         if self._settings.mlflow_uri is None:
             return False
         if self._task is None:
+            self._settle_s = SETTLE_S
             self._task = asyncio.create_task(self._run_forever())
         return True
 
     # --- background export --------------------------------------------------------------------------------------
 
     async def _refresh_settings(self) -> None:
-        """Fetch the current settings from the router; if they changed, the connection to MLflow is made anew."""
+        """Fetch the current settings from the router; if they changed, the connection to MLflow is made anew.
+
+        New settings are new parameters, so MLflow gets new runs.
+        """
         try:
             settings = await self._router.settings.remote()
+            tuning = await self._router.tuning.remote()
         except Exception as error:
             log.warning(
                 "the router did not return its settings (%s); continuing with the previous ones",
                 error,
             )
             return
-        if settings != self._settings:
+        if (settings, tuning) != (self._settings, self._tuning):
             async with self._lock:
                 self._settings = settings
+                self._tuning = tuning
                 self._registry = None
 
     async def _run_forever(self) -> None:
@@ -119,6 +130,11 @@ class Tracker:
                     self._settings.unsigned_versions == "refuse",
                 )
                 await self._seed_router(registry)
+                await asyncio.to_thread(registry.describe)
+                if self._settle_s:
+                    await asyncio.sleep(self._settle_s)
+                    self._settle_s = 0.0
+                    self._tuning = await self._router.tuning.remote()
                 await self._start_exporter(registry)
                 self._promotions = PromotionService(
                     self._settings, registry, self._router, self._run_id
@@ -142,16 +158,24 @@ class Tracker:
             log.info("the router starts from policy version %d", version)
 
     async def _start_exporter(self, registry: PolicyRegistry) -> None:
-        journal = IdFactory(await self._router.salt.remote()).hash("journal")
+        ids = IdFactory(await self._router.salt.remote())
         tags = {"policy": self._settings.policy.name}
         experiment_id = await asyncio.to_thread(lambda: registry.experiment_id)
-        runs = MlflowRuns(registry.client, experiment_id, journal, self._start, tags)
-        self._exporter = Exporter(
-            self._router, runs, EVERY_S, self._settings.trace_share
+        self._runs = MlflowRuns(
+            registry.client,
+            experiment_id,
+            ids.journal_id,
+            self._start,
+            tags,
+            await asyncio.to_thread(parameters, self._settings, self._tuning),
+            {arm.name: arm for arm in self._settings.arms()},
+            former_journal=ids.hash("journal"),
         )
-        self._runs = runs
+        self._exporter = Exporter(
+            self._router, self._runs, EVERY_S, self._settings.trace_share
+        )
         await self._exporter.resume()
-        self._run_id = await asyncio.to_thread(lambda: runs.run_id)
+        self._run_id = await asyncio.to_thread(lambda: self._runs.run_id)
 
     async def _track(self) -> None:
         registry = await self._connect()
@@ -160,9 +184,11 @@ class Tracker:
             await self._exporter.run_once(
                 time.time(), {*summary.quarantined, *summary.in_doubt}
             )
+            await asyncio.to_thread(self._runs.finish, _deciding(summary.rollout))
             # after the export, which may have sent traces of decisions that were erased meanwhile
             await self._erase_traces()
         finally:  # a failed export does not delay the versions
+            self._telemetry.record_lag(max(0, summary.row - self._exporter.sent_row))
             await self._publish(registry, summary)
         await self._log_calibration(registry)
 
@@ -191,6 +217,7 @@ class Tracker:
         measured: dict[str, float | None] = {
             f"profiler/{key}": value for key, value in summary.profiler.items()
         }
+        measured[UPTIME] = time.time() - self._start
         for name, arm in summary.models.items():
             measured |= {
                 f"in_flight/{name}": arm.state.in_flight,
@@ -210,6 +237,7 @@ class Tracker:
             if summary.decisions != self._published_sequence:
                 await self._promotions.publish()
                 self._published_sequence = summary.decisions
+                await self._promotions.prune()
         await self._promotions.sync_aliases()
 
     # --- operators ----------------------------------------------------------------------------------------------
@@ -274,3 +302,12 @@ class Tracker:
         if service is None:
             return None
         return await service.restore(version, since_s, key, reason, by)
+
+
+def _deciding(rollout: RolloutSummary) -> set[str]:
+    """The labels of the versions that decide requests now (Decision.policy_version)."""
+    return {
+        f"{held.policy}-v{held.version}"
+        for role, held in rollout.roles.items()
+        if role != SHADOW
+    }

@@ -33,6 +33,7 @@ FIELDS = (
     "scoring",
 )
 CLOCK = "clock.latest"  # the array with the clock of scores
+CONTEXT = "context"  # further field of policy.json, which the router does not read
 HEAD = "policy.json"
 POSTERIOR = "posterior.npz"
 # file with the reputation of every key; versions of early releases have none
@@ -100,11 +101,21 @@ def _check_arrays(path: Path, version: int) -> None:
                     raise ValueError(f"{where} has an array of another size")
 
 
-def save_policy(snapshot: Snapshot, folder: Path) -> str:
-    """Write a snapshot as policy.json, posterior.npz and trust.json; returns the SHA-256 of the three."""
+def save_policy(
+    snapshot: Snapshot, folder: Path, context: Mapping[str, object] | None = None
+) -> str:
+    """Write a snapshot as policy.json, posterior.npz and trust.json; returns the SHA-256 of the three.
+
+    Args:
+        snapshot: what was learned.
+        folder: where the files go.
+        context: what else a reader needs to decide with it (deciding_model.py); the router has its own settings.
+    """
     head = {key: getattr(snapshot, key) for key in FIELDS}
     if snapshot.totals is not None:
         head["totals"] = msgspec.to_builtins(snapshot.totals)
+    if context:
+        head[CONTEXT] = dict(context)
     (folder / HEAD).write_text(json.dumps(head, indent=2, sort_keys=True))
     buffer = io.BytesIO()
     np.savez(buffer, **snapshot.state)  # type: ignore[arg-type]

@@ -116,6 +116,28 @@ def is_routed(decision: Decision) -> bool:
     return decision.fallback not in NOT_ROUTED
 
 
+def regret(decision: Decision) -> float:
+    """The expected utility of the best eligible arm less that of the chosen arm, both as the policy estimated them.
+
+    It is an estimate: the cost of exploration if the policy's estimates are right. A choice that is wrong because an
+    estimate is wrong has a regret of 0 here.
+    """
+    eligible = [e.utility for e in decision.estimates if not e.removed_by]
+    if not eligible:
+        return 0.0
+    return max(0.0, max(eligible) - decision.estimate().utility)
+
+
+def dearest_cost_usd(decision: Decision) -> float:
+    """The largest cost that the policy expected of an arm that no limit excluded, for this request.
+
+    It is an estimate, of what the request would have cost if all requests went to the dearest size. A rule estimates
+    no costs; the policy that is tried beside it does.
+    """
+    estimates = decision.shadow_estimates or decision.estimates
+    return max((e.cost_usd for e in estimates if not e.removed_by), default=0.0)
+
+
 def is_answer(record: Record) -> bool:
     """Whether a decision has an answer, with or without a flaw."""
     return record.outcome is not None and record.outcome.status in ANSWERED
@@ -360,6 +382,9 @@ class Counts(msgspec.Struct):
 
     fallback: second attempts, and decisions without the profiler or the router.
     cost_usd: of all outcomes.
+    regret: sum over the routed decisions (see `regret`).
+    dearest_cost_usd: what the routed answers that arrived would have cost with the dearest size, by the estimates of
+        their decisions (see `dearest_cost_usd`). 0 of decisions that earlier releases counted.
     """
 
     decisions: int = 0
@@ -369,15 +394,21 @@ class Counts(msgspec.Struct):
     scores: int = 0
     scored: int = 0
     cost_usd: float = 0.0
+    regret: float = 0.0
+    dearest_cost_usd: float = 0.0
 
     def add(self, event: Event, record: Record) -> None:
         """Count an event that has changed this decision record."""
         if isinstance(event, Decision):
             self.decisions += 1
-            self.fallback += event.fallback != "" and is_routed(event)
+            if is_routed(event):
+                self.fallback += event.fallback != ""
+                self.regret += regret(event)
         elif isinstance(event, Outcome):
             self.answers += event.status in ANSWERED
             self.cost_usd += event.cost_usd
+            if event.status == "ok" and is_routed(record.decision):
+                self.dearest_cost_usd += dearest_cost_usd(record.decision)
         elif not is_derived(event.source, event.owner):
             self.feedback += 1
             if record.is_first_of_source(event):

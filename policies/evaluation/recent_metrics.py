@@ -18,9 +18,11 @@ from policies.evaluation.kind_figures import (
     Figures,
     FigureTable,
     Totals,
+    dearest_cost_usd,
     figures_of,
     is_answer,
     is_routed,
+    regret,
 )
 from policies.events import Decision, Event, Outcome, Record
 
@@ -34,17 +36,12 @@ KIND_METRICS = (
     *("latency_p50_s", "latency_p95_s", "tokens_per_s"),
 )
 
-
-def regret(decision: Decision) -> float:
-    """The expected utility of the best eligible arm less that of the chosen arm, both as the policy estimated them.
-
-    It is an estimate: the cost of exploration if the policy's estimates are right. A choice that is wrong because an
-    estimate is wrong has a regret of 0 here.
-    """
-    eligible = [e.utility for e in decision.estimates if not e.removed_by]
-    if not eligible:
-        return 0.0
-    return max(0.0, max(eligible) - decision.estimate().utility)
+# fields of Figures that become metrics of an arm
+ARM_METRICS = (
+    *("decisions", "answers", "availability", "scored", "votes", "score"),
+    *("score_low", "score_high", "overall_score", "cost_usd"),
+    *("latency_p50_s", "latency_p95_s", "ttft_p50_s", "ttft_p95_s", "tokens_per_s"),
+)
 
 
 def kind_metrics(table: FigureTable) -> dict[str, float]:
@@ -56,6 +53,25 @@ def kind_metrics(table: FigureTable) -> dict[str, float]:
             for name in KIND_METRICS:
                 if known[name] is not None:
                     metrics[f"kind/{kind}/{arm}/{name}"] = float(known[name])
+    return metrics
+
+
+def arm_metrics(
+    table: FigureTable, routed: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """The known figures of every arm, with the same names for all arms.
+
+    Args:
+        table: gives the figures.
+        routed: the metrics of a Window, which has the shares of the arms.
+    """
+    metrics: dict[str, dict[str, float]] = {}
+    for arm, figures in table.arms.items():
+        known = {name: getattr(figures, name) for name in ARM_METRICS}
+        known["share"] = routed.get(f"share/{arm}")
+        metrics[arm] = {
+            name: float(value) for name, value in known.items() if value is not None
+        }
     return metrics
 
 
@@ -73,7 +89,6 @@ class Window:
         self._scored: OrderedDict[str, Record] = OrderedDict()
         self._coverage = FeedbackCoverage()
         self._totals = Totals()
-        self._regret = 0.0
         self.sequence = 0  # of the latest decision
         self.restore(totals or {})
 
@@ -86,8 +101,6 @@ class Window:
         if isinstance(event, Decision):
             (self._routed if routed else self._forced).append(record)
             self.sequence = max(self.sequence, event.sequence)
-            if routed:
-                self._regret += regret(event)
         elif routed and is_unflawed(record):
             if isinstance(event, Outcome):
                 self._coverage.add_answer(record)
@@ -108,8 +121,8 @@ class Window:
 
     @property
     def totals(self) -> dict[str, float]:
-        """The numbers of events since the beginning: `regret_total`, and `NAME_total` for each field of Counts."""
-        totals = {"regret_total": self._regret}
+        """The numbers of events since the beginning, `NAME_total` for each field of Counts."""
+        totals = {}
         for prefix, counts in (
             ("", self._totals.routed),
             (FORCED_PREFIX, self._totals.forced),
@@ -121,7 +134,6 @@ class Window:
 
     def restore(self, totals: Mapping[str, float]) -> None:
         """Continue from the totals of an earlier window; a total that is not given keeps its value."""
-        self._regret = totals.get("regret_total", self._regret)
         for prefix, counts in (
             ("", self._totals.routed),
             (FORCED_PREFIX, self._totals.forced),
@@ -138,7 +150,8 @@ class Window:
             that are like it (FeedbackCoverage). `reward`: `score` less the mean price of the answers' latency and cost
             under their own objectives. Both only from LEAST_VOTES `votes` on. `availability` of the `answers`, `regret`
             (per decision, as estimated then), `share/ARM`, `fallback_rate`, `cost_usd` per outcome, `error_rate`,
-            `feedback_coverage` (share of the answers that arrived with a score that counts), `ttft_p50_s/ARM`
+            `feedback_coverage` (share of the answers that arrived with a score that counts), `estimated_saving` (1 less
+            the cost as a share of what the dearest size would have cost, by the decisions' estimates), `ttft_p50_s/ARM`
             and `ttft_p95_s/ARM` of streams with their number `streams/ARM`, `forced/availability`, and the totals.
         """
         routed = list(self._routed)
@@ -162,6 +175,7 @@ class Window:
             "feedback_coverage": _mean(
                 float(bool(r.explicit_scores())) for r in arrived
             ),
+            "estimated_saving": _saving(routed),
             f"{FORCED_PREFIX}availability": _known(
                 figures_of(self._forced).availability
             ),
@@ -187,6 +201,18 @@ def _price(record: Record) -> float:
         return nan
     objective = record.decision.objective
     return -objective.utility(0.0, outcome.latency_s, outcome.cost_usd)
+
+
+def _saving(routed: Iterable[Record]) -> float:
+    """The share of the dearest size's cost that was saved, as an estimate; NaN if that size costs nothing."""
+    cost_usd = 0.0
+    dearest_usd = 0.0
+    for record in routed:
+        if record.outcome is not None:
+            cost_usd += record.outcome.cost_usd
+            if record.outcome.status == "ok":
+                dearest_usd += dearest_cost_usd(record.decision)
+    return 1.0 - cost_usd / dearest_usd if dearest_usd > 0 else nan
 
 
 def _shares(routed: Sequence[Record]) -> dict[str, float]:

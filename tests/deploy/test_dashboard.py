@@ -8,20 +8,32 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import ray
 import yaml
+from msgspec import structs
+from ray.dashboard.modules.metrics import metrics_head
 
+from deployments.dispatch.admission import RANKS, ModelQueue
+from deployments.dispatch.circuit_breaker import Breaker
+from deployments.observability.gateway_metrics import (
+    OTHER,
+    PREFIXES,
+    ROUTES,
+    GatewayTelemetry,
+    route_of,
+)
 from deployments.observability.metrics import (
     PairTelemetry,
     Telemetry,
     TrackerTelemetry,
 )
 from policies.evaluation.kind_figures import Figures, FigureTable
-from policies.events import Decision, Feedback, Outcome, Record
+from policies.events import ArmEstimate, Decision, Feedback, Outcome, Record
 from policies.types import ModelState, Objective
 from tests.support.balancer import debian, free_port, within
 from tests.support.exposition import Metric, record
@@ -56,7 +68,8 @@ PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 TARGETS = [
     (panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]
 ]
-QUERIES = TARGETS + [(rule["alert"], rule["expr"]) for rule in RULES]
+ANNOTATIONS = [(mark["name"], mark["expr"]) for mark in BOARD["annotations"]["list"]]
+QUERIES = TARGETS + ANNOTATIONS + [(rule["alert"], rule["expr"]) for rule in RULES]
 # metrics that other programs export: HAProxy (tests/deploy/test_balancer.py checks these), Prometheus, and Ray Serve
 # with its tags
 OTHERS = {
@@ -83,7 +96,7 @@ OTHERS = {
 def metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, Metric]:
     """The metrics of deployments/observability/metrics.py."""
     made = record(monkeypatch)
-    Telemetry(), PairTelemetry(), TrackerTelemetry()
+    Telemetry(), PairTelemetry(), TrackerTelemetry(), GatewayTelemetry({}, {}, {})
     return made
 
 
@@ -148,21 +161,73 @@ def test_the_dashboard_is_well_formed() -> None:
         assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"]
         assert {t["datasource"]["uid"] for t in panel["targets"]} == {"${datasource}"}
         assert len({t["refId"] for t in panel["targets"]}) == len(panel["targets"])
-    assert [v["name"] for v in BOARD["templating"]["list"]] == ["datasource"]
+    assert [v["name"] for v in BOARD["templating"]["list"]] == [
+        "datasource",
+        "mlflow",
+        "ray",
+    ]
+    for link in BOARD["links"]:
+        assert link["url"].partition("}")[0] in ("${mlflow", "${ray"), link["title"]
+
+
+def test_the_label_of_a_route_is_one_of_a_fixed_list() -> None:
+    """Clients choose paths; ids and unknown paths make no new label."""
+    labels = {*ROUTES, *PREFIXES, OTHER}
+    for path, label in (
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/feedback", "/v1/feedback"),
+        ("/v1/router/state", "/v1/router/state"),
+        ("/v1/router/decisions/dec-1", "/v1/router/decisions"),
+        ("/v1/router/versions/3/evaluation", "/v1/router/versions"),
+        ("/v1/models/Qwen/Qwen3-4B", "/v1/models"),
+        ("/v1/models-of-mine", OTHER),
+        ("/v1/chat/completions/", OTHER),
+        ("/../../etc/passwd", OTHER),
+    ):
+        assert route_of(path) == label and label in labels
 
 
 def test_the_dashboard_has_its_own_provider_folder() -> None:
     """Ray deletes the folder of its provider at each start; the uid of the data source is fixed."""
-    (provider,) = yaml.safe_load(
+    provider, of_ray = yaml.safe_load(
         (DEPLOY / "grafana/provisioning/dashboards/router.yaml").read_text()
     )["providers"]
     assert (
         provider["options"]["path"] == "/etc/grafana/dashboards" and provider["folder"]
     )
+    assert of_ray["folder"] == "Ray" != provider["folder"]
     (source,) = yaml.safe_load(
         (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
     )["datasources"]
     assert source["uid"] == "prometheus" and source["url"] == "$PROMETHEUS_URL"
+    # the name by which Ray's own dashboards, and the panels in Ray's dashboard, find it
+    assert source["name"] == metrics_head.DEFAULT_PROMETHEUS_NAME
+
+
+def test_rays_own_dashboards_are_where_grafana_looks_for_them(tmp_path: Path) -> None:
+    """The installed Ray writes them there, below the link `session_latest`, and names the data source by its type."""
+    _, of_ray = yaml.safe_load(
+        (DEPLOY / "grafana/provisioning/dashboards/router.yaml").read_text()
+    )["providers"]
+    session = tmp_path / "session_1"
+    session.mkdir()
+    (tmp_path / "session_latest").symlink_to(session)
+    head = SimpleNamespace(
+        _grafana_config_output_path=str(session / "metrics/grafana"),
+        _grafana_session_latest_config_output_path=str(
+            tmp_path / "session_latest/metrics/grafana"
+        ),
+        _grafana_dashboard_output_dir=str(session / "metrics/grafana/dashboards"),
+        _prometheus_name=metrics_head.DEFAULT_PROMETHEUS_NAME,
+        prometheus_host="http://127.0.0.1:9090",
+        prometheus_headers={},
+        _dashboard_uids={},
+    )
+    metrics_head.MetricsHead._create_default_grafana_configs(head)
+    below = Path(of_ray["options"]["path"]).relative_to("/tmp/ray")
+    written = [json.loads(file.read_text()) for file in (tmp_path / below).iterdir()]
+    assert {board["uid"] for board in written} >= set(head._dashboard_uids.values())
+    assert len(written) >= 5
 
 
 def test_every_alert_has_a_severity_and_an_action() -> None:
@@ -208,9 +273,15 @@ def test_the_alerts_fire_when_they_must(tmp_path: Path) -> None:
 
 
 def record_traffic(
-    telemetry: Telemetry, pairs: PairTelemetry, tracker: TrackerTelemetry
+    telemetry: Telemetry,
+    pairs: PairTelemetry,
+    tracker: TrackerTelemetry,
+    gateway: GatewayTelemetry,
 ) -> None:
     """Record half a second of good and bad traffic."""
+    for path, code in (("/v1/chat/completions", 200), ("/v1/feedback", 503)):
+        gateway.count(path, code)
+    gateway.flush()
     for result in ("asked", "graded", "busy"):
         pairs.count(result)
     profile = make_profile()
@@ -226,13 +297,19 @@ def record_traffic(
         )
         telemetry.decided([decision], 0.002)
         if arm:
-            telemetry.observed(
-                [(decision, Outcome("d", status, 0.1, 0.8, 20, 40, 1e-4))]
-            )
+            outcome = Outcome("d", status, 0.1, 0.8, 20, 40, 1e-4)
+            telemetry.observed([(decision, outcome)])
+            best = ArmEstimate("small", utility=0.5)
+            dear = ArmEstimate("large", utility=0.3, cost_usd=3e-4)
+            routed = structs.replace(decision, arm="large", estimates=(best, dear))
+            if fallback != "forced":
+                telemetry.routed(routed, Record(routed))
+                telemetry.routed(outcome, Record(routed, outcome))
             feedback = Feedback("d", 1.0)
             telemetry.score_counted(feedback, Record(decision, scores={"user": 1.0}))
             telemetry.scored("user", "duplicate")
     arms = ("small", "large")
+    telemetry.configured(1_800_000_000.0)
     telemetry.live(
         {arm: ModelState(in_flight=2) for arm in arms},
         dict.fromkeys(arms, 0.5),
@@ -240,8 +317,12 @@ def record_traffic(
         FigureTable(
             arms=dict.fromkeys(arms, FIGURES), kinds={"small": {"code": FIGURES}}
         ),
+        {"reward": 0.6, "votes": 40.0, "regret": 0.01, "estimated_saving": 0.3},
     )
-    telemetry.record_check(time.time(), 3, "thompson", 1)
+    telemetry.roles({"champion": (3, 0.8), "challenger": (4, 0.2)})
+    telemetry.suspended(1, 2)
+    telemetry.record_check(time.time(), 3, "thompson", 1, 0, 7)
+    tracker.record_lag(12)
     tracker.record_export(time.time(), True)
     tracker.record_export(time.time(), False)
 
@@ -254,12 +335,13 @@ def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     telemetry = Telemetry()
     pairs = PairTelemetry()
     tracker = TrackerTelemetry()
+    gateway = GatewayTelemetry({"small": ModelQueue()}, {"small": Breaker()}, RANKS)
     turns = 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             nonlocal turns
-            record_traffic(telemetry, pairs, tracker)
+            record_traffic(telemetry, pairs, tracker, gateway)
             turns += 1
             lines = [line for metric in made.values() for line in metric.lines()]
             for name, tags in OTHERS.items():
@@ -342,5 +424,7 @@ def test_every_panel_has_data(prometheus: str) -> None:
     while (silent := empty()) and time.monotonic() < ends:  # a rate needs two scrapes
         time.sleep(0.5)
     assert silent == []
+    for name, expr in ANNOTATIONS:  # nothing has changed, so they mark nothing
+        assert result(expr) == [], name
     loaded = httpx.get(prometheus + "/api/v1/rules").json()["data"]["groups"]
     assert sum(len(group["rules"]) for group in loaded) == len(RULES)

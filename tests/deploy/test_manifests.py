@@ -9,14 +9,18 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from ray.dashboard.modules.metrics import metrics_head
 
 from deployments.access import api_keys
 from deployments.operations import haproxy
@@ -181,12 +185,17 @@ def test_compose_is_valid() -> None:
 
 
 def test_compose_publishes_only_the_balancer() -> None:
-    """Grafana is published on loopback only; the other services use the router's network and mount existing files."""
+    """Grafana, MLflow and the Ray dashboard are published on loopback only, at their usual ports; the other services
+    use the router's network and mount existing files.
+    """
     services = COMPOSE["services"]
     listen = services["balancer"]["environment"]["LISTEN"]
-    assert services["router"]["ports"] == [
-        f"{listen[1:]}{listen}",
-        "127.0.0.1:3000:3000",
+    public, *consoles = services["router"]["ports"]
+    assert public == f"{listen[1:]}{listen}"
+    assert [port.rpartition(":")[0] for port in consoles] == [
+        "127.0.0.1:3000",
+        "127.0.0.1:5000",
+        "127.0.0.1:8265",
     ]
     assert services["router"]["environment"]["RAY_AUTH_MODE"] == "disabled"
     local = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["http_options"]
@@ -208,6 +217,93 @@ def test_compose_publishes_only_the_balancer() -> None:
                 if source.startswith(".")
                 else source in COMPOSE["volumes"]
             )
+
+
+def test_the_consoles_are_passed_on_to_the_published_ports(tmp_path: Path) -> None:
+    """MLflow and the Ray dashboard listen on loopback, which a published port does not reach; HAProxy does."""
+    text = (DEPLOY / "haproxy/consoles.cfg").read_text()
+    inside = dict(re.findall(r"bind :(\d+)\n +server \w+ 127\.0\.0\.1:(\d+)", text))
+    published = {
+        port.split(":")[2]: port.split(":")[1]
+        for port in COMPOSE["services"]["router"]["ports"]
+        if port.startswith("127.0.0.1:") and not port.endswith(":3000")
+    }
+    assert inside == published == {"15000": "5000", "18265": "8265"}
+    assert COMPOSE["services"]["consoles"]["volumes"] == [
+        "./haproxy/consoles.cfg:/usr/local/etc/haproxy/haproxy.cfg:ro"
+    ]
+    config = tmp_path / "consoles.cfg"
+    front, back = free_port(), free_port()
+    moved = text.replace(":15000", f"127.0.0.1:{front}")
+    moved = moved.replace("127.0.0.1:5000", f"127.0.0.1:{back}")
+    config.write_text(moved.replace(":18265", f"127.0.0.1:{free_port()}"))
+    server = ThreadingHTTPServer(("127.0.0.1", back), SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    process = subprocess.Popen([haproxy._binary(), "-f", str(config)])
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{front}/").is_success
+        return False
+
+    try:
+        within(30, answers)
+    finally:
+        process.terminate()
+        process.wait(30)
+        server.shutdown()
+
+
+def test_grafana_is_embedded_in_rays_dashboard() -> None:
+    """Ray's dashboard asks for both at their loopback addresses, and shows frames of the published one."""
+    router = COMPOSE["services"]["router"]["environment"]
+    grafana = COMPOSE["services"]["grafana"]
+    assert router["RAY_PROMETHEUS_HOST"] == grafana["environment"]["PROMETHEUS_URL"]
+    assert router["RAY_GRAFANA_HOST"] == "http://127.0.0.1:3000"
+    # the address that the browser of a user of this machine opens
+    assert router["RAY_GRAFANA_IFRAME_HOST"] == "http://127.0.0.1:3000"
+    for name in ("RAY_PROMETHEUS_HOST", "RAY_GRAFANA_HOST", "RAY_GRAFANA_IFRAME_HOST"):
+        variables = [v for k, v in vars(metrics_head).items() if k.endswith("_VAR")]
+        assert name in variables
+    assert grafana["environment"]["GF_SECURITY_ALLOW_EMBEDDING"] == "true"
+    # a password is needed to read it
+    assert not any("ANONYMOUS" in name for name in grafana["environment"])
+    assert "ray:/tmp/ray:ro" in grafana["volumes"]
+
+
+def test_prometheus_scrapes_the_proxies_that_are_there() -> None:
+    """Serve's own HAProxy always; the load balancer only under compose, which has one."""
+    folder = DEPLOY / "prometheus"
+
+    def targets(name: str) -> list[str]:
+        return [
+            target
+            for group in yaml.safe_load((folder / name).read_text())
+            for target in group["targets"]
+        ]
+
+    assert targets("targets.serve.yml") == [
+        f"127.0.0.1:{haproxy.PORTS['HAProxy metrics']}"
+    ]
+    assert targets("targets.edge.yml") == []
+    metrics = re.search(
+        r"presetenv METRICS (\S+)", (DEPLOY / "haproxy/haproxy.cfg").read_text()
+    )
+    assert metrics and targets("targets.edge.compose.yml") == [metrics[1]]
+    mounts = [v.split(":") for v in COMPOSE["services"]["prometheus"]["volumes"]]
+    assert [
+        "./prometheus/targets.edge.compose.yml",
+        "/etc/prometheus/targets.edge.yml",
+        "ro",
+    ] in mounts
+    config = yaml.safe_load((folder / "prometheus.yml").read_text())
+    files = [
+        file
+        for job in config["scrape_configs"]
+        for found in job["file_sd_configs"]
+        for file in found["files"]
+    ]
+    assert all((folder / f).exists() for f in files if not f.startswith("/"))
 
 
 def container(folder: Path, keys: str = "var/keys.json") -> subprocess.Popen[bytes]:
@@ -448,6 +544,7 @@ def test_compose_takes_everything_that_a_container_does_not_need() -> None:
     writable = {
         "router": {"/tmp", "/opt/router/var", "/tmp/ray"},
         "balancer": {"/tmp"},
+        "consoles": {"/tmp"},
         "prometheus": {"/tmp", "/prometheus"},
         "grafana": {"/tmp", "/var/lib/grafana"},
     }

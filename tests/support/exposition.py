@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import pytest
 
-from deployments.observability import metrics
+from deployments.observability import gateway_metrics, metrics
 
 Tags = tuple[tuple[str, str], ...]
 
@@ -106,4 +106,6 @@ def record(patch: pytest.MonkeyPatch) -> dict[str, Metric]:
     patch.setattr(Metric, "made", made, raising=False)
     for kind in (Counter, Gauge, Histogram):
         patch.setattr(metrics, kind.__name__, kind)
+    for kind in (Counter, Gauge):
+        patch.setattr(gateway_metrics, kind.__name__, kind)
     return made

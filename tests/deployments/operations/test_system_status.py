@@ -19,7 +19,7 @@ NOW_S = 1e9
 CONFIG = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 STATE: dict[str, Any] = {
     "uptime_s": 3600.0,
-    "journal_waiting_rows": 0,
+    "journal": {"row": 10, "waiting_rows": 0},
     "export": {
         "row": 7,
         "waiting_rows": 3,

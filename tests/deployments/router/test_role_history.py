@@ -148,7 +148,7 @@ def test_the_state_has_the_age_the_export_and_the_last_use(tmp_path: Path) -> No
         router = system.router
         await system.serve(20)
         plain = (await router.summary()).plain()
-        assert plain["uptime_s"] >= 0 and plain["journal_waiting_rows"] == 0
+        assert plain["uptime_s"] >= 0 and plain["journal"]["waiting_rows"] == 0
         unknown = {
             "row": None,
             "waiting_rows": None,

@@ -13,7 +13,8 @@ import pytest
 from deployments.errors import UnknownVersionError
 from deployments.journal.ids import IdFactory
 from deployments.journal.snapshot import Snapshot
-from deployments.tracking.model_registry import MODEL, PolicyRegistry, code_digest
+from deployments.tracking.descriptions import code_digest
+from deployments.tracking.model_registry import MODEL, PolicyRegistry
 from deployments.tracking.version_files import (
     MAX_BYTES,
     check_files,

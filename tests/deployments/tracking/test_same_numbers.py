@@ -2,9 +2,11 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +17,11 @@ from mlflow import MlflowClient
 from deployments.journal.codec import decode
 from deployments.journal.journal import Journal
 from deployments.tracking.tracker import Tracker
+from notebooks.analysis import decisions as decisions_of
 from notebooks.decision_log import log_of
 from policies.evaluation.kind_figures import Figures, FigureTable
 from policies.evaluation.recent_metrics import KIND_METRICS
-from policies.events import FORCED, Decision, Feedback, Outcome
+from policies.events import FORCED, Decision, Event, Feedback, Outcome
 from tests.deployments.dispatch.test_admission import takes
 from tests.support import exposition
 from tests.support.exposition import Metric
@@ -42,6 +45,8 @@ class Numbers:
     scored: int
     feedback: int
     cost_usd: float
+    regret: float
+    dearest_cost_usd: float
 
     def __eq__(self, other: object) -> bool:
         assert isinstance(other, Numbers)
@@ -76,7 +81,7 @@ class Traffic:
     def play(self) -> None:
         """Traffic with everything that has made the surfaces differ."""
         models = self.gateway.models
-        routed = [self.ask(text) for text in (CODE, POEM, "Sort: b a c") * 4]
+        routed = [self.ask(text) for text in (CODE, POEM, "Sort: b a c") * 8]
         routed += [self.ask(stream=True) for _ in range(3)]
         forced = [self.ask(model=arm) for arm in ("small", "large", "small")]
         embedded = self.gateway.client.post(
@@ -91,7 +96,7 @@ class Traffic:
         self.wait()
         self._snapshot()
         # late scores; two sources on one decision; corrections, one of them to the same value; repetitions
-        for n, decision_id in enumerate(routed[:9] + forced[:1]):
+        for n, decision_id in enumerate(routed[:24] + forced[:1]):
             assert self.score(decision_id, n % 2) == "accepted"
         assert self.score(routed[0], 0.8, "judge") == "accepted"
         assert self.score(routed[1], 0.25) == "accepted"
@@ -124,10 +129,17 @@ class Traffic:
         self.score(answer.headers["x-router-decision-id"], 1.0)
 
 
-def of_journal(path: Path) -> Numbers:
-    """The numbers, by reading the database without the product's code for records."""
-    rows = sqlite3.connect(path).execute("select kind, body from events order by row")
-    events = [decode(kind, body) for kind, body in rows]
+def events_of(path: Path, last_row: int) -> list[Event]:
+    """The events up to this row, by reading the database without the product's code for journals."""
+    rows = sqlite3.connect(path).execute(
+        "select kind, body from events where row <= ? order by row", (last_row,)
+    )
+    return [decode(kind, body) for kind, body in rows]
+
+
+def of_journal(path: Path, last_row: int = 10**9) -> Numbers:
+    """The numbers up to this row, without the product's code for records."""
+    events = events_of(path, last_row)
     decisions = {e.id: e for e in events if isinstance(e, Decision)}
     outcomes = {e.decision_id: e for e in events if isinstance(e, Outcome)}
     given = [e for e in events if isinstance(e, Feedback)]
@@ -144,6 +156,16 @@ def of_journal(path: Path) -> Numbers:
         if not values or values[-1] != event.score:
             values.append(event.score)
     kept = {(e.decision_id, e.source) for e in given if e.decision_id in decisions}
+    chosen = [d for d in decisions.values() if d.fallback != FORCED]
+    regrets, dearest = [], []
+    for decision in chosen:
+        possible = [e for e in decision.estimates if not e.removed_by]
+        (mine,) = [e for e in decision.estimates if e.arm == decision.arm]
+        best = max((e.utility for e in possible), default=mine.utility)
+        regrets.append(max(0.0, best - mine.utility))
+        outcome = outcomes.get(decision.id)
+        if outcome is not None and outcome.status == "ok":
+            dearest.append(max((e.cost_usd for e in possible), default=0.0))
     return Numbers(
         routed=len(decisions) - forced,
         forced=forced,
@@ -152,6 +174,8 @@ def of_journal(path: Path) -> Numbers:
         scored=len({decision_id for decision_id, _ in kept}),
         feedback=sum(map(len, changes.values())),
         cost_usd=sum(o.cost_usd for o in outcomes.values()),
+        regret=sum(regrets),
+        dearest_cost_usd=sum(dearest),
     )
 
 
@@ -180,6 +204,8 @@ def of_prometheus(made: dict[str, Metric]) -> Numbers:
         scored=int(total("scored_decisions")),
         feedback=int(scores + total("feedback", status=("corrected",))),
         cost_usd=total("cost_usd"),
+        regret=total("regret"),
+        dearest_cost_usd=total("estimated_dearest_cost_usd"),
     )
 
 
@@ -190,9 +216,26 @@ def of_mlflow(metrics: dict[str, float]) -> Numbers:
     }
     return Numbers(
         routed=int(metrics["decisions_total"]),
-        forced=int(metrics["forced/decisions_total"]),
+        forced=int(metrics.get("forced/decisions_total", 0.0)),
+        regret=metrics["regret_total"],
+        dearest_cost_usd=metrics["dearest_cost_usd_total"],
         **both,  # type: ignore[arg-type]
     )
+
+
+# gauges about the latest routed decisions, by the names that the state and MLflow have for them
+ROUTED = {
+    "reward": "reward",
+    "votes": "reward_votes",
+    "regret": "mean_regret",
+    "estimated_saving": "estimated_saving",
+}
+
+
+def routed_of_prometheus(made: dict[str, Metric]) -> dict[str, float]:
+    return {
+        name: made[f"ray_router_{gauge}"].values[()] for name, gauge in ROUTED.items()
+    }
 
 
 def kinds_of_prometheus(made: dict[str, Metric]) -> dict[str, float]:
@@ -240,6 +283,20 @@ def test_every_surface_reports_the_same_numbers(
         asyncio.run(tracker._track())
         asyncio.run(tracker._exporter.run_once(time.time() + 120))
         metrics = MlflowClient(mlflow_uri).get_run(tracker._run_id).data.metrics
+        known = [
+            e.id
+            for e in events_of(tmp_path / "journal.db", 10**9)
+            if isinstance(e, Decision)
+        ]
+        gateway_answers = {
+            decision_id: gateway.client.get(
+                f"/v1/router/decisions/{decision_id}"
+            ).json()
+            for decision_id in known
+        }
+        assert state["journal"]["row"] == gateway.router.thing._journal.last_row
+        roles = made["ray_router_role_version"].values
+        assert roles == {(("role", "champion"),): 0.0}
 
     journal = of_journal(tmp_path / "journal.db")
     # the traffic had what it should have
@@ -265,7 +322,26 @@ def test_every_surface_reports_the_same_numbers(
         everything.scored,
         everything.feedback,
         everything.cost_usd,
+        everything.regret,
+        everything.dearest_cost_usd,
     )
+    assert decisions_of(log).regret.sum() == pytest.approx(journal.regret)
+
+    # does routing pay: the same window of routed decisions everywhere
+    routed = {name: state["routed"][name] for name in ROUTED}
+    assert routed["votes"] >= 20 and routed["regret"] > 0
+    assert routed_of_prometheus(made) == pytest.approx(routed)
+    assert {name: metrics[name] for name in ROUTED} == pytest.approx(routed)
+    for name, value in state["routed"].items():
+        assert metrics[name] == pytest.approx(value), name
+    # what was saved, from what the notebook counts
+    spent = notebook.routed
+    saved = 1.0 - spent.cost_usd / spent.dearest_cost_usd
+    assert routed["estimated_saving"] == pytest.approx(saved)
+    assert sum(made["ray_router_routed_cost_usd"].values.values()) == pytest.approx(
+        spent.cost_usd
+    )
+    explained(gateway_answers, state, events)
 
     kinds = kinds_of_state(state)
     assert len({name.split("/")[1] for name in kinds}) >= 4
@@ -300,6 +376,130 @@ def test_every_surface_reports_the_same_numbers(
     for arm, model in state["models"].items():
         for part in ("kinds", "figures", "share", "expected_quality"):
             assert restored["models"][arm][part] == model[part], (arm, part)
+
+
+def explained(
+    answers: dict[str, Any], state: dict[str, Any], events: list[Event]
+) -> None:
+    """The explanation of each decision has the journal's outcome and scores, and the state's figures of its kind."""
+    outcomes = {e.decision_id: e for e in events if isinstance(e, Outcome)}
+    for decision_id, answer in answers.items():
+        outcome = outcomes[decision_id]
+        assert answer["outcome"]["cost_usd"] == outcome.cost_usd
+        assert answer["outcome"]["status"] == outcome.status
+        scores = {
+            e.source: e.score
+            for e in events
+            if isinstance(e, Feedback) and e.decision_id == decision_id
+        }
+        assert {f["source"]: f["score"] for f in answer["feedback"]} == scores
+        kind = answer["profile"]["kind"]
+        shown = {
+            arm: model["kinds"][kind]
+            for arm, model in state["models"].items()
+            if kind in model["kinds"]
+        }
+        assert answer["figures_of_kind"] == shown
+
+
+def test_every_surface_agrees_with_the_journal_while_requests_and_scores_arrive(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each surface names the journal's last row that it contains; its numbers are those of the journal up to there."""
+    monkeypatch.setattr("deployments.tracking.tracker.EVERY_S", 0.05)
+    made = exposition.record(monkeypatch)
+    gateway = Gateway(tmp_path, mlflow_uri=mlflow_uri, experiment="test")
+    traffic = Traffic(gateway)
+    states: list[dict[str, Any]] = []
+    gauges: list[dict[str, Metric]] = []
+    exported: list[tuple[int, dict[str, float]]] = []
+    explanations: list[dict[str, Any]] = []
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def load(number: int) -> None:
+        try:
+            n = 0
+            while not over.is_set():
+                n += 1
+                named = {"model": "small"} if (n + number) % 3 == 0 else {}
+                decision_id = traffic.ask(CODE if n % 2 else "Sort: b a c", **named)
+                assert traffic.score(decision_id, n % 2) in ("accepted", "held")
+                if n % 4 == 0:
+                    traffic.score(decision_id, 0.5)  # a correction
+        except BaseException as error:  # a thread's failure is the test's
+            failures.append(error)
+
+    async def copy() -> dict[str, Metric]:
+        """The exposition at one moment; the router sets all gauges without a pause."""
+        await gateway.router.thing._maintain()
+        copied = {}
+        for name, metric in made.items():
+            copied[name] = duplicate = object.__new__(type(metric))
+            duplicate.__dict__ = {**vars(metric), "values": dict(metric.values)}
+        return copied
+
+    with gateway.client:
+        poem = traffic.ask(POEM)
+        traffic.score(poem, 1.0)
+        traffic.wait()
+        client = MlflowClient(mlflow_uri)
+        tracker = Tracker(gateway.settings, gateway.router, 7.0)
+        asyncio.run(tracker._connect())
+        threads = [threading.Thread(target=load, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        portal = gateway.client.portal
+        assert portal is not None
+
+        def progressed(before: int) -> bool:
+            """Export again; whether MLflow names a later row, and the other surfaces have moved on, too."""
+            asyncio.run(tracker._exporter.run_once(time.time()))
+            run = client.get_run(tracker._run_id)
+            row = int(run.data.tags["journal_row"])
+            if failures or row > before:
+                exported.append((row, run.data.metrics))
+                return True
+            return False
+
+        try:
+            for _ in range(4):
+                states.append(gateway.client.get("/v1/router/state").json())
+                gauges.append(portal.call(copy))
+                explanations.append(
+                    gateway.client.get(f"/v1/router/decisions/{poem}").json()
+                )
+                before = exported[-1][0] if exported else 0
+                eventually(partial(progressed, before))
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert not failures, failures
+        traffic.wait()
+        final = portal.call(copy)
+        last = gateway.client.get("/v1/router/state").json()
+    path = tmp_path / "journal.db"
+    # the load was real: every reading saw more than the one before
+    rows = [state["journal"]["row"] for state in states]
+    assert rows == sorted(set(rows)) and rows[-1] < last["journal"]["row"]
+    arms = gateway.settings.arms()
+    for state in (*states, last):
+        row = state["journal"]["row"]
+        assert of_state(state) == of_journal(path, row)
+        table = log_of(events_of(path, row), arms).counted().figures.table()
+        assert kinds_of_state(state) == pytest.approx(kinds_of_state(plain(table)))
+    for shown in (*gauges, final):
+        row = int(shown["ray_router_journal_row"].values[()])
+        table = log_of(events_of(path, row), arms).counted().figures.table()
+        assert kinds_of_prometheus(shown) == pytest.approx(kinds_of_state(plain(table)))
+    assert of_prometheus(final) == of_journal(path) == of_state(last)
+    for row, metrics in exported:
+        assert of_mlflow(metrics) == of_journal(path, row)
+    # no thread asked for another poem
+    figures = [answer["figures_of_kind"] for answer in explanations]
+    assert figures == [figures[0]] * len(figures)
+    assert sum(f["votes"] for f in figures[0].values()) == 1
 
 
 def test_the_tracker_logs_a_true_zero_and_no_unknown_value(tmp_path: Path) -> None:
