@@ -183,7 +183,7 @@ class Tracker:
             measured |= summary.rollout.first_day.metrics()
         known = {key: value for key, value in measured.items() if value is not None}
         await asyncio.to_thread(registry.log, self._run_id, known, summary.decisions)
-        if time.time() - self._published_at >= self._settings.publish_every_s:
+        if time.time() - self._published_at >= self._settings.publish_interval_s:
             self._published_at = time.time()
             if summary.decisions != self._published_sequence:
                 await self._promotions.publish()

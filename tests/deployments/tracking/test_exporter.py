@@ -457,7 +457,7 @@ def test_versions_are_published_even_if_the_export_fails(
 ) -> None:
     """The tracker publishes a version while MLflow rejects the metrics."""
     gateway = Gateway(
-        tmp_path, mlflow_uri=mlflow_uri, experiment="test", publish_every_s=1e-3
+        tmp_path, mlflow_uri=mlflow_uri, experiment="test", publish_interval_s=1e-3
     )
 
     async def stuck(*_: Any) -> int:
