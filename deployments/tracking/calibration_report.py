@@ -86,7 +86,7 @@ def tables(report: SizeReport) -> str:
         f"Means with {report.level:.0%} intervals; n: answers with a grade. Bold: the best size for this kind under "
         f"latency_weight {report.latency_weight:g} and cost_weight {report.cost_weight:g}.\n\n"
     )
-    text += tabulate(rows, COLUMNS, "github", disable_numparse=True)
+    text += str(tabulate(rows, COLUMNS, "github", disable_numparse=True))
     if report.comparisons:
         text += "\n\nWhere each size is worth its price, on the prompts that both sizes answered:\n\n"
         text += _worth(report)
@@ -111,7 +111,7 @@ def _worth(report: SizeReport) -> str:
                 found.verdict,
             )
         )
-    return tabulate(rows, WORTH_COLUMNS, "github", disable_numparse=True)
+    return str(tabulate(rows, WORTH_COLUMNS, "github", disable_numparse=True))
 
 
 def draw(report: SizeReport, path: Path) -> None:

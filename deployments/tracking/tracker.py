@@ -135,7 +135,7 @@ class Tracker:
         experiment_id = await asyncio.to_thread(lambda: registry.experiment_id)
         runs = MlflowRuns(registry.client, experiment_id, journal, self._start, tags)
         self._exporter = Exporter(
-            self._router, runs, EVERY_S, self._settings.trace_share
+            self._router, runs, EVERY_S, self._settings.trace_sample_rate
         )
         await self._exporter.resume()
         self._run_id = await asyncio.to_thread(lambda: runs.run_id)

@@ -406,7 +406,7 @@ def test_the_tracker_exports_the_requests_of_a_gateway(
         tmp_path,
         mlflow_uri=client.tracking_uri,
         experiment="a gateway",
-        trace_share=1.0,
+        trace_sample_rate=1.0,
     )
     client.create_experiment("a gateway", artifact_location=str(tmp_path / "art"))
     with gateway.client:
