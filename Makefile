@@ -110,7 +110,8 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 .venv/installed: requirements.txt
 	@echo "installing into .venv, once; a few minutes"
 	@test -d .venv || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	@.venv/bin/python -c 'import sys; assert sys.version_info[:2] == (3, 11), "Python 3.11 is needed: make PYTHON=..."'
+	@.venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "Python 3.11 is needed, and .venv has `.venv/bin/python -V`: rm -rf .venv && make PYTHON=<path of python3.11> $(MAKECMDGOALS)"; exit 1; }
 	@.venv/bin/python -c 'import torch' 2>/dev/null \
 		|| $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),2>/dev/null || $(TORCH) --index-url $(PYTORCH_INDEX)) \
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
