@@ -26,6 +26,28 @@ SECRET_PARAMETERS = ("password", "sslpassword")  # of a PostgreSQL URL
 # what clients send as `model` and get in a header: visible ASCII without commas, quotes and white space
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 AUTO = "auto"  # the router's own name; its presets are auto:NAME
+# keys that release 0.1.0 knew under another name, each with its section: the name now (docs/renames.md)
+RENAMED = {
+    ("", "journal_keep_days"): "journal_retention_days",
+    ("", "publish_every_s"): "publish_interval_s",
+    ("", "trace_share"): "trace_sample_rate",
+    ("models", "inherit"): "inherited_events",
+    ("rollout", "share"): "challenger_share",
+    ("rollout", "level"): "confidence_level",
+    ("rollout", "repeated"): "anytime_valid",
+    ("", "profile_here_chars"): "local_profile_max_chars",
+    ("", "decide_here_s"): "snapshot_max_age_s",
+    ("", "hedge_after"): "hedge_after_fraction",
+    ("admission", "running"): "max_running",
+    ("admission", "waiting"): "max_queued",
+    ("admission", "wait_s"): "max_queue_wait_s",
+    ("admission", "requests"): "max_in_flight",
+    ("breaker", "failures"): "failure_threshold",
+    ("breaker", "open_s"): "cooldown_s",
+    ("breaker", "max_open_s"): "max_cooldown_s",
+    ("judge", "share"): "sample_rate",
+    ("judge", "waiting"): "max_queued",
+}
 
 
 class StrictModel(BaseModel):
@@ -44,8 +66,8 @@ class ModelSettings(StrictModel):
         price divided by its tokens an hour.
     parent: a model that this one replaces or was made from; this one starts with what was learned of its parent. A
         parent that is no longer served must be among `retired`.
-    inherit: number of events that the knowledge of the parent counts for. If a model is served under the same name with
-        other weights or engine arguments, its own past counts for as many.
+    inherited_events: number of events that the knowledge of the parent counts for. If a model is served under the same
+        name with other weights or engine arguments, its own past counts for as many.
     revision: change it when the weights change and the application's arguments do not show it.
     """
 
@@ -57,7 +79,7 @@ class ModelSettings(StrictModel):
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float | None = Field(None, ge=0, le=1)
     parent: str = ""
-    inherit: float = Field(50.0, gt=0)
+    inherited_events: float = Field(50.0, gt=0)
     revision: str = ""
 
     def arm(self, name: str) -> Arm:
@@ -70,7 +92,7 @@ class ModelSettings(StrictModel):
             output_price_usd=self.output_price_usd_per_million / 1e6,
             prior_quality=self.prior_quality,
             parent=self.parent,
-            inherit=self.inherit,
+            inherit=self.inherited_events,
             revision=self.revision,
         )
 
@@ -140,10 +162,10 @@ class RolloutSettings(StrictModel):
     first_rewards: number of rewards of the policy, and of the rule, on requests that they decide differently, before a
         measured difference counts.
 
-    share: share of the traffic that a challenger gets.
+    challenger_share: share of the traffic that a challenger gets.
     margin: by how much a challenger must beat the champion, in points of utility.
-    level: confidence level of that comparison.
-    repeated: use a confidence sequence. It is valid however often promotion is tried, but needs more decisions.
+    confidence_level: of that comparison.
+    anytime_valid: use a confidence sequence. It is valid however often promotion is tried, but needs more decisions.
     watch_share: share of the traffic that the predecessor of a promoted version keeps while the version is watched.
     watch_margin: by how much the promoted version may be worse than its predecessor.
     watch_alpha: probability of a false rollback, over the whole watch.
@@ -156,10 +178,10 @@ class RolloutSettings(StrictModel):
     first_scores: int = Field(200, ge=0)
     first_margin: float = Field(0.02, gt=0)
     first_rewards: int = Field(30, ge=2)
-    share: float = Field(0.1, ge=0, le=1)
+    challenger_share: float = Field(0.1, ge=0, le=1)
     margin: float = Field(0.0, ge=0)
-    level: float = Field(0.95, gt=0, lt=1)
-    repeated: bool = False
+    confidence_level: float = Field(0.95, gt=0, lt=1)
+    anytime_valid: bool = False
     watch_share: float = Field(0.2, gt=0, lt=1)
     watch_margin: float = Field(0.02, ge=0)
     watch_alpha: float = Field(0.05, gt=0, lt=1)
@@ -208,20 +230,21 @@ class GatewaySettings(StrictModel):
     profiler: how texts are profiled.
     journal: URL of a database, sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, without a password. The database
         also stores these settings.
-    journal_keep_days, journal_max_rows: maximum age and number of the journal's rows. A request makes about three rows,
-        together 3 kB. What was learned from deleted rows is kept.
+    journal_retention_days, journal_max_rows: maximum age and number of the journal's rows. A request makes about three
+        rows, together 3 kB. What was learned from deleted rows is kept.
     feedback_window_days: feedback for an older decision is refused.
     store_text: write prompts and answers to the journal, not only features and a salted hash.
     mlflow_uri: URL of MLflow, without a password. Default: nothing is exported, and there are no policy versions.
     unsigned_versions: what to do with a policy version in MLflow that this journal has not registered: "refuse" it, or
         "load" it, for example after the journal was lost, or with the versions of an earlier release.
     experiment: name of the experiment in MLflow.
-    publish_every_s: time between two policy versions that are registered in MLflow.
+    publish_interval_s: time between two policy versions that are registered in MLflow.
     rollout: how policy versions are tried, promoted and rolled back, and the first day.
     keep_versions: number of the newest policy versions that stay in MLflow. Older ones are removed, except for those
         with an alias, an evaluation report, or a role that was given in the last 30 days. The default is 41 hours or
         more.
-    trace_share: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count all.
+    trace_sample_rate: share of the decisions that MLflow shows as traces, with their feedback. MLflow's metrics count
+        all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
     keys: API keys and their limits. Default: the gateway asks for no API keys, which is allowed on loopback only.
     max_body_bytes: maximum size of a request.
@@ -234,17 +257,17 @@ class GatewaySettings(StrictModel):
     policy: PolicySettings = PolicySettings()
     profiler: ProfilerSettings = ProfilerSettings()
     journal: str = "sqlite:///var/journal.db"
-    journal_keep_days: float = Field(90.0, gt=0)
+    journal_retention_days: float = Field(90.0, gt=0)
     journal_max_rows: int = Field(3_000_000, ge=10_000)
     feedback_window_days: float = Field(30.0, gt=0)
     store_text: bool = False
     mlflow_uri: str | None = None
     unsigned_versions: Literal["refuse", "load"] = "refuse"
     experiment: str = "adaptive-router"
-    publish_every_s: float = Field(300.0, gt=0)
+    publish_interval_s: float = Field(300.0, gt=0)
     keep_versions: int = Field(500, ge=1)
     rollout: RolloutSettings = RolloutSettings()
-    trace_share: float = Field(0.02, ge=0, le=1)
+    trace_sample_rate: float = Field(0.02, ge=0, le=1)
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
@@ -378,32 +401,32 @@ class ObjectiveSettings(StrictModel):
 class AdmissionSettings(StrictModel):
     """How many requests one ingress replica admits (deployments/dispatch/admission.py). Others get a 429 at once.
 
-    running: requests sent to a replica of a model at once. Times the number of ingress replicas, it must be above the
-        model's target_ongoing_requests, or Serve never adds a replica. It must not be above max_ongoing_requests and
-        max_num_seqs, or requests wait where priorities have no effect. While clients' requests have less than half of
-        it, the model is idle, and gets the calls of a calibration (deployments/dispatch/background.py).
-    waiting: maximum length of the queue in front of each model.
-    wait_s: maximum wait in a queue. A request whose expected wait is longer is refused.
-    requests: maximum of running and waiting requests over all models; below max_ongoing_requests of the Ingress.
+    max_running: requests sent to a replica of a model at once. Times the number of ingress replicas, it must be above
+        the model's target_ongoing_requests, or Serve never adds a replica. It must not be above max_ongoing_requests
+        and max_num_seqs, or requests wait where priorities have no effect. While clients' requests have less than half
+        of it, the model is idle, and gets the calls of a calibration (deployments/dispatch/background.py).
+    max_queued: maximum length of the queue in front of each model.
+    max_queue_wait_s: maximum wait in a queue. A request whose expected wait is longer is refused.
+    max_in_flight: maximum of running and waiting requests over all models; below max_ongoing_requests of the Ingress.
     """
 
-    running: int = Field(32, ge=1)
-    waiting: int = Field(128, ge=0)
-    wait_s: float = Field(30.0, gt=0)
-    requests: int = Field(512, ge=1)
+    max_running: int = Field(32, ge=1)
+    max_queued: int = Field(128, ge=0)
+    max_queue_wait_s: float = Field(30.0, gt=0)
+    max_in_flight: int = Field(512, ge=1)
 
 
 class BreakerSettings(StrictModel):
     """When the circuit breaker of an arm opens (deployments/dispatch/circuit_breaker.py).
 
-    failures: number of failures in a row after which the arm is checked.
-    open_s: how long the breaker stays open. Each failed probe doubles it.
-    max_open_s: maximum of that time.
+    failure_threshold: number of failures in a row after which the arm is checked.
+    cooldown_s: how long the breaker stays open. Each failed probe doubles it.
+    max_cooldown_s: maximum of that time.
     """
 
-    failures: int = Field(3, ge=1)
-    open_s: float = Field(5.0, gt=0)
-    max_open_s: float = Field(60.0, gt=0)
+    failure_threshold: int = Field(3, ge=1)
+    cooldown_s: float = Field(5.0, gt=0)
+    max_cooldown_s: float = Field(60.0, gt=0)
 
 
 class JudgeSettings(StrictModel):
@@ -411,7 +434,7 @@ class JudgeSettings(StrictModel):
 
     A calibration uses it, too, for answers without a reference; its calls are bounded by the calibration's own budget.
 
-    share: share of the answers that are graded, among those that the router chose the model for.
+    sample_rate: share of the answers that are graded, among those that the router chose the model for.
     first: until so many decisions have a score, every answer is graded, as far as the calls suffice. The first scores
         teach most.
     explore: probability with which the model of a graded answer is drawn uniformly, if few answers are graded: it is
@@ -419,7 +442,7 @@ class JudgeSettings(StrictModel):
     pair_rate: share of the requests to which a second model answers in the background while it is idle; both answers
         are graded, and the client gets the first (deployments/judging/pairs.py). A pair takes two calls.
     calls_per_hour: maximum number of calls.
-    waiting: maximum number of answers that wait to be graded, in memory.
+    max_queued: maximum number of answers that wait to be graded, in memory.
     model: the judge; it must be able to follow instructions. Default: the largest model.
     url: an OpenAI-compatible endpoint (".../v1", not this gateway) that serves the judge. Default: this system.
     key_env: environment variable with the endpoint's API key.
@@ -427,12 +450,12 @@ class JudgeSettings(StrictModel):
     max_tokens: of a reply.
     """
 
-    share: float = Field(0.05, ge=0, le=1)
+    sample_rate: float = Field(0.05, ge=0, le=1)
     first: int = Field(50, ge=0)
     explore: float = Field(0.2, ge=0, le=1)
     pair_rate: float = Field(0.0, ge=0, le=1)
     calls_per_hour: int = Field(100, ge=1)
-    waiting: int = Field(50, ge=1)
+    max_queued: int = Field(50, ge=1)
     model: str = ""
     url: str = ""
     key_env: str = ""
@@ -441,14 +464,14 @@ class JudgeSettings(StrictModel):
 
     @model_validator(mode="after")
     def _check_rates(self) -> "JudgeSettings":
-        if not self.share and not self.pair_rate:
+        if not self.sample_rate and not self.pair_rate:
             raise ValueError(
-                "share and pair_rate are both 0, so only the first answers would be graded; raise one of them, or take "
-                "`judge` out"
+                "sample_rate and pair_rate are both 0, so only the first answers would be graded; raise one of them, "
+                "or take `judge` out"
             )
-        if self.pair_rate and min(self.calls_per_hour, self.waiting) < 2:
+        if self.pair_rate and min(self.calls_per_hour, self.max_queued) < 2:
             raise ValueError(
-                "pair_rate needs two grades a pair; set calls_per_hour and waiting to 2 or more"
+                "pair_rate needs two grades a pair; set calls_per_hour and max_queued to 2 or more"
             )
         return self
 
@@ -469,16 +492,17 @@ class Tuning(StrictModel):
 
     objective: of `model: auto`.
     presets: objectives of `auto:NAME`.
-    profile_here_chars: the ingress profiles a request itself if its messages have at most so many characters together.
-    decide_here_s: the ingress decides itself if its snapshot of what the router has learned is no older. The decision
-        reaches the router with the outcome. 0: the router decides.
+    local_profile_max_chars: the ingress profiles a request itself if its messages have at most so many characters
+        together.
+    snapshot_max_age_s: the ingress decides itself if its snapshot of what the router has learned is no older. The
+        decision reaches the router with the outcome. 0: the router decides.
     profile_timeout_s: the ingress goes on without the profiler after this time.
     decide_timeout_s: the ingress goes on without the router after this time.
     first_byte_timeout_s: time until the first byte of a stream, after which one other arm is asked.
     answer_timeout_s: the same for an answer in one piece. Also the maximum duration of a stream, and of reading it.
     chunk_timeout_s: maximum pause in a stream, after which the stream ends with an error event.
-    hedge_after: fraction of `max_latency_s` after which a second model is asked if no byte has arrived; the first to
-        answer wins. Default: never.
+    hedge_after_fraction: fraction of `max_latency_s` after which a second model is asked if no byte has arrived; the
+        first to answer wins. Default: never.
     admission: how many requests one ingress replica admits.
     breaker: when the circuit breaker of an arm opens.
     judge: grades a share of the answers in the background. Default: none.
@@ -486,14 +510,14 @@ class Tuning(StrictModel):
 
     objective: ObjectiveSettings = ObjectiveSettings()
     presets: dict[str, ObjectiveSettings] = {}
-    profile_here_chars: int = Field(4000, ge=0)
-    decide_here_s: float = Field(0.0, ge=0)
+    local_profile_max_chars: int = Field(4000, ge=0)
+    snapshot_max_age_s: float = Field(0.0, ge=0)
     profile_timeout_s: float = Field(0.25, gt=0)
     decide_timeout_s: float = Field(0.25, gt=0)
     first_byte_timeout_s: float = Field(60.0, gt=0)
     answer_timeout_s: float = Field(600.0, gt=0)
     chunk_timeout_s: float = Field(60.0, gt=0)
-    hedge_after: float | None = Field(None, gt=0, le=1)
+    hedge_after_fraction: float | None = Field(None, gt=0, le=1)
     admission: AdmissionSettings = AdmissionSettings()
     breaker: BreakerSettings = BreakerSettings()
     judge: JudgeSettings | None = None
@@ -512,6 +536,11 @@ def explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             key = str(item["loc"][-1])
+            section = str(item["loc"][0]) if len(item["loc"]) > 1 else ""
+            if (now := RENAMED.get((section, key))) is not None:
+                renamed = where.removesuffix(key) + now
+                lines.append(f"'{where}' is now '{renamed}'; rename it")
+                continue
             near = get_close_matches(key, _all_keys(), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             if near == [key]:

@@ -232,11 +232,11 @@ ACCEPTED = "accepted"
 DUPLICATE = "duplicate"
 UNKNOWN = "unknown"
 # The event is stored and counts when its decision arrives.
-PENDING = "held"
+PENDING = "pending"
 # The same score was given again later. It is stored, because an older correction may still arrive.
 REPEATED = "repeated"
 # The decision already has scores from the largest number of sources.
-TOO_MANY_SOURCES = "crowded"
+TOO_MANY_SOURCES = "too_many_sources"
 # The event's decision is too old or was deleted.
 EXPIRED = "expired"
 # The decision's request was refused, so there is no answer to score.
@@ -244,6 +244,8 @@ UNANSWERED = "unanswered"
 BUSY = "busy"
 # The idempotency key belongs to a request that is being answered, or to one with another body.
 REUSED = "reused"
+# The names of two of them in journals of release 0.1.0.
+FORMER_STATUSES = {"held": PENDING, "crowded": TOO_MANY_SOURCES}
 NOTED = (
     ACCEPTED,
     PENDING,

@@ -63,7 +63,7 @@ class ModelQueue:
     @property
     def slots(self) -> int:
         """Number of requests that may run at once."""
-        return self.settings.running * max(1, self.replicas)
+        return self.settings.max_running * max(1, self.replicas)
 
     @property
     def busy(self) -> bool:
@@ -95,9 +95,9 @@ class ModelQueue:
         """Whether a new request of this rank would be refused."""
         if self._slot_is_free():
             return False
-        if len(self._waiting) >= SHARES[rank] * self.settings.waiting:
+        if len(self._waiting) >= SHARES[rank] * self.settings.max_queued:
             return True
-        return self.wait_s(rank) > self.settings.wait_s
+        return self.wait_s(rank) > self.settings.max_queue_wait_s
 
     async def enter(self, rank: int, background: bool = False) -> float:
         """Wait for a slot. Returns the time at which it was taken, for `leave`.
@@ -107,7 +107,7 @@ class ModelQueue:
             background: no client asked for it, so it does not make the queue busy once it has its slot.
 
         Raises:
-            FullError: there is no room, or no slot became free within `settings.wait_s`.
+            FullError: there is no room, or no slot became free within `settings.max_queue_wait_s`.
         """
         self._assign_slots()  # the number of replicas may have grown since the last `leave`
         if self.full(rank):
@@ -121,7 +121,7 @@ class ModelQueue:
         entry = (rank, next(self._numbers), slot)
         heapq.heappush(self._waiting, entry)
         try:
-            async with asyncio.timeout(self.settings.wait_s):
+            async with asyncio.timeout(self.settings.max_queue_wait_s):
                 await slot
         except BaseException as error:
             if slot.done() and not slot.cancelled():
@@ -205,6 +205,6 @@ class AdmissionControl:
         Raises:
             FullError: the ingress has as many requests as this rank may fill.
         """
-        if self.in_flight_total >= SHARES[rank] * self._settings.requests:
+        if self.in_flight_total >= SHARES[rank] * self._settings.max_in_flight:
             wait_s = min(queue.wait_s(rank) for queue in self.queues.values())
             raise FullError(wait_s)

@@ -72,7 +72,7 @@ class Breaker:
             self._close()
         elif status == "error":
             self._failures += 1
-            if probe or self._failures >= self.settings.failures:
+            if probe or self._failures >= self.settings.failure_threshold:
                 self._suspect()
         elif probe:
             self._probing = False
@@ -83,7 +83,7 @@ class Breaker:
         is_open = self._open_until_s is not None
         if healthy:
             self._close()
-        elif is_open or self._failures >= self.settings.failures:
+        elif is_open or self._failures >= self.settings.failure_threshold:
             self._open()
 
     def _suspect(self) -> None:
@@ -101,6 +101,6 @@ class Breaker:
 
     def _open(self) -> None:
         self._probing = False
-        doubled_s = 2 * self._pause_s or self.settings.open_s
-        self._pause_s = min(self.settings.max_open_s, doubled_s)
+        doubled_s = 2 * self._pause_s or self.settings.cooldown_s
+        self._pause_s = min(self.settings.max_cooldown_s, doubled_s)
         self._open_until_s = self._clock() + self._pause_s

@@ -246,7 +246,7 @@ class Dispatcher:
             ApiError: 429 if there was no room, 503 if there was a failure.
         """
         limit_s = decision.objective.max_latency_s
-        fraction = self._router_client.tuning.hedge_after
+        fraction = self._router_client.tuning.hedge_after_fraction
         has_limit = limit_s < float("inf")
         try:
             if fraction is not None and has_limit and not call.constrained:

@@ -1,7 +1,7 @@
 """The ingress's client of the profiler and the router: batched calls, deadlines and local fallbacks.
 
 Decisions are made by the router, or by the ingress itself on a fresh snapshot of what the router has learned
-(`decide_here_s`); that saves a call. A local decision reaches the router with its outcome. Only the router learns.
+(`snapshot_max_age_s`); that saves a call. A local decision reaches the router with its outcome. Only the router learns.
 
 A request never fails because of the profiler or the router. Without the profiler, the client profiles the text alone.
 Without the router, the client decides on its last snapshot and reports the decision later.
@@ -225,7 +225,7 @@ class RouterClient:
         answering (outcome_reporter.py).
         """
         try:
-            if len(item.context) <= self.tuning.profile_here_chars:
+            if len(item.context) <= self.tuning.local_profile_max_chars:
                 return self._text_profiler.profile([item])[0], ""
             async with asyncio.timeout(self.tuning.profile_timeout_s):
                 return await self._profile_batched(item), ""
@@ -238,7 +238,7 @@ class RouterClient:
     async def decide(self, request: Request, rank: int = NORMAL) -> Decision:
         """Decide on a fresh snapshot, else by the router, else on the last snapshot if the router does not answer."""
         snapshot_age_s = time.monotonic() - self._snapshot_taken_s
-        if snapshot_age_s < self.tuning.decide_here_s:
+        if snapshot_age_s < self.tuning.snapshot_max_age_s:
             return self._decide_on_snapshot([request], rank)[0]
         request = replace(request, profile=self._with_forecasts([request.profile])[0])
         forced = request.objective.models[:1] if request.forced else ()

@@ -101,7 +101,7 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
     ) -> dict[str, object]:
         """Score an answer.
 
-        Status `held`: the decision has not reached the router yet, and the score counts when it does.
+        Status `pending`: the decision has not reached the router yet, and the score counts when it does.
         """
         identity = identity_of(http)
         identity.count_score()

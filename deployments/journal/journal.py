@@ -28,7 +28,7 @@ from deployments.journal.tables import (
     SNAPSHOTS,
     open_database,
 )
-from policies.events import Decision, Event, Feedback
+from policies.events import FORMER_STATUSES, Decision, Event, Feedback
 
 KEEP_SNAPSHOTS = 3
 PAGE_ROWS = 2_000  # rows read at once
@@ -447,7 +447,9 @@ class Journal:
         with self.engine.connect() as connection:
             query = sa.select(replies).where(replies.c.key == key)
             found = connection.execute(query).first()
-        return (found.digest, found.status) if found else None
+        if found is None:
+            return None
+        return found.digest, FORMER_STATUSES.get(found.status, found.status)
 
 
 def _size(row: Row) -> int:

@@ -1,11 +1,23 @@
-"""The database tables of the journal. Opening the database creates the tables and adds missing columns."""
+"""The database tables of the journal. Opening the database creates them, or runs the migrations that it lacks.
 
-import time
+Each change of a table needs a migration (migrations/versions/). A migration only adds tables, nullable columns and
+columns with a default, so the previous release can still read and write the journal.
+"""
+
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.engine.interfaces import DBAPIConnection
+
+MIGRATIONS = "deployments.journal:migrations"
+LOCK = 4_711_001  # PostgreSQL's advisory lock: one process at a time migrates
+log = logging.getLogger(__name__)
 
 _SCHEMA = sa.MetaData()
 EVENTS = sa.Table(
@@ -47,8 +59,7 @@ METADATA = sa.Table(
 def open_database(url: str) -> sa.Engine:
     """Open the database at a URL and bring its tables up to date.
 
-    SQLite is configured for durable writes; PostgreSQL writes durably by default. Columns that a journal of an
-    earlier version lacks are added; the creation time of its rows is then the present time.
+    SQLite is configured for durable writes; PostgreSQL writes durably by default.
     """
     sqlite = sa.make_url(url).get_backend_name() == "sqlite"
     # a database server may have restarted since the last write, so connections are tested before use
@@ -57,8 +68,7 @@ def open_database(url: str) -> sa.Engine:
         if engine.url.database and engine.url.database != ":memory:":
             _keep_private(Path(engine.url.database))
         sa.event.listen(engine, "connect", _configure_sqlite)
-    _SCHEMA.create_all(engine)
-    _add_missing_columns(engine)
+    _migrate(engine)
     return engine
 
 
@@ -75,20 +85,35 @@ def _keep_private(path: Path) -> None:
             file.chmod(0o600)
 
 
-def _add_missing_columns(engine: sa.Engine) -> None:
-    inspector = sa.inspect(engine)
-    defaults = {"time_s": time.time(), "cut": 0, "gone_before_s": 0.0}
-    for table in _SCHEMA.sorted_tables:
-        existing = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name in existing:
-                continue
-            kind = column.type.compile(engine.dialect)
-            with engine.begin() as connection:
-                connection.exec_driver_sql(
-                    f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind} "
-                    f"NOT NULL DEFAULT {defaults[column.name]}"
-                )
+def _migrate(engine: sa.Engine) -> None:
+    """Run the migrations that the database lacks, all or none.
+
+    A journal from before the migrations has no record of them, and gets what it lacks from the first one. A journal
+    that a newer release has written is left as it is, because migrations only add.
+    """
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    scripts = ScriptDirectory.from_config(config)
+    with engine.connect() as connection:
+        written = MigrationContext.configure(connection).get_current_revision()
+    if written == scripts.get_current_head():
+        return
+    if written not in {None, *(script.revision for script in scripts.walk_revisions())}:
+        log.warning(
+            "a newer release has written this journal (its tables are at revision %s); going on without what that "
+            "release added",
+            written,
+        )
+        return
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            # without it, Python's driver would commit each change of a table by itself
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
 
 
 def _configure_sqlite(connection: DBAPIConnection, _: object) -> None:

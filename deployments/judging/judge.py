@@ -149,7 +149,7 @@ class Judge:
 
     def _share(self, settings: JudgeSettings) -> float:
         """Share of the answers that are graded now."""
-        return 1.0 if self._scored() < settings.first else settings.share
+        return 1.0 if self._scored() < settings.first else settings.sample_rate
 
     def has_budget(self, answers: int) -> bool:
         """Whether so many more answers may be queued."""
@@ -160,7 +160,7 @@ class Judge:
         while self._calls_s and now - self._calls_s[0] > 3600:
             self._calls_s.popleft()
         waiting = len(self._queue) + self._reserved + answers
-        if waiting > settings.waiting:
+        if waiting > settings.max_queued:
             return False
         return len(self._calls_s) + waiting <= settings.calls_per_hour
 

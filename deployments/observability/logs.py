@@ -4,50 +4,30 @@ A replica writes to the log file that Serve has for it (JSON by `logging_config`
 to the stderr of its worker. The load balancer's log has the same `request_id` (deploy/haproxy).
 """
 
-import json
 import logging
 import threading
 import time
 import traceback
 from contextvars import ContextVar
 
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
+
 from deployments import runtime
 from policies.events import Decision, Outcome
 
 FLUSH_EVERY_S = 1.0
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-# attributes of a record that did not come as `extra`
-_STANDARD = {"message", "asctime", *runtime.SKIP_SERVE_CONTEXT}
-_STANDARD |= set(vars(logging.makeLogRecord({})))
+# keys of a line, as in Serve's lines, before those of the record's `extra`
+LINE = ("asctime", "levelname", "message", "name")
+NAMES = {"name": "logger", "exc_info": "exc_text"}
 log = logging.getLogger(__name__)
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats a log record as one line of JSON.
-
-    Args:
-        component: name of the process in each line, for example `router`.
-    """
-
-    def __init__(self, component: str):
-        super().__init__()
-        self._component = component
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line with the keys of Serve's JSON lines and those of the record's `extra`."""
-        line = {
-            "asctime": self.formatTime(record),
-            "levelname": record.levelname,
-            "message": record.getMessage(),
-            "component": self._component,
-            "logger": record.name,
-        }
-        for key, value in vars(record).items():
-            if key not in _STANDARD:
-                line[key] = value
-        if record.exc_text:
-            line["exc_text"] = record.exc_text
-        return json.dumps(line, default=str)
+class _Formatter(JsonFormatter):
+    def formatException(self, ei: object) -> str:  # noqa: N802
+        """Empty, so that the text from RequestIdHandler is written in place of the exception's message."""
+        return ""
 
 
 class RequestIdHandler(logging.Handler):
@@ -99,7 +79,13 @@ def configure(component: str) -> None:
             target=flush, args=(replica, FLUSH_EVERY_S), daemon=True, name="log flusher"
         ).start()
     stderr = logging.StreamHandler()
-    stderr.setFormatter(JsonFormatter(component))
+    formatter = _Formatter(
+        LINE,
+        rename_fields=NAMES,
+        static_fields={"component": component},
+        reserved_attrs=[*RESERVED_ATTRS, *runtime.SKIP_SERVE_CONTEXT],
+    )
+    stderr.setFormatter(formatter)
     package = logging.getLogger("deployments")
     package.handlers[:] = [RequestIdHandler(replica or [stderr])]
     package.setLevel(logging.INFO)

@@ -151,12 +151,12 @@ def _ingress(deployment: Config, where: str) -> list[str]:
         return wrong
     limits = Tuning.model_validate(tuning)
     key = "graceful_shutdown_timeout_s"
-    least = limits.admission.wait_s + limits.answer_timeout_s
+    least = limits.admission.max_queue_wait_s + limits.answer_timeout_s
     given = deployment.get(key, DEFAULT_GRACE_S)
     if isinstance(given, int | float) and given < least:
         why = "which cuts answers off at a reload: write"
         return [
-            f"{where}.{key} is {given:g}, {why} {least:g} (wait_s and answer_timeout_s) or more"
+            f"{where}.{key} is {given:g}, {why} {least:g} (max_queue_wait_s and answer_timeout_s) or more"
         ]
     return []
 

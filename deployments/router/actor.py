@@ -137,7 +137,7 @@ class Router:
     def _apply_settings(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._projections.apply_settings(settings)
-        self._journal.retention.keep_days = settings.journal_keep_days
+        self._journal.retention.keep_days = settings.journal_retention_days
         self._journal.retention.max_rows = settings.journal_max_rows
 
     @property

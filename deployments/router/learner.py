@@ -498,8 +498,8 @@ class Learner:
             reply_to: idempotency key of the request and digest of its body, to store the reply.
 
         Returns:
-            The status of each score, when all of them are durable: accepted, duplicate, held, crowded, unanswered,
-            unknown or expired.
+            The status of each score, when all of them are durable: accepted, duplicate, pending, too_many_sources,
+            unanswered, unknown or expired.
 
         Raises:
             JournalFullError: none of them was taken; the client may send them again.

@@ -136,7 +136,7 @@ def row_of(snapshot: Snapshot, journal: Journal) -> int:
     if oldest > row + 1 and journal.retention.deletable_row > row:
         raise ValueError(
             f"version {snapshot.version} has learned up to row {row} of the journal, of which {oldest} is the oldest "
-            "that is kept; choose a newer version, or raise journal_keep_days"
+            "that is kept; choose a newer version, or raise journal_retention_days"
         )
     require_unforgotten(snapshot.version, row, journal, journal.forgotten.after(row))
     return row

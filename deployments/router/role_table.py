@@ -305,8 +305,8 @@ def gate_settings(settings: GatewaySettings) -> GateSettings:
         scores=rollout.first_scores,
         margin=rollout.first_margin,
         rewards=rollout.first_rewards,
-        level=rollout.level,
-        repeated=rollout.repeated or rollout.advance == "auto",
+        level=rollout.confidence_level,
+        repeated=rollout.anytime_valid or rollout.advance == "auto",
         watch_margin=rollout.watch_margin,
         watch_alpha=rollout.watch_alpha,
     )

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tabulate import tabulate
+
 from deployments.calibration.records import RunView
 from deployments.observability.colours import colours_of
 from deployments.tracking.model_registry import PolicyRegistry
@@ -85,7 +87,7 @@ def tables(report: SizeReport) -> str:
         f"Means with {report.level:.0%} intervals; n: answers with a grade. Bold: the best size for this kind under "
         f"latency_weight {report.latency_weight:g} and cost_weight {report.cost_weight:g}.\n\n"
     )
-    text += _table(COLUMNS, rows)
+    text += str(tabulate(rows, COLUMNS, "github", disable_numparse=True))
     if report.comparisons:
         text += "\n\nWhere each size is worth its price, on the prompts that both sizes answered:\n\n"
         text += _worth(report)
@@ -110,19 +112,7 @@ def _worth(report: SizeReport) -> str:
                 found.verdict,
             )
         )
-    return _table(WORTH_COLUMNS, rows)
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table whose columns are aligned."""
-    texts = [columns, *rows]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |"
-        for row in texts
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return str(tabulate(rows, WORTH_COLUMNS, "github", disable_numparse=True))
 
 
 def draw(report: SizeReport, path: Path) -> None:

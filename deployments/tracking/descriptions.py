@@ -91,8 +91,8 @@ def parameters(settings: GatewaySettings, tuning: Tuning | None) -> dict[str, st
         "arms": ",".join(settings.models),
         "max_mean_cost_usd": settings.max_mean_cost_usd,
         "rollout.start": settings.rollout.start,
-        "rollout.share": settings.rollout.share,
-        "trace_share": settings.trace_share,
+        "rollout.challenger_share": settings.rollout.challenger_share,
+        "trace_share": settings.trace_sample_rate,
         "keys": settings.keys is not None,
         "seed": "none: a restarted router must not repeat its draws",
         "code": code_digest(),
@@ -112,10 +112,10 @@ def parameters(settings: GatewaySettings, tuning: Tuning | None) -> dict[str, st
         found["presets"] = {
             name: preset.model_dump() for name, preset in tuning.presets.items()
         }
-        found["decide_here_s"] = tuning.decide_here_s
-        found["hedge_after"] = tuning.hedge_after
+        found["snapshot_max_age_s"] = tuning.snapshot_max_age_s
+        found["hedge_after_fraction"] = tuning.hedge_after_fraction
         judge = tuning.judge
-        found["judge.share"] = 0.0 if judge is None else judge.share
+        found["judge.sample_rate"] = 0.0 if judge is None else judge.sample_rate
         found["judge.pair_rate"] = 0.0 if judge is None else judge.pair_rate
     for package in PACKAGES:
         found[f"version/{package}"] = _installed(package)

@@ -168,8 +168,8 @@ class Evaluator:
             walk.probabilities(CHAMPION, evaluated),
             walk.probabilities(CHALLENGER, evaluated),
             gate.margin,
-            gate.level,
-            gate.repeated,
+            gate.confidence_level,
+            gate.anytime_valid,
         )
         return {
             **report,

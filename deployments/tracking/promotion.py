@@ -203,7 +203,7 @@ class PromotionService:
                 role = CHALLENGER if to == CHAMPION else to
                 snapshot = await asyncio.to_thread(self._registry.load, version)
                 if share is None:
-                    share = self._settings.rollout.share
+                    share = self._settings.rollout.challenger_share
                 rollout = await self._change_roles(
                     self._router.assign_role.remote(role, snapshot, share, reason, who)
                 )

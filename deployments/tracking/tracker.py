@@ -172,7 +172,7 @@ class Tracker:
             former_journal=ids.hash("journal"),
         )
         self._exporter = Exporter(
-            self._router, self._runs, EVERY_S, self._settings.trace_share
+            self._router, self._runs, EVERY_S, self._settings.trace_sample_rate
         )
         await self._exporter.resume()
         self._run_id = await asyncio.to_thread(lambda: self._runs.run_id)
@@ -232,7 +232,7 @@ class Tracker:
             measured |= summary.rollout.first_day.metrics()
         known = {key: value for key, value in measured.items() if value is not None}
         await asyncio.to_thread(registry.log, self._run_id, known, summary.decisions)
-        if time.time() - self._published_at >= self._settings.publish_every_s:
+        if time.time() - self._published_at >= self._settings.publish_interval_s:
             self._published_at = time.time()
             if summary.decisions != self._published_sequence:
                 await self._promotions.publish()

@@ -31,7 +31,9 @@ def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
 def test_a_row_has_type_bounds_and_default() -> None:
     """The table shows what the pydantic field declares."""
     page = settings_page()
-    row = next(line for line in page.split("\n") if line.startswith("| `trace_share`"))
+    row = next(
+        line for line in page.split("\n") if line.startswith("| `trace_sample_rate`")
+    )
     assert "| number, at least 0, at most 1 | `0.02` |" in row
     assert GatewaySettings.model_fields["trace_share"].default == 0.02
 

@@ -105,7 +105,7 @@ def t18(folder: Path) -> Finding:
         ]
 
     with gateway.client:
-        gateway.tune(breaker={"failures": 10**6})
+        gateway.tune(breaker={"failure_threshold": 10**6})
         for what, script in scripts.items():
             for model in gateway.models.values():
                 model.script = script

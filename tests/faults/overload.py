@@ -96,7 +96,13 @@ def t11(folder: Path) -> Finding:
         nonlocal held
         async with gateway.at_once():
             app: Any = gateway.client.app
-            gateway.tune(admission={"running": slots, "waiting": 16, "wait_s": 2.0})
+            gateway.tune(
+                admission={
+                    "max_running": slots,
+                    "max_queued": 16,
+                    "max_queue_wait_s": 2.0,
+                }
+            )
             for name in ("small", "large"):
                 gateway.models[name].script = takes(hold_s, slots)
                 await post(app, {**ASK, "model": name})
@@ -149,7 +155,7 @@ def t13(folder: Path) -> Finding:
     failed = 0
     with gateway.client:
         # every text goes to the profiler, even a short one
-        gateway.tune(profile_here_chars=0, profile_timeout_s=0.25)
+        gateway.tune(local_profile_max_chars=0, profile_timeout_s=0.25)
         gateway.chat()
         for _ in range(200):
             gateway.profiler.broken = False
@@ -214,7 +220,9 @@ def t15(folder: Path) -> Finding:
 
     async def run() -> tuple[float, int, int]:
         async with gateway.at_once():
-            gateway.tune(admission={"running": 100, "waiting": 400, "requests": 1000})
+            gateway.tune(
+                admission={"max_running": 100, "max_queued": 400, "max_in_flight": 1000}
+            )
             gateway.models["large"].script = endless
             app = gateway.client.app
             await asyncio.gather(
@@ -246,7 +254,7 @@ def t24(folder: Path) -> Finding:
         breaker = gateway.ingress.dispatcher.breakers["small"]
         now = [0.0]
         breaker._clock = lambda: now[0]
-        gateway.tune(breaker={"failures": 3, "open_s": 5.0})
+        gateway.tune(breaker={"failure_threshold": 3, "cooldown_s": 5.0})
         small = gateway.models["small"]
         statuses = Counter[int]()
 

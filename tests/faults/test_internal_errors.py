@@ -54,7 +54,7 @@ def test_a_slow_part_delays_an_answer_only_until_its_deadline(
     async def run() -> tuple[Any, float]:
         async with gateway.at_once() as client:
             gateway.tune(
-                profile_here_chars=0, profile_timeout_s=0.25, decide_timeout_s=0.25
+                local_profile_max_chars=0, profile_timeout_s=0.25, decide_timeout_s=0.25
             )
             getattr(gateway, part).delay_s = 5.0
             began = asyncio.get_running_loop().time()
@@ -69,7 +69,7 @@ def test_a_slow_part_delays_an_answer_only_until_its_deadline(
 def test_a_broken_profiler_leaves_a_profile_of_the_text_alone(gateway: Gateway) -> None:
     """Without the profiler a prompt is profiled without its embedding, and the header names the fallback."""
     gateway.profiler.broken = True
-    gateway.tune(profile_here_chars=0)
+    gateway.tune(local_profile_max_chars=0)
     answer = gateway.chat()
     assert (
         answer.status_code == 200 and answer.headers["x-router-fallback"] == "profiler"
@@ -92,7 +92,7 @@ def test_a_second_attempt_has_the_same_objective(tmp_path: Path) -> None:
         gateway.router.thing._projections.pacer.integral = (
             gateway.ingress.router_client._pacer._pacer.integral
         ) = 9.0
-        gateway.tune(decide_here_s=1e6)
+        gateway.tune(snapshot_max_age_s=1e6)
         assert (
             gateway.chat(
                 messages=[{"role": "user", "content": "Quickly, what is 3 plus 5?"}]
@@ -123,10 +123,10 @@ def test_a_second_attempt_has_the_same_objective(tmp_path: Path) -> None:
 
 def test_a_short_text_needs_no_profiler(gateway: Gateway) -> None:
     """The ingress profiles a short text itself, with the same result as the profiler."""
-    gateway.tune(profile_here_chars=0)
+    gateway.tune(local_profile_max_chars=0)
     there = gateway.chat().headers["x-router-decision-id"]
     gateway.profiler.broken = True
-    gateway.tune(profile_here_chars=4000)
+    gateway.tune(local_profile_max_chars=4000)
     answer = gateway.chat()
     assert answer.headers["x-router-fallback"] == "none"
     ids = (there, answer.headers["x-router-decision-id"])

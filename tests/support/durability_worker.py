@@ -130,7 +130,7 @@ async def work(
                 await learner.observe([(step.decision, step.event)], now)
             else:
                 (status,) = await learner.feedback([step.event], now)
-                assert status in ("accepted", "duplicate", "held"), status
+                assert status in ("accepted", "duplicate", "pending"), status
             os.write(1, f"{number}\n".encode())
             acknowledged += 1
             if acknowledged == die_after:

@@ -60,7 +60,7 @@ def make_queue(clock: Clock, **limits: Any) -> ModelQueue:
 
 def test_queue_serves_by_priority_then_by_arrival() -> None:
     async def run() -> list[str]:
-        one = make_queue(Clock(), running=1, waiting=20)
+        one = make_queue(Clock(), max_running=1, max_queued=20)
         served = []
         entered = await one.enter(NORMAL)
 
@@ -90,7 +90,7 @@ def test_queue_keeps_room_for_higher_priorities() -> None:
     """Batch work may fill half of a queue, normal requests three quarters, and high priority all of it."""
 
     async def run() -> list[int]:
-        one = make_queue(Clock(), running=1, waiting=8)
+        one = make_queue(Clock(), max_running=1, max_queued=8)
         await one.enter(NORMAL)
         tasks = []
         waiting = []
@@ -116,7 +116,7 @@ def test_queue_refuses_a_request_whose_expected_wait_is_too_long() -> None:
 
     async def run() -> None:
         clock = Clock()
-        one = make_queue(clock, running=2, waiting=100, wait_s=18)
+        one = make_queue(clock, max_running=2, max_queued=100, max_queue_wait_s=18)
         entered = [await one.enter(NORMAL), await one.enter(NORMAL)]
         clock.now = 10.0
         for mine in entered:
@@ -139,7 +139,7 @@ def test_queue_refuses_a_request_after_the_maximum_wait() -> None:
     """The expected wait was shorter."""
 
     async def run() -> None:
-        one = make_queue(Clock(), running=1, wait_s=30)
+        one = make_queue(Clock(), max_running=1, max_queue_wait_s=30)
         loop = asyncio.get_running_loop()
         await one.enter(NORMAL)
         began = loop.time()
@@ -163,7 +163,7 @@ def test_queue_never_loses_a_slot(steps: list[tuple[str, int]]) -> None:
     """Requests come, end and are cancelled in any order: the bounds hold, and in the end all slots are free."""
 
     async def run() -> None:
-        one = make_queue(Clock(), running=2, waiting=4)
+        one = make_queue(Clock(), max_running=2, max_queued=4)
         tasks: list[asyncio.Task[float]] = []
         for verb, number in steps:
             if verb == "come":
@@ -193,7 +193,7 @@ def test_queue_never_loses_a_slot(steps: list[tuple[str, int]]) -> None:
 def test_admission_bounds_all_requests_together() -> None:
     """Requests that are being decided count as well."""
     admission = AdmissionControl(("a", "b"))
-    admission.configure(AdmissionSettings(requests=4))
+    admission.configure(AdmissionSettings(max_in_flight=4))
     for rank, most in ((BATCH, 2), (NORMAL, 3), (HIGH, 4)):
         admission.check(rank)
         admission._deciding = most - 1
@@ -258,7 +258,12 @@ def test_overload_is_refused_at_once_and_the_rest_is_answered(
     async def run() -> None:
         async with gateway.at_once() as client:
             gateway.tune(
-                admission={"running": 4, "waiting": 8, "wait_s": 20, "requests": 1000}
+                admission={
+                    "max_running": 4,
+                    "max_queued": 8,
+                    "max_queue_wait_s": 20,
+                    "max_in_flight": 1000,
+                }
             )
             gateway.models["small"].script = takes(0.5, 4)
             gateway.models["large"].script = takes(0.5, 4)
@@ -307,7 +312,7 @@ def test_queue_forgets_clients_that_disconnect_while_waiting(
 
     async def run() -> None:
         async with gateway.at_once() as client:
-            gateway.tune(admission={"running": 1, "waiting": 100})
+            gateway.tune(admission={"max_running": 1, "max_queued": 100})
             gateway.models["large"].script = takes(30)
             body = {"model": "large", "messages": [{"role": "user", "content": "a"}]}
             tasks = [

@@ -40,7 +40,7 @@ class Part:
         loop = asyncio.get_running_loop()
         self.model = FakeModel("small")
         self.queue = ModelQueue(loop.time)
-        self.queue.settings = AdmissionSettings(running=slots, waiting=8)
+        self.queue.settings = AdmissionSettings(max_running=slots, max_queued=8)
         self.client = Others()
         self.breaker = Breaker()
 
@@ -210,7 +210,7 @@ def test_failures_free_the_slot() -> None:
             await part.calls.ask("small", {"messages": []})
         assert error.value.status == 400 and part.model.cancelled == 1
         assert part.queue.running == 0 and not any(part.client.in_flight.values())
-        part.queue.settings = AdmissionSettings(running=1, waiting=0)
+        part.queue.settings = AdmissionSettings(max_running=1, max_queued=0)
         await part.queue.enter(NORMAL)
         with pytest.raises(FullError):
             await part.calls.ask("small", {"messages": []})

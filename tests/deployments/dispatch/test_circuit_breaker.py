@@ -15,7 +15,9 @@ from tests.support.gateway import Gateway, eventually
 
 def open_breaker(clock: Clock) -> Breaker:
     breaker = Breaker(clock)
-    breaker.settings = BreakerSettings(failures=3, open_s=5, max_open_s=15)
+    breaker.settings = BreakerSettings(
+        failure_threshold=3, cooldown_s=5, max_cooldown_s=15
+    )
     for _ in range(3):
         assert breaker.admits
         breaker.end("error", breaker.begin())
@@ -92,7 +94,7 @@ def test_failing_arm_gets_no_requests_until_a_probe_succeeds(
     gateway: Gateway,
 ) -> None:
     """Clients see no failure. While the breaker is open, the decision's explanation names it as the reason."""
-    gateway.tune(breaker={"failures": 3, "open_s": 0.3})
+    gateway.tune(breaker={"failure_threshold": 3, "cooldown_s": 0.3})
     small = gateway.models["small"]
     now = [0.0]
     breaker = gateway.ingress.dispatcher.breakers["small"]
@@ -122,7 +124,7 @@ def test_failing_arm_gets_no_requests_until_a_probe_succeeds(
 
 def test_breaker_closes_when_the_probe_begins_to_answer(gateway: Gateway) -> None:
     """Other requests do not wait for the end of its stream. If the stream breaks off, that counts as a failure."""
-    gateway.tune(breaker={"failures": 1, "open_s": 0.2})
+    gateway.tune(breaker={"failure_threshold": 1, "cooldown_s": 0.2})
     small = gateway.models["small"]
     seen: list[bool] = []
     breaker = gateway.ingress.dispatcher.breakers["small"]

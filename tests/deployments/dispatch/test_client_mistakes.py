@@ -163,13 +163,15 @@ def test_dead_engine_is_a_server_error() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("hedge_after", [None, 0.05])
+@pytest.mark.parametrize("hedge_after_fraction", [None, 0.05])
 def test_schema_that_hangs_an_engine_is_not_sent_to_a_second_one(
-    gateway: Gateway, stream: bool, hedge_after: float | None
+    gateway: Gateway, stream: bool, hedge_after_fraction: float | None
 ) -> None:
     """It times out, without failover or hedging. A request without a schema is failed over."""
     gateway.tune(
-        first_byte_timeout_s=0.3, answer_timeout_s=0.3, hedge_after=hedge_after
+        first_byte_timeout_s=0.3,
+        answer_timeout_s=0.3,
+        hedge_after_fraction=hedge_after_fraction,
     )
 
     async def hangs(
@@ -225,7 +227,7 @@ def test_failing_requests_of_one_client_open_no_breaker(
         "echo-me": {"messages": [{"role": "user", "content": "echo-me"}]},
         "seed": {"seed": 1},
     }[wrong]
-    gateway.tune(breaker={"failures": 3, "open_s": 60})
+    gateway.tune(breaker={"failure_threshold": 3, "cooldown_s": 60})
     for _ in range(12):
         assert gateway.chat(**hostile, stream=stream).status_code == 503
         assert gateway.chat().status_code == 200
@@ -234,7 +236,7 @@ def test_failing_requests_of_one_client_open_no_breaker(
 
 def test_a_failing_probe_does_not_keep_a_healthy_arm_out(gateway: Gateway) -> None:
     """The breaker is half-open, the arm is healthy again, and the probe is a request that makes any engine fail."""
-    gateway.tune(breaker={"failures": 1, "open_s": 0.05})
+    gateway.tune(breaker={"failure_threshold": 1, "cooldown_s": 0.05})
     small = gateway.models["small"]
     breaker = gateway.ingress.dispatcher.breakers["small"]
     dead = living(event(EngineDeadError()), DONE, errored=True)
@@ -252,7 +254,7 @@ def test_breaker_stays_closed_until_the_check_fails() -> None:
     """One check runs at a time."""
     started: list[bool] = []
     breaker = Breaker(Clock(), check=lambda: started.append(True))
-    breaker.settings = BreakerSettings(failures=3, open_s=5)
+    breaker.settings = BreakerSettings(failure_threshold=3, cooldown_s=5)
     for _ in range(9):
         breaker.end("error", breaker.begin())
     assert started == [True] and breaker.admits

@@ -37,15 +37,15 @@ def play(folder: Path, scenario: Callable[[Gateway, Post], Awaitable[None]]) -> 
 
 
 @pytest.mark.parametrize(
-    ("hedge_after", "answered_by"), [(0.1, "hedge"), (None, "none")]
+    ("hedge_after_fraction", "answered_by"), [(0.1, "hedge"), (None, "none")]
 )
 def test_request_with_a_deadline_may_ask_a_second_arm(
-    tmp_path: Path, hedge_after: float | None, answered_by: str
+    tmp_path: Path, hedge_after_fraction: float | None, answered_by: str
 ) -> None:
-    """With `hedge_after` the slow arm is cancelled. Without it the request waits."""
+    """With `hedge_after_fraction` the slow arm is cancelled. Without it the request waits."""
 
     async def scenario(gateway: Gateway, post: Post) -> None:
-        gateway.tune(hedge_after=hedge_after)
+        gateway.tune(hedge_after_fraction=hedge_after_fraction)
         gateway.models["small"].script = takes(1.0)
         began = asyncio.get_running_loop().time()
         answer = await post(2.0)
@@ -54,19 +54,21 @@ def test_request_with_a_deadline_may_ask_a_second_arm(
             answer.status_code == 200
             and answer.headers["x-router-fallback"] == answered_by
         )
-        assert answer.headers["x-router-model"] == ("large" if hedge_after else "small")
+        assert answer.headers["x-router-model"] == (
+            "large" if hedge_after_fraction else "small"
+        )
         await asyncio.sleep(0.1)  # until the slower attempt is cancelled
-        assert took_s == pytest.approx(0.2 if hedge_after else 1.0)
-        assert gateway.models["small"].cancelled == (1 if hedge_after else 0)
+        assert took_s == pytest.approx(0.2 if hedge_after_fraction else 1.0)
+        assert gateway.models["small"].cancelled == (1 if hedge_after_fraction else 0)
 
     play(tmp_path, scenario)
 
 
 def test_hedged_request_fails_over_at_once(tmp_path: Path) -> None:
-    """The second arm does not wait for `hedge_after`, and there is no third attempt."""
+    """The second arm does not wait for `hedge_after_fraction`, and there is no third attempt."""
 
     async def scenario(gateway: Gateway, post: Post) -> None:
-        gateway.tune(hedge_after=0.5)
+        gateway.tune(hedge_after_fraction=0.5)
         gateway.models["small"].script = failing(RuntimeError())
         began = asyncio.get_running_loop().time()
         answer = await post(20.0)
@@ -87,7 +89,9 @@ def test_arm_without_room_for_the_hedge_is_asked_after_a_failure(
     """The second arm is full, or Serve refuses the call, when the first is slow. It has room when the first fails."""
 
     async def scenario(gateway: Gateway, post: Post) -> None:
-        gateway.tune(hedge_after=0.1, admission={"running": 1, "waiting": 0})
+        gateway.tune(
+            hedge_after_fraction=0.1, admission={"max_running": 1, "max_queued": 0}
+        )
         queue = gateway.ingress.dispatcher.admission.queues["large"]
 
         async def slow(

@@ -22,7 +22,8 @@ def test_expected_and_actual_waits_are_reported(tmp_path: Path) -> None:
     async def run() -> list[Any]:
         async with gateway.at_once() as client:
             gateway.tune(
-                decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10}
+                snapshot_max_age_s=1e6,
+                admission={"max_running": 1, "max_queued": 16, "max_queue_wait_s": 10},
             )
 
             async def ask(model: str) -> str:
@@ -72,7 +73,8 @@ def test_wait_of_a_disconnected_client_is_not_latency_of_the_model(
     async def run() -> Any:
         async with gateway.at_once() as client:
             gateway.tune(
-                decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10}
+                snapshot_max_age_s=1e6,
+                admission={"max_running": 1, "max_queued": 16, "max_queue_wait_s": 10},
             )
             router_client = gateway.ingress.router_client
             told = list[Any]()
@@ -110,7 +112,8 @@ def test_queue_too_long_for_the_deadline_gives_a_429(tmp_path: Path) -> None:
     async def run() -> None:
         async with gateway.at_once() as client:
             gateway.tune(
-                decide_here_s=1e6, admission={"running": 1, "waiting": 16, "wait_s": 10}
+                snapshot_max_age_s=1e6,
+                admission={"max_running": 1, "max_queued": 16, "max_queue_wait_s": 10},
             )
 
             async def ask(model: str, **more: Any) -> Any:

@@ -24,7 +24,7 @@ from tests.support.requests import make_profile, make_request
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     found = Gateway(tmp_path)
     with found.client:
-        found.tune(decide_here_s=1e6)
+        found.tune(snapshot_max_age_s=1e6)
         yield found
 
 
@@ -150,7 +150,7 @@ def test_decision_that_has_not_reached_the_router_gives_a_503(
 def test_router_is_not_asked_while_the_snapshot_is_fresh(gateway: Gateway) -> None:
     gateway.router.broken = True
     assert gateway.chat().headers["x-router-fallback"] == "none"
-    gateway.tune(decide_here_s=0.0)
+    gateway.tune(snapshot_max_age_s=0.0)
     assert gateway.chat().headers["x-router-fallback"] == "router"
 
 
@@ -208,7 +208,7 @@ def test_latency_words_of_a_prompt_affect_all_policies(
     """Otherwise the utility of an answer would depend on the policy that decided."""
     made = Gateway(tmp_path, policy)
     with made.client:
-        made.tune(decide_here_s=here, objective={"latency_weight": 0.1})
+        made.tune(snapshot_max_age_s=here, objective={"latency_weight": 0.1})
         answer = made.chat(
             messages=[{"role": "user", "content": "Quickly, what is 3 plus 5?"}]
         )
@@ -244,7 +244,7 @@ def test_learner_knows_a_decision_it_has_seen(gateway: Gateway) -> None:
 
 def test_router_gets_the_expected_waits(gateway: Gateway) -> None:
     """Otherwise a decision of the router would ignore the queue in front of a model."""
-    gateway.tune(decide_here_s=0.0)
+    gateway.tune(snapshot_max_age_s=0.0)
     router_client = gateway.ingress.router_client
     router_client.in_flight["large"] += 1
     router_client.wait_s = lambda arm, rank: {"small": 99.0, "large": 7.0}.get(arm, 0.0)
@@ -273,7 +273,7 @@ def test_ingress_does_not_use_an_arm_added_after_its_start(
     gateway: Gateway,
 ) -> None:
     """During a redeploy, which replaces the ingresses one by one, the router has the new settings already."""
-    gateway.tune(decide_here_s=0.0)
+    gateway.tune(snapshot_max_age_s=0.0)
     huge = ModelSettings(prior_quality=1.0)
     settings = gateway.settings.model_copy(
         update={"models": {**gateway.settings.models, "huge": huge}}

@@ -252,7 +252,7 @@ def test_a_busy_size_is_not_asked_until_it_has_been_idle(gateway: Gateway) -> No
                 yield item
 
     gateway.models["large"].script = script
-    gateway.tune(admission={"running": 2})
+    gateway.tune(admission={"max_running": 2})
 
     async def client() -> None:
         await gateway.ingress.dispatcher.admission.queues["large"].enter(1)

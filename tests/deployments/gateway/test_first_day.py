@@ -85,7 +85,7 @@ def gateway(tmp_path: Path) -> Iterator[Operated]:
     """A gateway whose ingress may decide on snapshots, as the shipped configuration has it."""
     made = Operated(tmp_path, rollout={**DAY, "first_margin": 0.05})
     with made.client:
-        made.tune(decide_here_s=5.0)
+        made.tune(snapshot_max_age_s=5.0)
         yield made
 
 

@@ -241,7 +241,7 @@ def test_errors_reveal_no_internals(
                 gateway.chat(model="large").text,
                 gateway.chat(model="large", stream=True).text,
             ]
-            gateway.tune(breaker={"failures": 1000})
+            gateway.tune(breaker={"failure_threshold": 1000})
         gateway.models["large"].script = engine_error
         bodies.append(gateway.chat(model="large", stream=True).text)
         gateway.models["large"].script = None

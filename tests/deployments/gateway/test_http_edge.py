@@ -170,7 +170,7 @@ def test_the_state_shows_a_model_that_this_ingress_does_not_know_yet(
     assert answer.status_code == 200
     assert answer.json()["models"]["added"]["wait_s"] == 0
     assert gateway.chat().status_code == 200
-    gateway.tune(decide_here_s=0.0)
+    gateway.tune(snapshot_max_age_s=0.0)
     for _ in range(
         20
     ):  # the router may choose the new arm; the ingress then decides by itself

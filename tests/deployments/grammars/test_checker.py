@@ -350,7 +350,7 @@ def test_a_refused_grammar_is_asked_of_one_model_and_opens_no_breaker(
 
     for model in gateway.models.values():
         model.script = played(refusing())
-    gateway.tune(breaker={"failures": 1})
+    gateway.tune(breaker={"failure_threshold": 1})
     for _ in range(3):
         answer = gateway.chat(**change, stream=stream)
         assert answer.status_code == status, answer.text

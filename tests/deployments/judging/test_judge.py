@@ -80,7 +80,7 @@ def test_the_largest_model_grades_and_its_grade_is_feedback(
     gateway: Gateway, judging: Judging, stream: bool
 ) -> None:
     """The judge reads question and answer; a grade of 8 becomes a score of 0.8 of the source `judge`."""
-    gateway.tune(judge={"share": 1.0})
+    gateway.tune(judge={"sample_rate": 1.0})
     answer = gateway.chat(stream=stream)
     assert SECRET in answer.text
     eventually(lambda: scores(gateway, answer) == [{"source": "judge", "score": 0.8}])
@@ -98,7 +98,7 @@ def test_an_answer_whose_text_was_not_kept_is_not_judged(
     ) -> AsyncIterator[tuple[bytes, Any]]:
         async for payload, report in judging.script(task, body):
             if body.get("stream") and report is not None:
-                gateway.tune(judge={"share": 1.0})
+                gateway.tune(judge={"sample_rate": 1.0})
                 yield (
                     f"data: {json.dumps({'choices': [{'delta': {'content': '!'}}]})}\n\n".encode(),
                     None,
@@ -120,7 +120,7 @@ def test_calls_of_the_judge_are_not_routed_learned_or_judged(
     gateway: Gateway, judging: Judging
 ) -> None:
     """Three answers make three decisions and three calls of the judge; answers of forced models are not judged."""
-    gateway.tune(judge={"share": 1.0})
+    gateway.tune(judge={"sample_rate": 1.0})
     answers = [gateway.chat() for _ in range(3)]
     gateway.chat(model="small")
     for answer in answers:
@@ -141,7 +141,7 @@ def test_a_slow_judge_delays_no_request_and_drops_what_exceeds_its_queue(
 ) -> None:
     """Eight requests are answered while the judge grades the first; two more are queued, the others are not judged."""
     judging.delay_s = 3600.0
-    gateway.tune(judge={"share": 1.0, "waiting": 2, "timeout_s": 7200.0})
+    gateway.tune(judge={"sample_rate": 1.0, "max_queued": 2, "timeout_s": 7200.0})
     gateway.chat()
     eventually(lambda: len(judging.asked) == 1)
     for _ in range(7):
@@ -153,18 +153,18 @@ def test_a_slow_judge_delays_no_request_and_drops_what_exceeds_its_queue(
 def test_a_judges_call_has_a_deadline(gateway: Gateway, judging: Judging) -> None:
     """The judge continues after a failure."""
     judging.delay_s = 3600.0
-    gateway.tune(judge={"share": 1.0, "timeout_s": 0.1})
+    gateway.tune(judge={"sample_rate": 1.0, "timeout_s": 0.1})
     gateway.chat()
     eventually(lambda: len(judging.asked) == 1 and gateway.ingress.judge._worker.done())
     judging.delay_s = 0.0
-    gateway.tune(judge={"share": 1.0, "timeout_s": 60.0})
+    gateway.tune(judge={"sample_rate": 1.0, "timeout_s": 60.0})
     answer = gateway.chat()
     eventually(lambda: scores(gateway, answer))
 
 
 def test_the_budget_is_kept(gateway: Gateway, judging: Judging) -> None:
     """The judge makes no more calls an hour than `calls_per_hour`."""
-    gateway.tune(judge={"share": 1.0, "calls_per_hour": 3})
+    gateway.tune(judge={"sample_rate": 1.0, "calls_per_hour": 3})
     for _ in range(8):
         gateway.chat()
     eventually(lambda: len(judging.asked) == 3)
@@ -176,7 +176,7 @@ def test_the_judge_keeps_texts_in_memory_only(
     gateway: Gateway, judging: Judging, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Journal and log have no word of question, answer or the judge's reply, also after a failure."""
-    gateway.tune(judge={"share": 1.0})
+    gateway.tune(judge={"sample_rate": 1.0})
     with caplog.at_level(logging.DEBUG):
         answer = gateway.chat()
         eventually(lambda: scores(gateway, answer))
@@ -226,7 +226,12 @@ def test_any_openai_compatible_endpoint_may_judge(
     url, calls = endpoint
     monkeypatch.setenv("JUDGE_KEY", "sk-judge")
     gateway.tune(
-        judge={"share": 1.0, "url": url, "model": "a-judge", "key_env": "JUDGE_KEY"}
+        judge={
+            "sample_rate": 1.0,
+            "url": url,
+            "model": "a-judge",
+            "key_env": "JUDGE_KEY",
+        }
     )
     answer = gateway.chat()
     eventually(lambda: scores(gateway, answer) == [{"source": "judge", "score": 0.6}])
@@ -274,7 +279,7 @@ def test_a_second_attempt_is_sampled_with_its_request() -> None:
 
     scored = 0
     judge = Judge(ask, "large", submit, lambda: scored)
-    judge.configure(JudgeSettings(share=0.3, first=20))
+    judge.configure(JudgeSettings(sample_rate=0.3, first=20))
     profile = make_profile()
     for n in range(200):
         asked = judge.announce(Request(f"dec-{n}", profile, Objective()))
@@ -294,7 +299,7 @@ def test_the_first_answers_are_all_judged_and_then_a_share(
     gateway: Gateway, judging: Judging
 ) -> None:
     """Until `first` decisions have a score every answer is graded; the router's snapshot counts them."""
-    gateway.tune(judge={"share": 1e-9, "first": 3})
+    gateway.tune(judge={"sample_rate": 1e-9, "first": 3})
     answers = [gateway.chat() for _ in range(3)]
     for answer in answers:
         eventually(lambda answer=answer: scores(gateway, answer))

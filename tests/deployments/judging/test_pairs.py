@@ -25,7 +25,7 @@ from tests.support.fakes import failing
 from tests.support.gateway import Gateway, eventually
 from tests.support.requests import make_profile
 
-PAIRED = {"share": 0, "first": 0, "pair_rate": 1.0}
+PAIRED = {"sample_rate": 0, "first": 0, "pair_rate": 1.0}
 SECRET = "the answer of fort knox"
 
 
@@ -302,7 +302,7 @@ def test_while_every_size_is_busy_a_request_is_an_ordinary_one(
     learning: Paired,
 ) -> None:
     """It belongs to the judge's sample as if it had not been picked."""
-    results = learning.begin(share=1.0)
+    results = learning.begin(sample_rate=1.0)
     for arm in ("small", "large"):
         busy(learning, arm)
     learning.chat()
@@ -623,7 +623,7 @@ def test_the_sample_is_that_of_a_hash_and_not_that_of_the_judge(
     learning: Paired,
 ) -> None:
     """Two of a hundred requests are picked, as many of those that the judge grades as of the others."""
-    learning.begin(pair_rate=0.02, share=0.05)
+    learning.begin(pair_rate=0.02, sample_rate=0.05)
     profile = make_profile()
     ids = [f"dec-{n}" for n in range(20_000)]
     announce = learning.ingress.pairs.announce

@@ -120,7 +120,7 @@ def test_a_clients_mistake_is_no_failure_of_the_model(
     """A request that only the engine can refuse gets a 400 with the place, and no breaker counts it."""
     for model in gateway.models.values():
         model.script = played(server())
-    gateway.tune(breaker={"failures": 1})
+    gateway.tune(breaker={"failure_threshold": 1})
     for stream in (False, True):
         answer = gateway.chat(**wrong, stream=stream)
         assert answer.status_code == 400, answer.text

@@ -133,7 +133,7 @@ def test_queues_and_breakers_are_exported_as_they_are_now(
     """Waiting requests by priority; a breaker that opened, and closed again."""
     made = exposition.record(monkeypatch)
     queue = ModelQueue()
-    queue.settings = AdmissionSettings(running=1, waiting=8)
+    queue.settings = AdmissionSettings(max_running=1, max_queued=8)
     breaker = Breaker()
     telemetry = GatewayTelemetry({"small": queue}, {"small": breaker}, RANKS)
 

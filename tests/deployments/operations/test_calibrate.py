@@ -51,7 +51,7 @@ def test_the_command_prints_the_report_and_saves_the_picture(
     printed = capsys.readouterr().out
     assert report is not None and report.best["all"] == "large"
     assert "finished; 8 calls" in printed and "0 answers exist already" in printed
-    assert "| all        | **large** | 4 | 0      | 1.00 [0.51, 1.00]" in printed
+    assert "| all | **large** | 4 | 0 | 1.00 [0.51, 1.00]" in " ".join(printed.split())
     assert "worth its price" in printed and "not in MLflow yet" in printed
     (picture,) = (tmp_path / "out").glob("calibration-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -56,13 +56,13 @@ def test_a_changed_objective_restarts_nothing() -> None:
     def edit(config: Config) -> None:
         ingress = application(config, "gateway")["deployments"][0]
         ingress["user_config"]["objective"]["latency_weight"] = 0.7
-        ingress["user_config"]["judge"] = {"share": 0.05}
+        ingress["user_config"]["judge"] = {"sample_rate": 0.05}
 
     change = change_of(edit)
     path = "deployments.Ingress.user_config"
     assert set(change.changes) == {
         Change("gateway", f"{path}.objective.latency_weight", 0.4, 0.7),
-        Change("gateway", f"{path}.judge.share", NOT_SET, 0.05),
+        Change("gateway", f"{path}.judge.sample_rate", NOT_SET, 0.05),
     }
     assert restarted(change) == set()
     words = {effect.deployment: effect.why for effect in change.effects}

@@ -71,7 +71,7 @@ def test_admission_limits_fit_the_autoscaler_and_the_engine(
     *served, gateway = read(name)["applications"]
     ingress = next(d for d in gateway["deployments"] if d["name"] == "Ingress")
     admission = Tuning.model_validate(ingress["user_config"]).admission
-    admitted = ingress["num_replicas"] * admission.running
+    admitted = ingress["num_replicas"] * admission.max_running
     for application in served:
         options = (
             application["args"].get("deployment_config")
@@ -86,7 +86,7 @@ def test_admission_limits_fit_the_autoscaler_and_the_engine(
         assert admitted <= min(options["max_ongoing_requests"], most), application[
             "name"
         ]
-    assert admission.requests < ingress["max_ongoing_requests"]
+    assert admission.max_in_flight < ingress["max_ongoing_requests"]
 
 
 @pytest.mark.parametrize("name", WITH_KUBERNETES)
@@ -105,7 +105,7 @@ def test_shutdown_timeouts_let_replicas_finish_their_requests(name: str) -> None
         )
     assert (
         ingress["graceful_shutdown_timeout_s"]
-        >= tuning.admission.wait_s + tuning.answer_timeout_s
+        >= tuning.admission.max_queue_wait_s + tuning.answer_timeout_s
     )
     assert (
         float(haproxy.environment(ROOT, 0)["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"])
@@ -198,9 +198,9 @@ def test_check_names_the_unknown_key_and_the_nearest_valid_one(tmp_path: Path) -
         ({"pair_rate": 0.02}, "unknown key 'pair_rate'; it belongs under 'judge'"),
         ({"judge": {"pair_rate": 1.5}}, "judge.pair_rate: Input should be less than"),
         ({"judge": {"pair_rate": -0.1}}, "judge.pair_rate: Input should be greater"),
-        ({"judge": {"share": 0}}, "share and pair_rate are both 0"),
+        ({"judge": {"sample_rate": 0}}, "sample_rate and pair_rate are both 0"),
         ({"judge": {"pair_rate": 0.1, "calls_per_hour": 1}}, "two grades a pair"),
-        ({"judge": {"pair_rate": 0.1, "waiting": 1}}, "two grades a pair"),
+        ({"judge": {"pair_rate": 0.1, "max_queued": 1}}, "two grades a pair"),
         ({"judge": {"pair_rates": 0.1}}, "did you mean 'pair_rate'?"),
     ],
 )
@@ -213,8 +213,8 @@ def test_pairs_that_cannot_work_are_refused(tuning: dict[str, Any], words: str) 
 
 def test_pairs_may_be_all_that_a_judge_grades() -> None:
     """After the first scores; and by default there are none."""
-    judge = Tuning.model_validate({"judge": {"share": 0, "pair_rate": 1}}).judge
-    assert judge is not None and (judge.share, judge.pair_rate) == (0, 1)
+    judge = Tuning.model_validate({"judge": {"sample_rate": 0, "pair_rate": 1}}).judge
+    assert judge is not None and (judge.sample_rate, judge.pair_rate) == (0, 1)
     judge = Tuning.model_validate({"judge": {}}).judge
     assert judge is not None and judge.pair_rate == 0
 

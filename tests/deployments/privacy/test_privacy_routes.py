@@ -35,7 +35,7 @@ class Traced(Locked):
             keys={"file": str(file)},
             mlflow_uri=uri,
             experiment="test",
-            publish_every_s=1e6,
+            publish_interval_s=1e6,
             trace_share=1.0,
             store_text=True,
         )

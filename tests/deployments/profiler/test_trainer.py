@@ -209,7 +209,7 @@ def test_new_forecasts_are_used_without_a_restart(
     made = Gateway(tmp_path)
     with made.client:
         # every text goes to the profiler
-        made.tune(profile_here_chars=0)
+        made.tune(local_profile_max_chars=0)
         first = ask(made)
         assert first["profile"]["profiler_version"] == 0
         assert first["profile"]["sufficiency"] == pytest.approx(

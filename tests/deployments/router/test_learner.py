@@ -169,7 +169,7 @@ def test_early_scores_wait_for_their_decision_across_a_restart(url: str) -> None
     request = Request(learner.ids.new_id(now), make_profile(), Objective())
     (decision,) = learner.policy.decide([request], {}, np.random.default_rng(0), 0)
     given = [Feedback(decision.id, score, time_s=now + score) for score in (0.5, 1.0)]
-    assert asyncio.run(learner.feedback(given, now)) == ["held", "held"]
+    assert asyncio.run(learner.feedback(given, now)) == ["pending", "pending"]
     asyncio.run(learner.save())
     again = make(url)
     assert again.records.pending == (decision.id,) and scores(again) == 0

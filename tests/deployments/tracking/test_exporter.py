@@ -417,7 +417,7 @@ def test_the_tracker_exports_the_requests_of_a_gateway(
         tmp_path,
         mlflow_uri=client.tracking_uri,
         experiment="a gateway",
-        trace_share=1.0,
+        trace_sample_rate=1.0,
     )
     client.create_experiment("a gateway", artifact_location=str(tmp_path / "art"))
     with gateway.client:
@@ -468,7 +468,7 @@ def test_versions_are_published_even_if_the_export_fails(
 ) -> None:
     """The tracker publishes a version while MLflow rejects the metrics."""
     gateway = Gateway(
-        tmp_path, mlflow_uri=mlflow_uri, experiment="test", publish_every_s=1e-3
+        tmp_path, mlflow_uri=mlflow_uri, experiment="test", publish_interval_s=1e-3
     )
 
     async def stuck(*_: Any) -> int:

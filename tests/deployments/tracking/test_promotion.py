@@ -28,7 +28,7 @@ class Operated(Gateway):
 
     def __init__(self, folder: Path, uri: str, **options: Any):
         super().__init__(
-            folder, mlflow_uri=uri, experiment="test", publish_every_s=1e6, **options
+            folder, mlflow_uri=uri, experiment="test", publish_interval_s=1e6, **options
         )
         self.tracker = Remote(Tracker(self.settings, self.router, 0.0))
         self.registry = PolicyRegistry(uri, "test")

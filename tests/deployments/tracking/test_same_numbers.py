@@ -92,7 +92,10 @@ class Traffic:
         self.gateway.router.broken = True
         early = self.ask(CODE)
         self.gateway.router.broken = False
-        assert [self.score(early, 1.0), self.score(early, 0.5)] == ["held", "held"]
+        assert [self.score(early, 1.0), self.score(early, 0.5)] == [
+            "pending",
+            "pending",
+        ]
         self.wait()
         self._snapshot()
         # late scores; two sources on one decision; corrections, one of them to the same value; repetitions
@@ -121,7 +124,7 @@ class Traffic:
 
     def _hedge(self, models: dict[str, Any]) -> None:
         """A slow model that loses to its hedge."""
-        self.gateway.tune(hedge_after=0.05)
+        self.gateway.tune(hedge_after_fraction=0.05)
         models["small"].script = takes(5.0)
         answer = self.gateway.chat(router={**CHEAP, "max_latency_s": 2.0})
         assert answer.headers["x-router-fallback"] == "hedge"
