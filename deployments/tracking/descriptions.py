@@ -92,7 +92,7 @@ def parameters(settings: GatewaySettings, tuning: Tuning | None) -> dict[str, st
         "max_mean_cost_usd": settings.max_mean_cost_usd,
         "rollout.start": settings.rollout.start,
         "rollout.challenger_share": settings.rollout.challenger_share,
-        "trace_share": settings.trace_sample_rate,
+        "trace_sample_rate": settings.trace_sample_rate,
         "keys": settings.keys is not None,
         "seed": "none: a restarted router must not repeat its draws",
         "code": code_digest(),

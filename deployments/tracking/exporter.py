@@ -94,12 +94,12 @@ class MetricsAggregator:
 
     Args:
         every_s: length of an interval.
-        trace_share: share of the decisions that are traced.
+        trace_sample_rate: share of the decisions that are traced.
     """
 
-    def __init__(self, every_s: float, trace_share: float):
+    def __init__(self, every_s: float, trace_sample_rate: float):
         self._every_s = every_s
-        self._share = trace_share
+        self._share = trace_sample_rate
         self._windows: dict[str, Window] = {ALL: Window()}
         self._totals: dict[str, Totals] = {}
         self._kinds = RecentFigures()
@@ -248,7 +248,7 @@ class Exporter:
         router: handle of the router actor, whose method `rows` reads the journal.
         sink: destination.
         every_s: seconds between points.
-        trace_share: share of the decisions that are traced.
+        trace_sample_rate: share of the decisions that are traced.
 
     Attributes:
         row: last row that was read.
@@ -256,12 +256,12 @@ class Exporter:
     """
 
     def __init__(
-        self, router: RouterHandle, sink: Sink, every_s: float, trace_share: float
+        self, router: RouterHandle, sink: Sink, every_s: float, trace_sample_rate: float
     ):
         self._router = router
         self._sink = sink
         self._every_s = every_s
-        self._share = trace_share
+        self._share = trace_sample_rate
         self._aggregator: MetricsAggregator | None = None
         self._unsent: Batch | None = None
         self.row = 0

@@ -35,7 +35,7 @@ def test_a_row_has_type_bounds_and_default() -> None:
         line for line in page.split("\n") if line.startswith("| `trace_sample_rate`")
     )
     assert "| number, at least 0, at most 1 | `0.02` |" in row
-    assert GatewaySettings.model_fields["trace_share"].default == 0.02
+    assert GatewaySettings.model_fields["trace_sample_rate"].default == 0.02
 
 
 def test_a_setting_without_a_meaning_stops_the_build() -> None:

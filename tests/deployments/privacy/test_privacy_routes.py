@@ -36,7 +36,7 @@ class Traced(Locked):
             mlflow_uri=uri,
             experiment="test",
             publish_interval_s=1e6,
-            trace_share=1.0,
+            trace_sample_rate=1.0,
             store_text=True,
         )
         self.tracker = Remote(Tracker(self.settings, self.router, 0.0))

@@ -36,7 +36,7 @@ class Tracked(Gateway):
     """A gateway with a tracker that works when the test calls it."""
 
     def __init__(self, folder: Path, uri: str, **options: Any):
-        options = {"publish_interval_s": 1e6, "trace_share": 1.0, **options}
+        options = {"publish_interval_s": 1e6, "trace_sample_rate": 1.0, **options}
         super().__init__(folder, mlflow_uri=uri, experiment="test", **options)
         self.mlflow = MlflowClient(uri)
         self.tracker = Tracker(self.settings, self.router, 1_800_000_000.0)
