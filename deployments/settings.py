@@ -26,7 +26,7 @@ SECRET_PARAMETERS = ("password", "sslpassword")  # of a PostgreSQL URL
 # what clients send as `model` and get in a header: visible ASCII without commas, quotes and white space
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 AUTO = "auto"  # the router's own name; its presets are auto:NAME
-# keys that release 0.1.0 knew under another name, each with its section: the name now (docs/renames.md)
+# keys that release 0.1.0 knew under another name, each with its section: the name now (CHANGELOG.md, "Renamed")
 RENAMED = {
     ("", "journal_keep_days"): "journal_retention_days",
     ("", "publish_every_s"): "publish_interval_s",
