@@ -13,7 +13,7 @@ from deployments.commands.output import AsJson, ExitCode, example, fail, show
 from deployments.operations.backup import MLFLOW, BackupError, Sources
 from deployments.operations.backup import backup as back_up
 from deployments.operations.backup import restore as restore_backup
-from deployments.tracking.mlflow_runs import compact
+from deployments.privacy.free_pages import compact
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 2.0

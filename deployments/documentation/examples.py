@@ -135,6 +135,16 @@ ROLLBACK: Examples = {
         {"role": "champion", "reason": "the answers got worse"},
     )
 }
+RESTORE: Examples = {
+    "key": _example(
+        "As if the scores of one key since this time had never arrived",
+        {"forget_since": "2026-11-01T10:00Z", "key": "crawler", "reason": "bad scores"},
+    )
+}
+PERSON: Examples = {
+    "user": _example("A client's user", {"user": "zoe@example.com"}),
+    "key": _example("An API key", {"key": "crawler"}),
+}
 ADVANCE: Examples = {"gate": _example("If the gate agrees", {})}
 
 BODIES: Mapping[tuple[str, str], Examples] = {
@@ -147,10 +157,14 @@ BODIES: Mapping[tuple[str, str], Examples] = {
     ("post", "/v1/router/versions"): PUBLISH,
     ("post", "/v1/router/versions/{version}/promote"): PROMOTE,
     ("post", "/v1/router/versions/rollback"): ROLLBACK,
+    ("post", "/v1/router/versions/{version}/restore"): RESTORE,
     ("post", "/v1/router/rollout/advance"): ADVANCE,
+    ("post", "/v1/router/erasures"): PERSON,
+    ("post", "/v1/router/exports"): PERSON,
 }
 PARAMETERS: Mapping[str, Any] = {  # by name
     "decision_id": LAST_DECISION,
     "model": "small",
     "version": 1,
+    "erasure_id": "id-of-an-erasure",
 }

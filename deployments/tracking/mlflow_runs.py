@@ -8,15 +8,13 @@ resumes there after a crash.
 """
 
 import json
-import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deployments.journal.ids import trace_id
+from deployments.privacy.free_pages import compact
 from deployments.tracking import descriptions
 from deployments.tracking.exporter import ALL, ARM_PREFIX, Batch, Totals
 from deployments.tracking.traces import VERSION, spans_of, trace_info
@@ -314,16 +312,6 @@ def describe_run(
         source = json.dumps({"journal": journal})
         data = Dataset("journal", journal[:36], "journal", source)
         client.log_inputs(run_id, [DatasetInput(data)])
-
-
-def compact(uri: str) -> None:
-    """Rewrite MLflow's database if it is a SQLite file here, so that its free pages hold nothing that was deleted."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not path.exists():
-        return
-    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
-        database.execute("VACUUM")
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _clock(time_s: float) -> str:

@@ -132,9 +132,11 @@ class PolicyRegistry:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        from mlflow import MlflowClient, set_tracking_uri
+        from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
 
+        # of the process, because URIs like models:/NAME/VERSION name no server
         set_tracking_uri(uri)
+        set_registry_uri(uri)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._experiment = experiment
         self._sign = sign

@@ -29,6 +29,7 @@ FOREIGN = (
     "export",
     "git",
     "haproxy",
+    "jq",
     "kubectl",
     "mlflow",
     "pip",

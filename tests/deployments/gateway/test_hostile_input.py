@@ -346,7 +346,6 @@ def test_no_prompt_or_answer_is_stored(tmp_path: Path, caplog: Any) -> None:
 def test_unknown_paths_and_methods_are_refused(gateway: Gateway) -> None:
     """Odd paths get a 404 or 405 in OpenAI's shape."""
     for path in (
-        "/",
         "/v1",
         "/v1/",
         "//v1/models",

@@ -158,7 +158,7 @@ def test_queues_and_breakers_are_exported_as_they_are_now(
 
     asyncio.run(story())
     for status, is_open in (("error", 1.0), ("ok", 0.0)):
-        for _ in range(breaker.settings.failures):
+        for _ in range(breaker.settings.failure_threshold):
             breaker.end(status, probe=status == "ok")
         telemetry.flush()
         assert made["ray_router_breaker_open"].values[(("arm", "small"),)] == is_open

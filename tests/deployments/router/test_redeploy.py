@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from mlflow import MlflowClient
 
 from deployments.router.actor import Router
 from deployments.settings import GatewaySettings
@@ -213,4 +214,8 @@ def test_the_tracker_takes_over_changed_settings(
         "small",
         "huge",
     ]
-    assert tracker._run_id == first
+    # the parameters of a run never change, so other models begin another one
+    assert tracker._run_id != first
+    client = MlflowClient(mlflow_uri)
+    states = [client.get_run(run).info.status for run in (first, tracker._run_id)]
+    assert states == ["FINISHED", "RUNNING"]

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from deployments.journal.journal import Journal
 from deployments.tracking import deciding_model
 from deployments.tracking.model_registry import FILES
+from policies.worth import rounded
 from tests.deployments.tracking.test_mlflow_conventions import Tracked
 
 EASY = "What is 3 plus 5?"
@@ -95,9 +96,9 @@ def test_the_model_agrees_with_the_routers_own_estimates(published: Tracked) -> 
     shown = published.client.get(f"/v1/router/decisions/{decision_id}").json()
     decided = load().predict(pd.DataFrame({"prompt": [EASY]}))
     (mine,) = [e for e in shown["models"] if e["arm"] == decided.arm[0]]
-    assert decided.expected_score[0] == pytest.approx(mine["quality"], abs=1e-6)
-    assert decided.expected_cost_usd[0] == pytest.approx(mine["cost_usd"], rel=1e-6)
-    assert decided.expected_latency_s[0] == pytest.approx(mine["latency_s"], rel=1e-6)
+    assert round(decided.expected_score[0], 3) == mine["quality"]
+    assert rounded(decided.expected_cost_usd[0]) == mine["cost_usd"]
+    assert rounded(decided.expected_latency_s[0]) == mine["latency_s"]
 
 
 def test_the_version_has_a_signature_an_example_and_no_pickle(

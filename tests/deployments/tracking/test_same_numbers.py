@@ -22,6 +22,7 @@ from notebooks.decision_log import log_of
 from policies.evaluation.kind_figures import Figures, FigureTable
 from policies.evaluation.recent_metrics import KIND_METRICS
 from policies.events import FORCED, Decision, Event, Feedback, Outcome
+from policies.worth import rounded
 from tests.deployments.dispatch.test_admission import takes
 from tests.support import exposition
 from tests.support.exposition import Metric
@@ -388,7 +389,7 @@ def explained(
     outcomes = {e.decision_id: e for e in events if isinstance(e, Outcome)}
     for decision_id, answer in answers.items():
         outcome = outcomes[decision_id]
-        assert answer["outcome"]["cost_usd"] == outcome.cost_usd
+        assert answer["outcome"]["cost_usd"] == rounded(outcome.cost_usd)
         assert answer["outcome"]["status"] == outcome.status
         scores = {
             e.source: e.score
@@ -402,7 +403,12 @@ def explained(
             for arm, model in state["models"].items()
             if kind in model["kinds"]
         }
-        assert answer["figures_of_kind"] == shown
+        assert answer["figures_of_kind"].keys() == shown.keys()
+        for arm, figures in shown.items():
+            told = answer["figures_of_kind"][arm]
+            for name, value in figures.items():
+                exact = rounded(value) if isinstance(value, float) else value
+                assert told[name] == exact, (arm, name)
 
 
 def test_every_surface_agrees_with_the_journal_while_requests_and_scores_arrive(
