@@ -73,7 +73,6 @@ def list_versions(url: Url = URL, as_json: AsJson = False) -> None:
         "decisions",
         "policy",
         "gain over the champion",
-        "description",
     )
     rows = [
         (
@@ -83,7 +82,6 @@ def list_versions(url: Url = URL, as_json: AsJson = False) -> None:
             each["tags"].get("decisions"),
             _policy_of(each["tags"]),
             _gain_of(each["tags"]),
-            each.get("description"),
         )
         for each in found["versions"]
     ]
@@ -101,7 +99,7 @@ def show_version(version: Number, url: Url = URL, as_json: AsJson = False) -> No
         ("version", found["version"]),
         ("role", " ".join(found["aliases"])),
         ("created", found["created"]),
-        ("description", found.get("description")),
+        ("description", str(found.get("description", "")).partition("\n")[0]),
         ("policy", _policy_of(tags)),
         *((k, v) for k, v in sorted(tags.items()) if not k.startswith("evaluation")),
     ]

@@ -36,7 +36,7 @@ def test_the_demos_runs_last_as_long_as_the_demo(
     picture = tmp_path / "demo.png"
     picture.write_bytes(b"a picture")
     log_to_mlflow(arguments, figures, frames, picture, spans)
-    client = MlflowClient(mlflow_uri)
+    client = MlflowClient(mlflow_uri, mlflow_uri)
     experiment = client.get_experiment_by_name("adaptive-router").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
     times = {

@@ -40,7 +40,7 @@ class Traced(Locked):
             store_text=True,
         )
         self.tracker = Remote(Tracker(self.settings, self.router, 0.0))
-        self.mlflow = MlflowClient(uri)
+        self.mlflow = MlflowClient(uri, uri)
 
     def talk(self, name: str, text: str, user: str = "", **more: Any) -> str:
         body = {

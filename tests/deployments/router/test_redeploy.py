@@ -216,6 +216,6 @@ def test_the_tracker_takes_over_changed_settings(
     ]
     # the parameters of a run never change, so other models begin another one
     assert tracker._run_id != first
-    client = MlflowClient(mlflow_uri)
+    client = MlflowClient(mlflow_uri, mlflow_uri)
     states = [client.get_run(run).info.status for run in (first, tracker._run_id)]
     assert states == ["FINISHED", "RUNNING"]

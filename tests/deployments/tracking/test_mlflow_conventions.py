@@ -38,7 +38,7 @@ class Tracked(Gateway):
     def __init__(self, folder: Path, uri: str, **options: Any):
         options = {"publish_interval_s": 1e6, "trace_sample_rate": 1.0, **options}
         super().__init__(folder, mlflow_uri=uri, experiment="test", **options)
-        self.mlflow = MlflowClient(uri)
+        self.mlflow = MlflowClient(uri, uri)
         self.tracker = Tracker(self.settings, self.router, 1_800_000_000.0)
 
     def ask(self, **body: Any) -> str:
@@ -193,7 +193,7 @@ def test_the_run_of_a_retired_version_ends_with_its_last_decision(
     tmp_path: Path, mlflow_uri: str
 ) -> None:
     """Not when the tracker or the system ends; a decision that arrives late moves the end."""
-    client = MlflowClient(mlflow_uri)
+    client = MlflowClient(mlflow_uri, mlflow_uri)
     experiment = client.get_experiment_by_name("test").experiment_id
     journal = Journal(f"sqlite:///{tmp_path}/journal.db")
     memory = Learner(journal, lambda: make_policy("thompson", ARMS))
@@ -261,7 +261,7 @@ def test_runs_of_an_earlier_start_end_when_its_system_last_reported(
     tmp_path: Path, mlflow_uri: str
 ) -> None:
     """A system that was killed at noon and started at one o'clock did not run until one."""
-    client = MlflowClient(mlflow_uri)
+    client = MlflowClient(mlflow_uri, mlflow_uri)
     experiment = client.get_experiment_by_name("test").experiment_id
     first = MlflowRuns(client, experiment, "ab12", 1_800_000_000.0, {})
     first.connect()
@@ -274,7 +274,7 @@ def test_runs_of_an_earlier_start_end_when_its_system_last_reported(
 
 def test_the_export_of_an_earlier_release_is_continued(mlflow_uri: str) -> None:
     """Its runs carry another name of the same journal."""
-    client = MlflowClient(mlflow_uri)
+    client = MlflowClient(mlflow_uri, mlflow_uri)
     experiment = client.get_experiment_by_name("test").experiment_id
     tags = {"journal": "48e007ca", "start": "1.000", "policy_version": ALL}
     tags |= {"journal_row": "77", "totals": '{"": {"decisions_total": 20.0}}'}
@@ -353,7 +353,7 @@ def test_only_a_failure_of_the_model_is_an_error(
 
 @pytest.fixture
 def client_of_traces(mlflow_uri: str) -> tuple[MlflowClient, str]:
-    client = MlflowClient(mlflow_uri)
+    client = MlflowClient(mlflow_uri, mlflow_uri)
     return client, client.get_experiment_by_name("test").experiment_id
 
 
