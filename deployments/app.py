@@ -18,6 +18,7 @@ from deployments.gateway.ingress import Ingress
 from deployments.gateway.version_routes import TrackerHandle
 from deployments.models.embedding_server import EmbeddingServer
 from deployments.models.handle import ModelHandle
+from deployments.paths import bundled
 from deployments.profiler.deployment import Profiler
 from deployments.router.actor import Router
 from deployments.router.interface import RouterHandle
@@ -69,6 +70,10 @@ def model(args: Mapping[str, object]) -> Application:
 
     from deployments.models.server import ModelServer
 
+    loading = args.get("model_loading_config")
+    if isinstance(loading, Mapping) and isinstance(loading.get("model_source"), str):
+        source = bundled(loading["model_source"])
+        args = {**args, "model_loading_config": {**loading, "model_source": source}}
     return build_llm_deployment(
         LLMConfig.model_validate(args), name_prefix="Model:", deployment_cls=ModelServer
     )
