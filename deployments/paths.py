@@ -26,8 +26,8 @@ def default_config() -> Path:
 def bundled(path: str) -> str:
     """A path as it is, unless the current folder does not have it and this installation has.
 
-    So `assets/models/nano` in a configuration means the bundled model wherever the package is installed. Of an installed
-    package only assets/ counts: ROOT has other packages, too, and a path may be the name of a model hub.
+    So `assets/models/nano` in a configuration means the bundled model wherever the package is installed. Of an
+    installed package only assets/ counts: ROOT has other packages, too, and a path may be the name of a model hub.
     """
     own = Path(path)
     is_ours = IS_CHECKOUT or own.parts[:1] == ("assets",)

@@ -44,6 +44,6 @@ versions.app.command(name="restore")(restore_version)
 app.add_typer(versions.app, name="versions")
 app.add_typer(keys.app, name="keys")
 app.command()(experiments.calibrate)
-app.command(context_settings=experiments.PASS_ON)(experiments.demo)
+app.command()(experiments.demo)
 app.command(context_settings=experiments.PASS_ON)(experiments.report)
 app.add_typer(data.app)  # without a name: its commands stand beside the others

@@ -80,14 +80,14 @@ def up(
 ) -> None:
     """Start MLflow, Ray, the models and the gateway on this machine, and wait until they are ready.
 
-    Without --config, the serve_config.yaml of the folder is used, and where there is none, the bundled one, which serves
-    three small models. `router init` copies that one into the folder.
+    Without --config it reads the folder's serve_config.yaml. Where there is none, it takes the bundled one with its
+    three small models; `router init` copies that one into the folder.
     """
     from deployments.operations import launcher
 
     if config == paths.BUNDLED_CONFIG:
         typer.echo(
-            f"there is no serve_config.yaml in {paths.home()}, so the bundled one is used; `router init` copies it here",
+            f"there is no serve_config.yaml in {paths.home()}: the bundled one is used; `router init` copies it",
             err=True,
         )
     with reported():
