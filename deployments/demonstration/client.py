@@ -11,6 +11,7 @@ import httpx
 from tqdm import tqdm
 
 from assets.tasks import Task, check
+from deployments.errors import NoAnswerError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -158,12 +159,13 @@ def state(url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """State of the router.
 
     Raises:
-        SystemExit: no gateway answers at this address, or it asks for another API key.
+        NoAnswerError: no gateway answers at this address.
+        SystemExit: it asks for another API key.
     """
     try:
         answer = httpx.get(f"{url}/v1/router/state", headers=headers, timeout=10)
     except httpx.HTTPError as error:
-        raise SystemExit(
+        raise NoAnswerError(
             f"no gateway answers at {url} ({error}); `router up` starts it"
         ) from None
     if answer.status_code in (401, 403):
@@ -172,7 +174,7 @@ def state(url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
             "variable ROUTER_API_KEY"
         )
     if answer.is_error:
-        raise SystemExit(
+        raise NoAnswerError(
             f"{url} answers {answer.status_code}, not as this router does; is it the gateway's URL?"
         )
     found: dict[str, Any] = answer.json()
