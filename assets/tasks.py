@@ -7,6 +7,7 @@ answers directly, `small` writes the steps of three medium kinds, `large` writes
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -17,7 +18,7 @@ KINDS = EASY + MEDIUM + HARD
 
 SIZES = ("nano", "small", "large")
 # kinds that a size answers step by step
-WORKED = {
+WORKED: dict[str, tuple[str, ...]] = {
     "nano": (),
     "small": ("count", "reverse", "sum"),
     "large": MEDIUM + HARD,
@@ -256,7 +257,7 @@ _MAKERS = {
 
 def _columns(a: int, b: int) -> str:
     """Addition column by column from the right, with the carry written into the next column."""
-    steps = []
+    steps: list[str] = []
     carry = 0
     while a or b or not steps:
         x = a % 10
@@ -271,7 +272,7 @@ def _columns(a: int, b: int) -> str:
 
 def _products(a: int, b: int) -> str:
     """Multiplication by one digit, column by column from the right: product, plus carry, total."""
-    steps = []
+    steps: list[str] = []
     carry = 0
     while a or not steps:
         x = a % 10
@@ -286,7 +287,7 @@ def _tally(task: Task) -> str:
     letter = task.text[0]
     word = task.text[1:]
     hits = 0
-    steps = []
+    steps: list[str] = []
     for current in word:
         hits += current == letter
         steps.append(f"{current}{hits}")
@@ -312,7 +313,7 @@ def _story_steps(task: Task) -> str:
     return f"{_products(each, bags)} = {each * bags} ; {_columns(each * bags, have)}"
 
 
-_WORKINGS = {
+_WORKINGS: dict[str, Callable[[Task], str]] = {
     "chain": _chained,
     "count": _tally,
     "multiply": lambda task: _products(*task.numbers),

@@ -7,7 +7,12 @@ from collections import defaultdict
 import numpy as np
 
 from assets.tasks import KINDS, level_of, make_task
-from benchmarks.client import DEFAULT_URL, Answer, chat_models, run_stream
+from deployments.demonstration.client import (
+    DEFAULT_URL,
+    Answer,
+    chat_models,
+    run_stream,
+)
 
 
 def table(answers: dict[str, list[Answer]]) -> str:

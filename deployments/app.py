@@ -18,6 +18,7 @@ from deployments.gateway.ingress import Ingress
 from deployments.gateway.version_routes import TrackerHandle
 from deployments.models.embedding_server import EmbeddingServer
 from deployments.models.handle import ModelHandle
+from deployments.paths import bundled
 from deployments.profiler.deployment import Profiler
 from deployments.router.actor import Router
 from deployments.router.interface import RouterHandle
@@ -70,8 +71,24 @@ def model(args: Mapping[str, object]) -> Application:
     from deployments.models.server import ModelServer
 
     return build_llm_deployment(
-        LLMConfig.model_validate(args), name_prefix="Model:", deployment_cls=ModelServer
+        LLMConfig.model_validate(with_source(args)),
+        name_prefix="Model:",
+        deployment_cls=ModelServer,
     )
+
+
+def with_source(args: Mapping[str, object]) -> Mapping[str, object]:
+    """The arguments of a model with the place of its weights, if they are bundled with this installation."""
+    loading = args.get("model_loading_config")
+    if not isinstance(loading, Mapping):
+        return args
+    source = loading.get("model_source")
+    if not isinstance(source, str):
+        return args
+    return {
+        **args,
+        "model_loading_config": {**loading, "model_source": bundled(source)},
+    }
 
 
 def embedder(args: Mapping[str, object]) -> Application:

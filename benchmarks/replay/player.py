@@ -12,8 +12,8 @@ from math import ceil
 import numpy as np
 import pandas as pd
 
-from benchmarks.demo import static_rule
 from benchmarks.replay.recording import RecordedAnswer, RecordedStream
+from deployments.demonstration.run import static_rule
 from deployments.dispatch.outcome_reporter import SEND_EVERY_S
 from deployments.dispatch.router_client import REFRESH_EVERY_S
 from deployments.profiler.reader import ProfileItem, TextProfiler

@@ -13,9 +13,9 @@ import httpx
 from tqdm import tqdm
 
 from assets.tasks import Task
-from benchmarks.client import DEFAULT_URL, ask, chat_models
-from benchmarks.demo import make_stream
 from benchmarks.replay.recording import Recording, recorded
+from deployments.demonstration.client import DEFAULT_URL, ask, chat_models
+from deployments.demonstration.run import make_stream
 
 DEFAULT_FILE = Path("var/recordings/demo.jsonl")
 

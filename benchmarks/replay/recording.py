@@ -12,7 +12,7 @@ import msgspec
 from msgspec import structs
 
 from assets.tasks import Task
-from benchmarks.client import Answer
+from deployments.demonstration.client import Answer
 
 Key = tuple[int, int, str]  # seed, number of the question, model
 

@@ -11,11 +11,11 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from benchmarks.demo import make_stream
 from benchmarks.replay.figures import report
 from benchmarks.replay.player import Delays, Player
 from benchmarks.replay.record import DEFAULT_FILE
 from benchmarks.replay.recording import Recording
+from deployments.demonstration.run import make_stream
 from deployments.settings import GatewaySettings, Tuning
 
 

@@ -10,12 +10,12 @@ import typer
 
 from deployments.commands.gateway import URL, Url, ask, ask_text
 from deployments.commands.output import AsJson, ExitCode, example, fail, show
+from deployments.commands.system import CONFIG, STATE
 from deployments.operations.backup import MLFLOW, BackupError, Sources
 from deployments.operations.backup import backup as back_up
 from deployments.operations.backup import restore as restore_backup
 from deployments.privacy.free_pages import compact
 
-ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 2.0
 WAIT_S = 60.0  # for MLflow, unless the option says otherwise
 
@@ -36,8 +36,8 @@ User = Annotated[
 @example("router backup /backups/2026-11-30 --keys var/keys.json")
 def backup(
     target: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    config: Config = ROOT / "serve_config.yaml",
-    state: State = ROOT / "var",
+    config: Config = CONFIG,
+    state: State = STATE,
     keys: Annotated[
         Path | None,
         typer.Option(help="File of the API keys, as given to `make serve`."),
@@ -55,7 +55,7 @@ def backup(
 @example("router restore /backups/2026-11-30 --state var")
 def restore(
     source: Annotated[Path, typer.Argument(help="The folder of a backup.")],
-    state: State = ROOT / "var",
+    state: State = STATE,
     journal: Annotated[
         str, typer.Option(help="URL of an empty PostgreSQL database.")
     ] = "",
@@ -73,7 +73,7 @@ def restore(
 def erase(
     key: Key = None,
     user: User = None,
-    state: State = ROOT / "var",
+    state: State = STATE,
     wait: Annotated[
         float, typer.Option(help="Seconds to wait for MLflow; 0 does not wait.")
     ] = WAIT_S,

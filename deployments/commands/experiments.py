@@ -1,4 +1,4 @@
-"""Commands that measure: calibrate on your prompts; and of a checkout, the demo and the report."""
+"""Commands that measure: calibrate on your prompts, the demo, and, in a checkout, the report."""
 
 import os
 import subprocess
@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
+from deployments import paths
 from deployments.commands import gateway
 from deployments.commands.gateway import URL, Url
 from deployments.commands.output import AsJson, ExitCode, example, fail, reported, show
 
-ROOT = Path(__file__).resolve().parents[2]
-# options that these commands do not know go to what they start
+OUT = paths.home() / "var"  # of pictures
+# options that this command does not know go to what it starts
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -48,7 +49,7 @@ def calibrate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Ask again what was answered before.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the picture.")] = Path("var"),
+    out: Annotated[Path, typer.Option(help="Folder of the picture.")] = OUT,
     mlflow_wait: Annotated[
         float, typer.Option(min=0, help="Seconds for MLflow to get the report.")
     ] = 20.0,
@@ -61,12 +62,12 @@ def calibrate(
 
     PROMPTS.jsonl has one JSON object a line. `grade` is exact (the default), regex, number or json. With --grader your
     program reads one line of JSON from stdin, {"prompt": …, "reference": …, "answer": …}, and prints a score from 0
-    to 1.
+    to 1. assets/prompts.jsonl, which is in the package, has prompts for the three bundled models.
     """
     from deployments.operations.calibrate import Command, Options
 
     options = Options(
-        prompts=prompts,
+        prompts=Path(paths.bundled(str(prompts))),
         sample=sample,
         models=[name.strip() for name in models.split(",") if name.strip()] or None,
         grader=grader,
@@ -86,16 +87,44 @@ def calibrate(
 
 @example("router demo --seed 2")
 def demo(
-    context: typer.Context,
     seed: Annotated[int, typer.Option(help="Another seed is another stream.")] = 1,
     url: Url = URL,
+    mlflow: Annotated[
+        str, typer.Option(help="URL of MLflow; '' logs nothing.")
+    ] = "http://127.0.0.1:5000",
+    requests: Annotated[
+        int, typer.Option(min=9, help="Length of the stream; each strategy gets it.")
+    ] = 750,
+    scored: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of auto's answers that get a score."),
+    ] = 1.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 1,
+    threshold: Annotated[
+        float,
+        typer.Option(help="Complexity from which the static rules take the largest."),
+    ] = 0.5,
+    out: Annotated[Path, typer.Option(help="Folder of the picture.")] = OUT,
 ) -> None:
-    """Watch the router learn, beside each fixed size and the static rules. It needs a checkout and a running system.
+    """Watch the router learn, beside each fixed size and the static rules; the system must be running.
 
-    Further options are those of benchmarks/demo.py: `--requests 100`, for example.
+    The questions are those that the three bundled models can answer, and a program checks the answers.
     """
-    given = ["--seed", str(seed), "--url", url, *context.args]
-    _start("demo", "benchmarks.demo", given)
+    from deployments.demonstration.run import Options, demonstrate
+
+    options = Options(
+        url=url,
+        mlflow=mlflow,
+        seed=seed,
+        requests=requests,
+        scored=scored,
+        concurrency=concurrency,
+        threshold=threshold,
+        out=out,
+        headers=gateway.key_headers(),
+    )
+    with reported():
+        demonstrate(options, typer.echo)
 
 
 @example("router report --journal sqlite:///var/journal.db")
@@ -124,14 +153,14 @@ def _start(
     environment: dict[str, str] | None = None,
 ) -> None:
     """Run a module of the checkout that has this file; its exit code is that of the command."""
-    if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists():
+    if not (paths.ROOT / module.replace(".", "/")).with_suffix(".py").exists():
         fail(
             f"`router {command}` needs a checkout of the project: {module} is not in the installed package",
             ExitCode.REFUSED,
         )
     done = subprocess.run(
         [sys.executable, "-m", module, *given],
-        cwd=ROOT,
+        cwd=paths.ROOT,
         env={**os.environ, **(environment or {})},
         check=False,
     )

@@ -7,7 +7,7 @@ from deployments.commands.restore_version import restore_version
 
 HELP = """Start the adaptive LLM router, see how it does, and change what it does.
 
-`router up` starts the system of this checkout, `router status` shows whether it is well. The commands for a running
+`router up` starts the system of this folder, `router status` shows whether it is well. The commands for a running
 system use the gateway's HTTP API: --url or ROUTER_URL says where it is, and ROUTER_API_KEY has a key with the scope
 `operate`, if the gateway asks for keys. Commands that print data take --json.
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(system.init)
 app.command()(system.up)
 app.command()(system.down)
 app.command()(system.reload)
@@ -43,6 +44,6 @@ versions.app.command(name="restore")(restore_version)
 app.add_typer(versions.app, name="versions")
 app.add_typer(keys.app, name="keys")
 app.command()(experiments.calibrate)
-app.command(context_settings=experiments.PASS_ON)(experiments.demo)
+app.command()(experiments.demo)
 app.command(context_settings=experiments.PASS_ON)(experiments.report)
 app.add_typer(data.app)  # without a name: its commands stand beside the others

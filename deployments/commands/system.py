@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import typer
 
+from deployments import paths
 from deployments.commands.gateway import GatewayError, request
 from deployments.commands.output import (
     DASH,
@@ -16,6 +17,7 @@ from deployments.commands.output import (
     ExitCode,
     duration,
     example,
+    fail,
     percent,
     reported,
     show,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from deployments.operations.config_change import Change, ConfigChange
     from deployments.operations.launcher import Cluster, ProcessUsage
 
-ROOT = Path(__file__).resolve().parents[2]
-HOME = ROOT if (ROOT / "serve_config.yaml").exists() else Path()
 ASK_S = 5.0  # timeout of each question of `status`
 DENIED = (401, 403)
 
@@ -44,8 +44,31 @@ Keys = Annotated[
     Path | None,
     typer.Option("--keys", help="Ask for the API keys in this file."),
 ]
-CONFIG = HOME / "serve_config.yaml"
-STATE = HOME / "var"
+CONFIG = paths.default_config()
+STATE = paths.home() / "var"
+
+
+@example("router init", "router init --gpu")
+def init(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="That of a cluster with GPUs.")
+    ] = False,
+) -> None:
+    """Copy the bundled configuration into this folder as serve_config.yaml, to change it.
+
+    `router up` uses it from then on, and `router reload` applies its changes to a running system. A path under assets/
+    that this folder does not have means the file of the installed package.
+    """
+    source = paths.BUNDLED_GPU_CONFIG if gpu else paths.BUNDLED_CONFIG
+    target = Path("serve_config.yaml")
+    try:
+        with target.open("x") as file:
+            file.write(source.read_text())
+    except FileExistsError:
+        fail(f"{target.resolve()} exists; change that one, or take it away first")
+    except OSError as error:
+        fail(f"cannot write {target.resolve()}: {error.strerror}")
+    typer.echo(f"{target} is yours to change; `router up` starts what it describes")
 
 
 @example("router up", "router up --keys var/keys.json")
@@ -55,9 +78,18 @@ def up(
     offset: Offset = 0,
     keys: Keys = None,
 ) -> None:
-    """Start MLflow, Ray, the models and the gateway on this machine, and wait until they are ready."""
+    """Start MLflow, Ray, the models and the gateway on this machine, and wait until they are ready.
+
+    Without --config it reads the folder's serve_config.yaml. Where there is none, it takes the bundled one with its
+    three small models; `router init` copies that one into the folder.
+    """
     from deployments.operations import launcher
 
+    if config == paths.BUNDLED_CONFIG:
+        typer.echo(
+            f"there is no serve_config.yaml in {paths.home()}: the bundled one is used; `router init` copies it",
+            err=True,
+        )
     with reported():
         cluster = launcher.load(config, state, offset, keys)
         launcher.start(cluster)
@@ -67,6 +99,7 @@ def up(
   gateway        {url}/v1   (docs: {url}/docs)
   MLflow         {cluster.url("MLflow")}
   Ray dashboard  {cluster.url("Ray dashboard")}
+  state          {cluster.state}
 
 curl {url}/v1/chat/completions -H 'content-type: application/json' \\
   -d '{{"model": "auto", "messages": [{{"role": "user", "content": "What is 347 plus 586?"}}]}}'

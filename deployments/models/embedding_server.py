@@ -9,6 +9,7 @@ import numpy as np
 from deployments import runtime
 from deployments.models.handle import Body
 from deployments.models.report import ModelReport, failure
+from deployments.paths import bundled
 
 SHORT = (
     4_000  # characters of all texts of a request that are embedded in the event loop
@@ -31,7 +32,7 @@ class EmbeddingServer:
         self._id = model_id
         self._turn = asyncio.Lock()  # of requests with long texts
         # each text is read to its end: a mean of word vectors has no context that could be exceeded
-        self._model = StaticModel.from_pretrained(source, max_length=None)
+        self._model = StaticModel.from_pretrained(bundled(source), max_length=None)
 
     async def complete(self, task: str, body: Body) -> tuple[bytes, ModelReport]:
         """Embed `input`, a text or a list of texts; see ModelServer.complete."""

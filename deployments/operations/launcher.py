@@ -22,9 +22,11 @@ from deployments.errors import NoAnswerError
 from deployments.operations import haproxy
 from deployments.operations.config_change import ConfigChange, compare
 from deployments.operations.config_check import Config, check_config, check_keys
+from deployments.paths import IS_CHECKOUT, ROOT, home
 
-ROOT = Path(__file__).resolve().parents[2]
 MARK = "ROUTER_CLUSTER"
+# MLflow is run by `python -m`, which would import a user's module that has the name of a package
+OWN_ENVIRONMENT = {"mlflow": {"PYTHONSAFEPATH": "1"}}
 READY_S = 900
 DEFAULT_PORT = 8000  # Serve's
 APPLICATIONS = "/api/serve/applications/"  # of Serve's REST API at the dashboard
@@ -71,7 +73,8 @@ class Cluster:
             ),
             MARK: str(self.state),
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-            "PYTHONPATH": str(ROOT),
+            # an installed package is found without it
+            **({"PYTHONPATH": str(ROOT)} if IS_CHECKOUT else {}),
             # explicit, because a token in the home folder would turn authentication on
             "RAY_AUTH_MODE": "disabled",
             # otherwise each of Ray's thirty threads keeps the memory that it once needed, and memory creeps up
@@ -125,6 +128,10 @@ def read_config(path: Path) -> Config:
     """
     try:
         config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SystemExit(
+            f"there is no {path}; name another file, or make a serve_config.yaml with `router init`"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise SystemExit(f"cannot read {path}: {why}; name another file") from None
@@ -368,8 +375,8 @@ def _spawn(cluster: Cluster, name: str, command: list[str]) -> subprocess.Popen[
     ) as log:
         return subprocess.Popen(
             command,
-            cwd=ROOT,
-            env=cluster.environment(),
+            cwd=home(),
+            env={**cluster.environment(), **OWN_ENVIRONMENT.get(name, {})},
             # Ray's own folder has to stay readable: Prometheus, another user, finds its targets there
             umask=-1 if name == "ray" else 0o077,
             stdout=log,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deployments.paths import bundled
 from deployments.profiler.embedding import Embedding
 from deployments.settings import ProfilerSettings
 from policies.profiling import features
@@ -49,7 +50,8 @@ class TextProfiler:
     def __init__(self, settings: ProfilerSettings):
         from model2vec import StaticModel
 
-        self._embed = Embedding(StaticModel.from_pretrained(settings.embedder))
+        embedder = bundled(settings.embedder)
+        self._embed = Embedding(StaticModel.from_pretrained(embedder))
         self._tokenizer = load_tokenizer(settings.tokenizer)
 
     def profile(self, items: Sequence[ProfileItem]) -> list[TaskProfile]:
@@ -88,8 +90,9 @@ def load_tokenizer(name: str | None) -> Any:
 
     if name is None:
         return None
-    if Path(name).is_file():
-        return Tokenizer.from_file(name)
+    path = bundled(name)
+    if Path(path).is_file():
+        return Tokenizer.from_file(path)
     return Tokenizer.from_pretrained(name)
 
 

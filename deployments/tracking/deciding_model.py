@@ -31,7 +31,6 @@ from policies.types import Arm, Objective, Request
 if TYPE_CHECKING:
     import pandas as pd
 
-ROOT = Path(__file__).resolve().parents[2]
 JOURNAL_VARIABLE = "JOURNAL"  # URL of the router's journal
 UNSIGNED_VARIABLE = "UNSIGNED_VERSIONS"  # "load": as the setting of that name
 # columns with their types; an input column may be left out, and a row has a prompt or messages
@@ -105,7 +104,7 @@ def _load_pyfunc(data_path: str) -> "DecidingModel":
     if not context:
         raise ValueError(
             "this version was registered without prices and objective, which deciding needs; register a new one with "
-            "`python -m deployments.cli register`"
+            "`router versions register`"
         )
     settings = GatewaySettings.model_validate(
         {"models": context["models"], "profiler": context["profiler"]}
@@ -196,10 +195,7 @@ class DecidingModel:
         # loads the embedder, which the registry does not need
         from deployments.profiler.reader import TextProfiler
 
-        embedder = ROOT / self.profiler.embedder  # an absolute path stays as it is
-        self._profiler = TextProfiler(
-            self.profiler.model_copy(update={"embedder": str(embedder)})
-        )
+        self._profiler = TextProfiler(self.profiler)
         self._policy: Policy = make_policy(
             self.snapshot.policy, self.arms, self.snapshot.options
         )

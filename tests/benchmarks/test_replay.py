@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from assets.tasks import HARD, Task
-from benchmarks.demo import make_stream
 from benchmarks.replay.figures import interval, leaders, report, shares, thirds
 from benchmarks.replay.player import AUTO, Delays, Player
 from benchmarks.replay.record import record
 from benchmarks.replay.recording import RecordedAnswer, Recording, digest
 from benchmarks.replay.run import configured
+from deployments.demonstration.run import make_stream
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("nano", "small", "large")

@@ -19,10 +19,10 @@ from assets.tasks import (
     make_task,
     reply,
 )
-from benchmarks.demo import make_stream
 from deployments.calibration.grading import grade
 from deployments.calibration.prompts import read_prompts
 from deployments.calibration.records import Prompt
+from deployments.demonstration.run import make_stream
 
 
 @cache

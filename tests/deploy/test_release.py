@@ -1,12 +1,6 @@
-"""Tests of deploy/release.py, and of the wheel that it builds."""
+"""Tests of deploy/release.py."""
 
 import re
-import shutil
-import subprocess
-import sys
-import tomllib
-import zipfile
-from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
@@ -14,7 +8,6 @@ import pytest
 from deploy import release
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = {"assets", "deployments", "policies"}
 
 
 def write(folder: Path, version: str, changelog: str) -> None:
@@ -94,75 +87,3 @@ def test_the_tools_have_hashes_and_agree_with_the_product() -> None:
     assert {name: locked[name] for name in shared} == {n: product[n] for n in shared}
     text = (ROOT / "requirements.tools.lock").read_text()
     assert text.count("==") <= text.count("--hash=sha256:")
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built without network from a copy of the sources."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    skip = shutil.ignore_patterns(".git", ".venv", "var", "build", "dist", "*_cache")
-    shutil.copytree(ROOT, source, ignore=skip)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "wheel", str(source), "--no-deps"),
-            *("--no-build-isolation", "--no-index", "-q", "-w", str(folder)),
-            "--disable-pip-version-check",
-        ],
-        check=True,
-        cwd=folder,
-    )
-    (file,) = folder.glob("*.whl")
-    return zipfile.ZipFile(file)
-
-
-def test_the_wheel_has_the_product_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """It has deployments, policies and assets, and no tests, benchmarks, notebooks or documentation."""
-    tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == SHIPPED
-
-
-def test_the_wheel_has_every_module_and_what_the_commands_need(
-    wheel: zipfile.ZipFile,
-) -> None:
-    """All modules are there, and the files that are read at run time, unchanged."""
-    names = set(wheel.namelist())
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for house in SHIPPED
-        for path in (ROOT / house).rglob("*.py")
-    }
-    assert modules <= names
-    for name in (
-        "deployments/py.typed",
-        "policies/py.typed",
-        "deployments/operations/haproxy.sh",
-        "assets/prompts.jsonl",
-        "assets/embedder/model.safetensors",
-        "assets/embedder/tokenizer.json",
-        "assets/models/large/model.safetensors",
-        "assets/models/nano/tokenizer.json",
-        "assets/models/small/chat_template.jinja",
-    ):
-        assert wheel.read(name) == (ROOT / name).read_bytes(), name
-    assert (
-        wheel.read("assets/serve_config.yaml")
-        == (ROOT / "serve_config.yaml").read_bytes()
-    )
-    assert not {name for name in names if name.endswith((".png", ".pyc"))}
-
-
-def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
-    """Name, version, licence, readme and the versions of Python are those of pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (file,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
-    metadata = HeaderParser().parsestr(wheel.read(file).decode())
-    assert metadata["Name"] == project["name"]
-    assert metadata["Version"] == project["version"]
-    assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
-    assert metadata["Requires-Python"] in (
-        project["requires-python"],
-        ",".join(reversed(project["requires-python"].split(","))),
-    )
-    assert metadata["Description-Content-Type"] == "text/markdown"

@@ -12,9 +12,9 @@ import ray
 from ray._private import ray_constants
 
 from assets.tasks import KINDS, make_task
-from benchmarks.client import Answer, run_stream
-from benchmarks.demo import make_stream
 from deployments.app import NAMESPACE
+from deployments.demonstration.client import Answer, run_stream
+from deployments.demonstration.run import make_stream
 from tests.support.busy_model import busy_model
 from tests.support.commands import data_of, invoke
 

@@ -1,12 +1,19 @@
-"""The commands that measure: calibrate against a gateway, demo and report in a checkout."""
+"""The commands that measure: calibrate and demo against a gateway, and report in a checkout."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import httpx
 import pytest
+from httpx import HTTPError
 
+from deployments import paths
 from deployments.commands import experiments
+from deployments.commands import gateway as gateway_command
+from deployments.demonstration import client
 from deployments.operations import calibrate
 from tests.support.commands import invoke
 from tests.support.gateway import ROOT, Gateway
@@ -57,35 +64,17 @@ def test_a_calibration_without_a_gateway(line: str) -> None:
     assert result.exit_code == 3 and "is it running" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "report"])
-def test_outside_of_a_checkout_the_command_says_so(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_outside_of_a_checkout_the_report_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The installed package has no benchmarks/ and notebooks/."""
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
-    result = invoke(None, command)
+    """The installed package has no notebooks/."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    result = invoke(None, "report")
     assert result.exit_code == 1 and "needs a checkout" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "module", "given"),
-    [
-        (
-            "demo --seed 7 --requests 10 --url http://there:1",
-            "benchmarks.demo",
-            ["--seed", "7", "--url", "http://there:1", "--requests", "10"],
-        ),
-        (
-            "report --journal sqlite:///x --out y.html",
-            "notebooks.report",
-            ["--out", "y.html"],
-        ),
-    ],
-)
-def test_in_a_checkout_the_program_is_started(
-    monkeypatch: pytest.MonkeyPatch, line: str, module: str, given: list[str]
-) -> None:
+def test_in_a_checkout_the_report_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets the options that the command does not know; its exit code is that of the command."""
     started = []
 
@@ -98,9 +87,35 @@ def test_in_a_checkout_the_program_is_started(
 
     monkeypatch.setattr(experiments.subprocess, "run", run)
     monkeypatch.delenv("JOURNAL", raising=False)
+    line = "report --journal sqlite:///x --out y.html"
     assert invoke(None, line).exit_code == 5
     ((command, options),) = started
-    assert command == ["-m", module, *given] and options["cwd"] == ROOT
-    assert options["env"].get("JOURNAL") == (
-        "sqlite:///x" if "report" in line else None
-    )
+    assert command == ["-m", "notebooks.report", "--out", "y.html"]
+    assert options["cwd"] == ROOT and options["env"]["JOURNAL"] == "sqlite:///x"
+
+
+def test_the_demo_needs_mlflow_before_it_asks_anything(gateway: Gateway) -> None:
+    """Otherwise its results could not be logged after ten minutes of requests."""
+    answer = gateway.client.get("/v1/router/state")
+    with mock.patch.object(client.httpx, "get", side_effect=[answer, HTTPError("no")]):
+        result = invoke(None, "demo --mlflow http://127.0.0.1:9")
+    assert result.exit_code == 1 and "--mlflow ''" in result.stderr
+    assert all(not model.calls for model in gateway.models.values())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [(401, 1, "ROUTER_API_KEY"), (403, 1, "operate"), (404, 3, "gateway's URL")],
+)
+def test_the_demo_says_why_a_gateway_refuses_it(
+    status: int, code: int, words: str
+) -> None:
+    """A missing key, a key without the scope, another server; the key of the environment is sent."""
+    refused = httpx.Response(status)
+    with (
+        mock.patch.dict(os.environ, {gateway_command.KEY: "rk-1-2"}),
+        mock.patch.object(client.httpx, "get", return_value=refused) as get,
+    ):
+        result = invoke(None, "demo")
+    assert result.exit_code == code and words in result.stderr
+    assert get.call_args.kwargs["headers"] == {"authorization": "Bearer rk-1-2"}

@@ -101,7 +101,7 @@ def test_other_models_get_the_palette_by_price_and_name() -> None:
 
 PICTURES = (
     "notebooks/figures.py",
-    "benchmarks/demo.py",
+    "deployments/demonstration/run.py",
     "benchmarks/serving/plots.py",
     "deployments/tracking/calibration_report.py",
 )

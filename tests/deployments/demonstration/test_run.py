@@ -1,12 +1,11 @@
-"""Tests of what `make demo` leaves in MLflow."""
+"""Tests of what `router demo` leaves in MLflow."""
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
 
-from benchmarks.demo import Span, log_to_mlflow, summarise
+from deployments.demonstration.run import Options, Span, log_to_mlflow, summarise
 
 
 def frame(model: str, right: float) -> pd.DataFrame:
@@ -27,7 +26,7 @@ def test_the_demos_runs_last_as_long_as_the_demo(
     tmp_path: Path, mlflow_uri: str
 ) -> None:
     """One run of the whole demo and one below it for each strategy, with the real times and the parameters."""
-    arguments = argparse.Namespace(
+    options = Options(
         mlflow=mlflow_uri, seed=5, requests=9, scored=0.5, concurrency=1, threshold=0.5
     )
     frames = {"auto": frame("large", 1.0), "small": frame("small", 0.0)}
@@ -35,7 +34,7 @@ def test_the_demos_runs_last_as_long_as_the_demo(
     spans = {"auto": Span(1000.0, 1300.0), "small": Span(1300.0, 1540.0)}
     picture = tmp_path / "demo.png"
     picture.write_bytes(b"a picture")
-    log_to_mlflow(arguments, figures, frames, picture, spans)
+    log_to_mlflow(options, figures, frames, picture, spans)
     client = MlflowClient(mlflow_uri, mlflow_uri)
     experiment = client.get_experiment_by_name("adaptive-router").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}

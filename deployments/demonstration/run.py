@@ -1,4 +1,4 @@
-"""Demonstration of learning on a running server: `make demo`.
+"""Demonstration of learning on a running server: `router demo`.
 
 A seeded, mixed stream of tasks goes through `auto`. A program checks each answer and posts the result as feedback.
 Then the same stream goes to each model by name, and to the models that static rules choose.
@@ -7,10 +7,10 @@ The demo prints a table, saves a picture, logs an MLflow run with one below it f
 learned policy as a version.
 """
 
-import argparse
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 
 from assets.tasks import Task, level_of, make_task
-from benchmarks.client import DEFAULT_URL, Answer, chat_models, run_stream, state
+from deployments.demonstration.client import DEFAULT_URL, Answer, run_stream, state
 from deployments.observability.colours import AUTO, STATIC, colours_of
 from policies.baselines import Static
 from policies.profiling import features
 from policies.types import Arm, Objective, Request
 
 WINDOW = 50  # requests over which a share is averaged
+DEFAULT_MLFLOW = "http://127.0.0.1:5000"
 
 
 def make_stream(seed: int, count: int) -> list[Task]:
@@ -102,7 +103,7 @@ def summarise(frame: pd.DataFrame, names: list[str]) -> dict[str, float]:
 
 def table(figures: dict[str, dict[str, float]]) -> str:
     """A Markdown table of all strategies."""
-    return pd.DataFrame(figures).T.rename_axis("strategy").round(4).to_markdown()
+    return str(pd.DataFrame(figures).T.rename_axis("strategy").round(4).to_markdown())
 
 
 def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
@@ -156,6 +157,32 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Options:
+    """How the demonstration is run.
+
+    url: of the gateway.
+    mlflow: URL of MLflow; "" logs nothing.
+    seed: another seed is another stream.
+    requests: length of the stream.
+    scored: share of the answers of `auto` that get a score.
+    concurrency: requests at once.
+    threshold: complexity from which the static rules choose the largest model.
+    out: folder of the picture and of the answers.
+    headers: of every request, as that with an API key.
+    """
+
+    url: str = DEFAULT_URL
+    mlflow: str = DEFAULT_MLFLOW
+    seed: int = 1
+    requests: int = 750
+    scored: float = 1.0
+    concurrency: int = 1
+    threshold: float = 0.5
+    out: Path = Path("var")
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Span:
     """When something began and ended, in seconds since the epoch."""
 
@@ -164,7 +191,7 @@ class Span:
 
 
 def log_to_mlflow(
-    arguments: argparse.Namespace,
+    options: Options,
     figures: dict[str, dict[str, float]],
     frames: dict[str, pd.DataFrame],
     picture: Path,
@@ -173,7 +200,7 @@ def log_to_mlflow(
     """Log a run of the demo and, below it, a run for each strategy, each with the time that it really took.
 
     Args:
-        arguments: of the command line; they are the parameters.
+        options: of the demonstration; they are the parameters.
         figures: of each strategy.
         frames: the answers of each strategy.
         picture: becomes an artefact of the demo's run.
@@ -182,9 +209,9 @@ def log_to_mlflow(
     from deployments.tracking.descriptions import DEMO, NOTE
     from deployments.tracking.model_registry import PolicyRegistry
 
-    registry = PolicyRegistry(arguments.mlflow, "adaptive-router")
+    registry = PolicyRegistry(options.mlflow, "adaptive-router")
     parameters = {
-        name: str(getattr(arguments, name))
+        name: str(asdict(options)[name])
         for name in ("seed", "requests", "scored", "concurrency", "threshold")
     }
     tags = {"seed": parameters["seed"], NOTE: DEMO}
@@ -193,14 +220,14 @@ def log_to_mlflow(
         max(span.end for span in spans.values()),
     )
     parent = registry.start_run(
-        f"demo seed {arguments.seed}",
+        f"demo seed {options.seed}",
         {**tags, "kind": "demo"},
         parameters,
         whole.begin,
     )
     for name, values in figures.items():
         run = registry.start_run(
-            f"demo {name} seed {arguments.seed}",
+            f"demo {name} seed {options.seed}",
             {
                 **tags,
                 "strategy": name,
@@ -224,101 +251,99 @@ def log_to_mlflow(
     registry.client.set_terminated(parent, end_time=int(whole.end * 1000))
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--url", default=DEFAULT_URL)
-    parser.add_argument(
-        "--mlflow", default="http://127.0.0.1:5000", help="'' disables MLflow"
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=750)
-    parser.add_argument("--concurrency", type=int, default=1)
-    parser.add_argument(
-        "--scored",
-        type=float,
-        default=1.0,
-        help="share of the answers of auto that get a score",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.5,
-        help="complexity from which the static rules choose the largest model",
-    )
-    parser.add_argument("--out", type=Path, default=Path("var"))
-    return parser.parse_args()
-
-
 def play_strategies(
-    arguments: argparse.Namespace, names: list[str], live: dict[str, Any]
+    options: Options, names: list[str], live: dict[str, Any]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Span]]:
     """Answers of `auto`, of each model by name and of the static rules, by strategy; and when each was played."""
-    tasks = make_stream(arguments.seed, arguments.requests)
+    tasks = make_stream(options.seed, options.requests)
     strategies: dict[str, Any] = {"auto": lambda _: "auto"}
     for name in names:
         strategies[name] = lambda _, name=name: name
-    strategies["static rules"] = static_rule(names, arguments.threshold)
-    rng = random.Random(arguments.seed)
-    scored = {i for i in range(len(tasks)) if rng.random() < arguments.scored}
+    strategies["static rules"] = static_rule(names, options.threshold)
+    rng = random.Random(options.seed)
+    scored = {i for i in range(len(tasks)) if rng.random() < options.scored}
     frames = {}
     spans = {}
     for name, choose in strategies.items():
         begin = time.time()
         answers = run_stream(
-            arguments.url,
+            options.url,
             tasks,
             choose,
             f"{name:>12}",
-            arguments.concurrency,
+            options.concurrency,
             feedback=scored if name == "auto" else (),
+            headers=options.headers,
         )
         spans[name] = Span(begin, time.time())
         frames[name] = as_frame(answers, name, live)
     return frames, spans
 
 
-def print_results(
+def results(
     figures: dict[str, dict[str, float]], auto: pd.DataFrame, names: list[str]
-) -> None:
-    """Print the table of strategies, the choices of `auto` and the utilities at the end."""
-    print("\n" + table(figures))
+) -> list[str]:
+    """The table of strategies, the choices of `auto`, and the utilities at the end."""
     last = auto[auto.third == 3]
     shares = pd.crosstab(last.kind, last.model, normalize="index").round(2)
-    print("\nWhere `auto` sent each kind in the last third:\n" + shares.to_markdown())
     utility = {name: values["utility_last_third"] for name, values in figures.items()}
     best = max(names, key=lambda name: utility[name])
-    print(
+    return [
+        "\n" + table(figures),
+        "\nWhere `auto` sent each kind in the last third:\n" + shares.to_markdown(),
         f"\nutility in the last third: auto {utility['auto']:.4f}; best single size ({best}) "
-        f"{utility[best]:.4f}; static rules {utility['static rules']:.4f}"
-    )
+        f"{utility[best]:.4f}; static rules {utility['static rules']:.4f}",
+    ]
 
 
-def main() -> None:
-    """Play every strategy, then show and log the results."""
-    arguments = parse_arguments()
-    live = state(arguments.url)
-    names = chat_models(arguments.url)
-    print(
-        f"the router has made {live['decisions']} decisions before this demo; {live['policy_version']}"
+def check_mlflow(url: str) -> None:
+    """Find out before the stream whether its results can be logged.
+
+    Raises:
+        SystemExit: no MLflow answers at this address.
+    """
+    try:
+        well = httpx.get(f"{url}/health", timeout=10).is_success
+    except httpx.HTTPError:
+        well = False
+    if not well:
+        raise SystemExit(
+            f"no MLflow answers at {url}; name yours by --mlflow, or log nothing: --mlflow ''"
+        )
+
+
+def demonstrate(options: Options, say: Callable[[str], object] = print) -> None:
+    """Play every strategy, then show and log the results.
+
+    Raises:
+        SystemExit: the gateway or MLflow does not answer, or a request was refused.
+    """
+    live = state(options.url, options.headers)
+    if options.mlflow:
+        check_mlflow(options.mlflow)
+    names = [name for name, model in live["models"].items() if "chat" in model["tasks"]]
+    strategies = len(names) + 2
+    say(
+        f"{strategies} strategies with {options.requests} requests each (auto, {', '.join(names)}, static rules); "
+        f"the router has made {live['decisions']} decisions before"
     )
-    frames, spans = play_strategies(arguments, names, live)
+    try:
+        frames, spans = play_strategies(options, names, live)
+    except (RuntimeError, httpx.HTTPError) as error:
+        raise SystemExit(f"the demonstration ended early: {error}") from None
     figures = {name: summarise(frame, names) for name, frame in frames.items()}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    picture = arguments.out / f"demo-seed{arguments.seed}.png"
+    options.out.mkdir(parents=True, exist_ok=True)
+    picture = options.out / f"demo-seed{options.seed}.png"
     draw(frames, names, picture)
     pd.concat(frames.values()).to_parquet(picture.with_suffix(".parquet"))
-    print_results(figures, frames["auto"], names)
-    version = httpx.post(f"{arguments.url}/v1/router/versions", timeout=120)
+    for text in results(figures, frames["auto"], names):
+        say(text)
+    version = httpx.post(
+        f"{options.url}/v1/router/versions", headers=options.headers, timeout=120
+    )
     if version.is_success:
         registered = version.json()
-        print(f"registered as version {registered['version']} of {registered['name']}")
-    if arguments.mlflow:
-        log_to_mlflow(arguments, figures, frames, picture, spans)
-    print(f"picture: {picture}")
-
-
-if __name__ == "__main__":
-    main()
+        say(f"registered as version {registered['version']} of {registered['name']}")
+    if options.mlflow:
+        log_to_mlflow(options, figures, frames, picture, spans)
+    say(f"picture: {picture}")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import httpx
 from tqdm import tqdm
 
 from assets.tasks import Task, check
+from deployments.errors import NoAnswerError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -59,7 +60,7 @@ async def ask(
     began = time.perf_counter()
     ttft_s = 0.0
     parts = []
-    usage = {}
+    usage: dict[str, int] = {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
             raise RuntimeError(
@@ -111,6 +112,7 @@ def run_stream(
     feedback: Container[int] = (),
     router: dict[str, Any] | None = None,
     quiet: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> list[Answer]:
     """Ask all tasks and return their answers in the order of the tasks.
 
@@ -123,6 +125,11 @@ def run_stream(
         feedback: numbers of the tasks whose answers get a score.
         router: router options of every request.
         quiet: hides the progress bar.
+        headers: of every request, as that with an API key.
+
+    Raises:
+        RuntimeError: the gateway answered with an error.
+        httpx.HTTPError: it did not answer, or refused a score.
     """
 
     async def run() -> list[Answer]:
@@ -130,7 +137,7 @@ def run_stream(
         waiting = iter(enumerate(tasks))
         limits = httpx.Limits(max_connections=2 * concurrency)
         async with httpx.AsyncClient(
-            base_url=url, timeout=120, limits=limits
+            base_url=url, timeout=120, limits=limits, headers=headers
         ) as client:
             with tqdm(total=len(tasks), desc=label, disable=quiet, unit="req") as bar:
 
@@ -148,24 +155,33 @@ def run_stream(
     return asyncio.run(run())
 
 
-def state(url: str) -> dict[str, Any]:
+def state(url: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """State of the router.
 
     Raises:
-        SystemExit: no gateway answers at this address.
+        NoAnswerError: no gateway answers at this address.
+        SystemExit: it asks for another API key.
     """
     try:
-        answer = httpx.get(f"{url}/v1/router/state", timeout=10)
-        answer.raise_for_status()
+        answer = httpx.get(f"{url}/v1/router/state", headers=headers, timeout=10)
     except httpx.HTTPError as error:
-        raise SystemExit(
-            f"no gateway answers at {url} ({error}); start it with `make serve`"
+        raise NoAnswerError(
+            f"no gateway answers at {url} ({error}); `router up` starts it"
         ) from None
+    if answer.status_code in (401, 403):
+        raise SystemExit(
+            "the gateway asks for an API key with the scopes infer, feedback and operate; put it into the environment "
+            "variable ROUTER_API_KEY"
+        )
+    if answer.is_error:
+        raise NoAnswerError(
+            f"{url} answers {answer.status_code}, not as this router does; is it the gateway's URL?"
+        )
     found: dict[str, Any] = answer.json()
     return found
 
 
-def chat_models(url: str) -> list[str]:
+def chat_models(url: str, headers: Mapping[str, str] | None = None) -> list[str]:
     """Names of the models that can chat, smallest first."""
-    models = state(url)["models"]
+    models = state(url, headers)["models"]
     return [name for name, model in models.items() if "chat" in model["tasks"]]
