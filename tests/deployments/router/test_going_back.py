@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 
 from deployments.journal.codec import decode
-from deployments.journal.forgotten import KIND
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
 from deployments.journal.tables import EVENTS
@@ -90,9 +89,9 @@ class Hours(System):
         """All events of the journal, the forgotten scores included."""
         with self.learner.journal.engine.connect() as connection:
             found = connection.execute(
-                sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body)
-                .where(EVENTS.c.kind != KIND)
-                .order_by(EVENTS.c.row)
+                sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body).order_by(
+                    EVENTS.c.row
+                )
             ).all()
         return [(row, decode(kind, body)) for row, kind, body in found]
 
