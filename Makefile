@@ -25,7 +25,7 @@ CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_K
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
 .PHONY: help serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
-	test-faults test-fuzz test-clients lint docs docs-serve sbom release train clean
+	test-full test-faults test-fuzz test-clients lint docs docs-serve sbom release train clean
 
 help:  ## show these targets
 	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ bench-check: .venv/installed  ## compare the speed with the last release, in one
 
 test: .venv/installed  ## run all tests, with a system of their own on other ports
 	@$(PY) -m pytest
+
+# ONLY="fuzz faults clients system-faults": only these parts
+test-full: .venv/installed  ## what `make test` leaves out: generated requests, faults, clients; with a system of its own
+	@$(PY) -m tests.full $(if $(ONLY),--only $(ONLY))
 
 # URL=http://127.0.0.1:8000 STATE=var: also test the running system; MINUTES=20: duration of the soak tests;
 # ONLY="T2 T5": only these faults; TABLE=deploy/FAULTS.md: write the results to this file

@@ -16,6 +16,8 @@ from tests.support import streams as recordings
 from tests.support.balancer import Two, balanced, within
 from tests.support.gateway import Gateway
 from tests.support.postgres import Postgres, binaries
+from tests.support.skips import pytest_make_collect_report as pytest_make_collect_report
+from tests.support.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT_OFFSET = 100  # added to every port of the tests' own system

@@ -144,8 +144,8 @@ SCHEMAS: Mapping[str, Schema] = {
         decision_id=TEXT,
         status=_of(
             "string",
-            "accepted; duplicate or repeated, the same score was there; held, it counts when the decision arrives.",
-            enum=["accepted", "duplicate", "repeated", "held"],
+            "accepted; duplicate or repeated, the same score was there; pending, it counts when the decision arrives.",
+            enum=["accepted", "duplicate", "repeated", "pending"],
         ),
     ),
     "ArmWorth": _object(

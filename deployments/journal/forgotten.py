@@ -3,6 +3,9 @@
 A mark is written when an operator goes back to a policy version (router/role_assignment.py). Everything that reads
 events from the journal leaves the marked scores out: a restart, a replay, an evaluation, the training of the forecasts.
 A mark covers the rows before it only. A score that is sent again later is therefore a new one.
+
+Marks are in a table of their own, because release 0.1.0 fails at an event of a kind that it does not know. The numbers
+of marks and of events are one sequence, which says what was written before a mark.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +14,6 @@ import msgspec
 
 from policies.events import Event, Feedback
 
-KIND = "forgotten"  # kind of the row of a mark
 Numbered = tuple[int, Event]  # an event with the number of its row
 
 

@@ -16,13 +16,14 @@ import msgspec
 import sqlalchemy as sa
 
 from deployments.journal.codec import decode, encode
-from deployments.journal.forgotten import KIND, ForgottenScores, Mark, Numbered
+from deployments.journal.forgotten import ForgottenScores, Mark, Numbered
 from deployments.journal.ids import IdFactory
 from deployments.journal.personal_data import PersonalData
 from deployments.journal.retention import Retention
 from deployments.journal.snapshot import SNAPSHOT, Snapshot
 from deployments.journal.tables import (
     EVENTS,
+    FORGOTTEN,
     IDEMPOTENT_REPLIES,
     METADATA,
     SNAPSHOTS,
@@ -37,7 +38,12 @@ QUERY_IDS = 500  # ids, or row numbers, in one query
 MAX_WAITING_ROWS = 50_000
 MAX_WAITING_BYTES = 2**27
 # tables in which a new row replaces the row with the same key
-KEYED_TABLES = ((SNAPSHOTS, "row"), (IDEMPOTENT_REPLIES, "key"), (METADATA, "name"))
+KEYED_TABLES = (
+    (SNAPSHOTS, "row"),
+    (FORGOTTEN, "row"),
+    (IDEMPOTENT_REPLIES, "key"),
+    (METADATA, "name"),
+)
 
 # a row of a table: its columns by name
 Row = dict[str, Any]
@@ -56,7 +62,7 @@ class Journal:
     Attributes:
         id: identifies this journal; snapshots and runs refer to it.
         salt: secret bytes for ids and hashes (ids.py).
-        last_row: number of the last row that was put.
+        last_row: number of the last event or mark that was put.
         retention: deletes old rows.
         personal_data: finds and erases rows.
         forgotten: the scores that count no more; all readers of events leave them out.
@@ -81,11 +87,8 @@ class Journal:
             snapshot = connection.execute(
                 sa.select(SNAPSHOTS).order_by(SNAPSHOTS.c.row.desc()).limit(1)
             ).first()
-            # marks belong to no decision, and there is an index of decisions
             marks = connection.execute(
-                sa.select(EVENTS.c.row, EVENTS.c.body).where(
-                    EVENTS.c.decision_id == "", EVENTS.c.kind == KIND
-                )
+                sa.select(FORGOTTEN.c.row, FORGOTTEN.c.body)
             ).all()
         self.forgotten = ForgottenScores(
             {row: msgspec.msgpack.decode(body, type=Mark) for row, body in marks}
@@ -94,7 +97,8 @@ class Journal:
         self.salt = bytes(salt)
         self.id = IdFactory(self.salt).journal_id
         # retention may have deleted all events: the numbers then continue from the snapshot's row
-        self.last_row = max(int(last or 0), snapshot.row if snapshot else 0)
+        numbers = [row for row, _ in marks]
+        self.last_row = max(int(last or 0), snapshot.row if snapshot else 0, *numbers)
         self._queued: Rows = []
         self._waiting_bytes = 0
         self._writing = asyncio.Lock()
@@ -153,12 +157,10 @@ class Journal:
         self.last_row += 1
         row = {
             "row": self.last_row,
-            "kind": KIND,
-            "decision_id": "",
             "body": encode(mark),
             "time_s": time.time(),
         }
-        self._queue(EVENTS, row)
+        self._queue(FORGOTTEN, row)
         self.forgotten.add(self.last_row, mark)
         return self.last_row
 
@@ -320,7 +322,7 @@ class Journal:
         while True:
             query = (
                 sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body)
-                .where(EVENTS.c.row > after, EVENTS.c.kind != KIND)
+                .where(EVENTS.c.row > after)
                 .order_by(EVENTS.c.row)
                 .limit(PAGE_ROWS)
             )
@@ -360,7 +362,7 @@ class Journal:
             after = rows[-1][0]
 
     def first_row(self, after: int) -> int | None:
-        """The number of the first row after this one, whatever its kind; None if there is none."""
+        """The number of the first event after this row, whatever its kind; None if there is none."""
         query = sa.select(sa.func.min(EVENTS.c.row)).where(EVENTS.c.row > after)
         with self.engine.connect() as connection:
             row: int | None = connection.execute(query).scalar()
@@ -380,7 +382,7 @@ class Journal:
         while True:
             query = (
                 sa.select(*columns)
-                .where(EVENTS.c.row > after, EVENTS.c.kind != KIND)
+                .where(EVENTS.c.row > after)
                 .order_by(EVENTS.c.row)
                 .limit(most)
             )

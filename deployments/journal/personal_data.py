@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from deployments.journal.codec import decode
 from deployments.journal.tables import (
     EVENTS,
+    FORGOTTEN,
     IDEMPOTENT_REPLIES,
     METADATA,
     SNAPSHOTS,
@@ -185,7 +186,7 @@ class PersonalData:
                 raise RuntimeError(
                     "another process reads the journal, so its write-ahead log cannot be emptied; try again"
                 )
-            for table in (EVENTS, SNAPSHOTS, IDEMPOTENT_REPLIES, METADATA):
+            for table in (EVENTS, FORGOTTEN, SNAPSHOTS, IDEMPOTENT_REPLIES, METADATA):
                 alone.exec_driver_sql(f"VACUUM FULL {table.name}")
 
     def _bodies(self, kind: str) -> Iterator[tuple[int, bytes]]:

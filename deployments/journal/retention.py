@@ -10,7 +10,7 @@ from math import inf
 
 import sqlalchemy as sa
 
-from deployments.journal.tables import EVENTS, IDEMPOTENT_REPLIES
+from deployments.journal.tables import EVENTS, FORGOTTEN, IDEMPOTENT_REPLIES
 
 BATCH_ROWS = 500  # rows deleted at once
 DAY_S = 86_400.0
@@ -86,6 +86,8 @@ class Retention:
                 return False
             last = min(self.deletable_row, oldest + BATCH_ROWS - 1)
             connection.execute(sa.delete(EVENTS).where(EVENTS.c.row <= last))
+            # a mark covers only rows before it, which are deleted now
+            connection.execute(sa.delete(FORGOTTEN).where(FORGOTTEN.c.row <= last))
         return True
 
     def _delete_replies(self, now_s: float) -> None:

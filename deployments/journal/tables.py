@@ -54,6 +54,14 @@ METADATA = sa.Table(
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
+# marks of scores that count no more (forgotten.py); their numbers and those of events are one sequence
+FORGOTTEN = sa.Table(
+    "forgotten",
+    _SCHEMA,
+    sa.Column("row", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("time_s", sa.Float(53), nullable=False),
+)
 
 
 def open_database(url: str) -> sa.Engine:

@@ -7,6 +7,9 @@ import os
 
 import pytest
 
+from tests.support.skips import pytest_make_collect_report as pytest_make_collect_report
+from tests.support.skips import pytest_runtest_makereport as pytest_runtest_makereport
+
 URL = os.environ.get("CLIENTS_URL", "").rstrip("/")
 collect_ignore_glob = [] if URL else ["test_*.py"]
 # clients that ask the net for prices or report their use would fail or wait where there is none

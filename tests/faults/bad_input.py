@@ -22,7 +22,7 @@ from policies.thompson.policy import Thompson
 from policies.types import Arm, Objective, Request
 from tests.deployments.access.test_api_keys import Locked
 from tests.deployments.operations.test_config_check import every_key
-from tests.faults.catalogue import Fault, Finding
+from tests.faults.catalogue import ALONE, TEST, Fault, Finding
 from tests.support.gateway import ROOT, Gateway, eventually
 from tests.support.hostile_input import CORPUS, JSON, fuzz, openai_shape
 from tests.support.requests import make_profile
@@ -301,11 +301,13 @@ def t29(_: Path) -> Finding:
 
 
 FAULTS = [
-    Fault("T9", "feedback and outcomes repeated and reordered", "≤ 1e-9", t9),
+    Fault(
+        "T9", "feedback and outcomes repeated and reordered", "≤ 1e-9", t9, tier=TEST
+    ),
     Fault("T10", "1,000 forged, foreign or malformed scores", "100 %, unchanged", t10),
-    Fault("T16", "bad input", "0, 100 %, < 50 MB, < 100 ms", t16),
+    Fault("T16", "bad input", "0, 100 %, < 50 MB, < 100 ms", t16, tier=ALONE),
     Fault("T26", "routes without a key", "0", t26),
-    Fault("T27", "unsafe policy versions", "0", t27),
-    Fault("T28", "the clock jumps", "0", t28),
+    Fault("T27", "unsafe policy versions", "0", t27, tier=TEST),
+    Fault("T28", "the clock jumps", "0", t28, tier=TEST),
     Fault("T29", "typos in serve_config.yaml", "100 %", t29),
 ]

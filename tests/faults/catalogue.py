@@ -1,6 +1,7 @@
 """The catalogue of faults as a table: the fault, the measured figure, the bar, and whether the bar held.
 
 Command: `make test-faults`, or `python -m tests.faults --only T11 T15`. The exit status is 1 if a bar did not hold.
+`--tier full` plays the checks that `make test-full` does: their bars are a behaviour, and hold on any machine.
 
 Most checks need no Ray: all parts of the gateway are real and run in this process, and fake models have a known
 capacity. With `--url http://127.0.0.1:8000` the checks of a running system are also played. With `--state var`, its
@@ -33,6 +34,11 @@ NEEDS = {
     "state": ("url", "state"),
     "minutes": ("url", "state", "minutes"),
 }
+# tiers of the checks: which command plays them beside `make test-faults`, which plays all
+TEST = "test"  # make test, since it takes seconds
+FULL = "full"  # make test-full
+ALONE = "alone"  # no other: the bar is a latency of a quiet machine, or needs a soak
+TIERS = (TEST, FULL, ALONE)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Fault:
     bar: the bar in words.
     check: measures the figure. Its argument is an empty folder, or a System if `needs` is not empty.
     needs: a key of NEEDS.
+    tier: one of TIERS.
     """
 
     id: str
@@ -73,6 +80,7 @@ class Fault:
     bar: str
     check: Callable[[Any], Finding]
     needs: str = ""
+    tier: str = FULL
 
 
 def catalogue() -> list[Fault]:
@@ -165,6 +173,12 @@ def parse_arguments(faults: list[Fault]) -> argparse.Namespace:
         metavar="ID",
         help=" ".join(dict.fromkeys(fault.id for fault in faults)),
     )
+    parser.add_argument("--tier", choices=TIERS, help="only the checks of this tier")
+    parser.add_argument(
+        "--place",
+        choices=("process", "system"),
+        help="only the checks in this process, or only those of a running system",
+    )
     parser.add_argument("--url", help="address of a running system")
     parser.add_argument(
         "--state", type=Path, help="its folder; allows its processes to be killed"
@@ -181,18 +195,29 @@ def parse_arguments(faults: list[Fault]) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def chosen(fault: Fault, given: argparse.Namespace) -> bool:
+    """Whether the command line asks for this check."""
+    if given.place and (given.place == "system") != bool(fault.needs):
+        return False
+    return (not given.only or fault.id in given.only) and given.tier in (
+        None,
+        fault.tier,
+    )
+
+
 def main() -> None:
     """Play the checks and print the table."""
-    faults = in_order(catalogue())
-    given = parse_arguments(faults)
+    every = in_order(catalogue())
+    given = parse_arguments(every)
+    faults = [fault for fault in every if chosen(fault, given)]
+    if not faults:
+        sys.exit("no check is of this kind")
     system = None
     if given.url:
         system = System(given.url.rstrip("/"), given.state, given.minutes)
     logging.disable(logging.CRITICAL)
     rows = []
     for fault in faults:
-        if given.only and fault.id not in given.only:
-            continue
         row = play(fault, system)
         rows.append(row)
         held = row[4]

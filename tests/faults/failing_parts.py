@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from deployments.models.report import failure
-from tests.faults.catalogue import Fault, Finding
+from tests.faults.catalogue import ALONE, TEST, Fault, Finding
 from tests.faults.overload import open_loop, percentile, post
 from tests.support.fakes import failing
 from tests.support.gateway import Gateway
@@ -196,7 +196,8 @@ FAULTS = [
         "what the gateway's own code takes, with the router's",
         "p50 ≤ 10 ms, p99 ≤ 40 ms at 50/s",
         t12,
+        tier=ALONE,
     ),
-    Fault("T18", "internal errors", "0 leak", t18),
+    Fault("T18", "internal errors", "0 leak", t18, tier=TEST),
     Fault("T25", "an arm is scaled to zero", "0 wait, woken", t25),
 ]

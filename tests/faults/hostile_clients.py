@@ -19,7 +19,7 @@ import aiohttp
 import httpx
 import numpy as np
 
-from tests.faults.catalogue import Fault, Finding, System
+from tests.faults.catalogue import ALONE, Fault, Finding, System
 from tests.faults.running_system import CHAT, cluster, headers
 
 REQUESTS = 1_000
@@ -294,7 +294,7 @@ BAR = "p99 ≤ 2 × or + 50 ms, 0, 0, 0"
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 FAULTS = [
-    Fault("T30", what, BAR, beside(hostile), "state")
+    Fault("T30", what, BAR, beside(hostile), "state", ALONE)
     for what, hostile in {
         "patterns that a check could read for long": sends(
             with_schema(text("{" + " " * 998)),
@@ -342,7 +342,7 @@ FAULTS = [
     }.items()
 ]
 FAULTS += [
-    Fault("T31", what, BAR, beside(hostile), "state")
+    Fault("T31", what, BAR, beside(hostile), "state", ALONE)
     for what, hostile in {
         "schemas whose references multiply": sends(
             with_schema(doubling("anyOf")),

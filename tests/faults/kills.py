@@ -23,7 +23,7 @@ from deployments.operations.launcher import Cluster
 from deployments.router.learner import Learner
 from policies.registry import make_policy
 from tests.deployments.journal.test_durability import difference, settled
-from tests.faults.catalogue import Fault, Finding, System
+from tests.faults.catalogue import ALONE, Fault, Finding, System
 from tests.faults.overload import open_loop, percentile
 from tests.faults.running_system import (
     ASK,
@@ -388,6 +388,14 @@ FAULTS = [
         "≥ 99 %, well again",
         t6,
         needs="minutes",
+        tier=ALONE,
     ),
-    Fault("T21", "soak: memory", "ours < 5 MB/h, p99 < +10 %", t21, needs="minutes"),
+    Fault(
+        "T21",
+        "soak: memory",
+        "ours < 5 MB/h, p99 < +10 %",
+        t21,
+        needs="minutes",
+        tier=ALONE,
+    ),
 ]

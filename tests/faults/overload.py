@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.deployments.dispatch.test_admission import takes
-from tests.faults.catalogue import Fault, Finding
+from tests.faults.catalogue import ALONE, TEST, Fault, Finding
 from tests.support.gateway import Gateway
 from tests.support.hostile_input import ASK
 
@@ -283,8 +283,9 @@ FAULTS = [
         "overload",
         "goodput ≥ 90 %, 429 in < 100 ms, p99 ≤ 2 × unloaded + line, recovery < 10 s",
         t11,
+        tier=ALONE,
     ),
-    Fault("T13", "profiler slow or failing", "0 failed, ≤ deadline", t13),
+    Fault("T13", "profiler slow or failing", "0 failed, ≤ deadline", t13, tier=ALONE),
     Fault("T15", "250 clients leave", "≤ 2 s, 0", t15),
-    Fault("T24", "an arm fails and comes back", "≤ 5 failures", t24),
+    Fault("T24", "an arm fails and comes back", "≤ 5 failures", t24, tier=TEST),
 ]

@@ -8,7 +8,6 @@ Requests carry the key in ROUTER_API_KEY if it is set.
 import asyncio
 import os
 import random
-import shutil
 import statistics
 import tempfile
 import time
@@ -22,12 +21,13 @@ from typing import Any
 import aiohttp
 import httpx
 import psutil
+import pytest
 
 from assets.tasks import make_task
 from deployments.operations.launcher import MARK, ROOT, Cluster, load
-from tests.faults.catalogue import Fault, Finding, System
+from tests.faults.catalogue import ALONE, Fault, Finding, System
 from tests.faults.overload import open_loop, percentile
-from tests.support.balancer import KEYLESS, Balancer, within
+from tests.support.balancer import KEYLESS, Balancer, debian, within
 from tests.support.hostile_input import CORPUS, JSON, openai_shape
 
 CHAT = "/v1/chat/completions"
@@ -258,7 +258,9 @@ def t16(system: System) -> Finding:
 
 def t17(system: System) -> Finding:
     """Send headers that could change how a request is served; the load balancer must strip them."""
-    if shutil.which("haproxy") is None:
+    try:
+        debian("haproxy", "haproxy")
+    except pytest.skip.Exception:
         changed = effective_headers(system.url)
         return Finding(
             f"no load balancer here; without one {len(changed)} had an effect {changed or ''}",
@@ -344,6 +346,7 @@ FAULTS = [
         "200 or 429 only, 429 in < 100 ms",
         t11,
         needs="url",
+        tier=ALONE,
     ),
     Fault("T15", "60 clients of the running system leave", "≤ 2 s", t15, needs="url"),
     Fault("T16", "bad input, through the proxy", "0, 100 %", t16, needs="url"),

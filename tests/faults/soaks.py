@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.faults.catalogue import Fault, Finding, System
+from tests.faults.catalogue import ALONE, Fault, Finding, System
 from tests.faults.overload import open_loop, percentile
 from tests.faults.running_system import (
     ASK,
@@ -262,8 +262,11 @@ FAULTS = [
         "p50 ≤ 10 ms, p99 ≤ 40 ms at 50/s",
         t12,
         needs="url",
+        tier=ALONE,
     ),
-    Fault("T14", "MLflow hangs", "0 failed, p50 < +1 ms", t14, needs="state"),
+    Fault(
+        "T14", "MLflow hangs", "0 failed, p50 < +1 ms", t14, needs="state", tier=ALONE
+    ),
     Fault("T19", "a secret in prompts", "0", t19, needs="state"),
     Fault(
         "T20",

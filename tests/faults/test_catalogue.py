@@ -1,21 +1,17 @@
 """Tests of the catalogue of faults: its quick checks hold their bars. `make test-faults` plays all of it.
 
-Checks with bars of milliseconds are not played here. T13's deadline is tested in test_internal_errors.py, on a fake
-clock.
+`make test-full` plays others of its checks, and neither plays those with bars of milliseconds. T13's deadline is tested
+in test_internal_errors.py, on a fake clock.
 """
 
 from pathlib import Path
 
 import pytest
 
-from tests.faults.catalogue import NEEDS, Fault, catalogue, update_table
+from tests.faults.catalogue import NEEDS, TEST, TIERS, Fault, catalogue, update_table
 
 CATALOGUE = catalogue()
-QUICK = [
-    fault
-    for fault in CATALOGUE
-    if not fault.needs and fault.id in ("T8", "T9", "T18", "T24", "T27", "T28")
-]
+QUICK = [fault for fault in CATALOGUE if fault.tier == TEST]
 
 
 @pytest.mark.parametrize("fault", QUICK, ids=lambda fault: fault.id)
@@ -29,6 +25,8 @@ def test_the_catalogue_is_complete() -> None:
     """The catalogue has at least one row for each of T1 to T31, and every row is complete."""
     assert {fault.id for fault in CATALOGUE} == {f"T{i}" for i in range(1, 32)}
     assert all(fault.needs in NEEDS and fault.bar and fault.what for fault in CATALOGUE)
+    assert all(fault.tier in TIERS for fault in CATALOGUE)
+    assert QUICK and not any(fault.needs for fault in QUICK)
 
 
 def test_updating_the_table_keeps_other_rows(tmp_path: Path) -> None:

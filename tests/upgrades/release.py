@@ -5,6 +5,7 @@ The root of a release's source tree is the working folder:
     python PATH/release.py write FOLDER   a journal, a file of keys, a policy version and the configuration
     python PATH/release.py read URL       prints what a journal has taught, as JSON
     python PATH/release.py extend URL     adds a decision with outcome and score to a journal, then reads it
+    python PATH/release.py forget URL     marks the scores of a journal as forgotten, then reads it
 
 tests/upgrades/release-0.1.0/ was written so by release 0.1.0.
 """
@@ -177,10 +178,27 @@ def extend(url: str) -> dict[str, Any]:
     return read(url)
 
 
+def forget(url: str) -> dict[str, Any]:
+    """Mark all scores as forgotten, and learn from the journal again without them; then read it."""
+    from deployments.journal.forgotten import Mark
+
+    learner = open_learner(url)
+    learner.journal.put_mark(Mark(up_to=learner.journal.last_row, reason="a bad hour"))
+    learner.policy = make_policy("thompson", ARMS)
+    learner.sequence = 0
+    learner._replay_journal(ignore_snapshot=True)
+    learner.put_snapshot()
+    asyncio.run(learner.journal.flush())
+    learner.journal.engine.dispose()
+    return read(url)
+
+
 if __name__ == "__main__":
     verb, target = sys.argv[1:]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if verb == "write":
         write(Path(target))
     else:
-        print(json.dumps({"read": read, "extend": extend}[verb](target)))
+        print(
+            json.dumps({"read": read, "extend": extend, "forget": forget}[verb](target))
+        )

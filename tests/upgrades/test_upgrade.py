@@ -25,6 +25,7 @@ from deployments.journal.journal import Journal
 from deployments.operations.config_check import check_config
 from deployments.settings import RENAMED, GatewaySettings, Tuning, explain, latest
 from deployments.tracking.version_files import load_policy
+from policies.events import Feedback
 from policies.registry import make_policy
 from tests.upgrades import release
 
@@ -246,6 +247,32 @@ def test_the_earlier_release_goes_on_with_a_journal_of_this_one(
     assert again["sequence"] == written["sequence"] + 1
     # and the upgrade works a second time
     assert_same(release.read(url), again)
+
+
+def test_the_earlier_release_goes_on_without_the_forgotten_scores(
+    url: str, expected: dict[str, Any], earlier_code: Path
+) -> None:
+    """It knows no marks, and starts from the snapshot taken with one. After the next upgrade the mark counts."""
+    known = expected["learned"]
+    written = release.forget(url)
+    assert written["last_row"] == known["last_row"] + 1
+    count = "quality.count"
+    assert max(known["posterior"][count]) > 0 == max(written["posterior"][count])
+    assert_same(run(earlier_code, "read", url), written)
+    again = run(earlier_code, "extend", url)
+    assert again["sequence"] == written["sequence"] + 1
+    assert max(again["posterior"][count]) > 0
+    assert_same(release.read(url), again)
+    journal = Journal(url)
+    assert journal.last_row == again["last_row"] and journal.forgotten
+    scores = [e for _, e in journal.replay() if isinstance(e, Feedback)]
+    assert len(scores) == 1
+    # a replay of the whole journal teaches the same
+    learner = release.open_learner(url)
+    learner.policy = make_policy("thompson", release.ARMS)
+    learner._replay_journal(ignore_snapshot=True)
+    found = release.posterior(learner.policy, learner.sequence)
+    assert np.allclose(found[count], again["posterior"][count], rtol=1e-9, atol=1e-9)
 
 
 def test_a_journal_of_a_newer_release_is_opened(

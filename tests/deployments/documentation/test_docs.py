@@ -18,6 +18,7 @@ from deployments.documentation.openapi import (
     SCHEME,
     operations_of,
 )
+from policies.events import REPEATED
 from tests.deployments.access.test_api_keys import Locked
 from tests.support.gateway import Gateway, eventually
 
@@ -235,6 +236,27 @@ def test_errors_that_occur_are_documented(
         jsonschema.validate(answer.json(), error)
         operation = document["paths"][template or path][method.lower()]
         assert str(status) in operation["responses"], (path, status)
+
+
+def test_the_statuses_of_a_score_are_documented(
+    gateway: Gateway, document: dict[str, Any]
+) -> None:
+    """Each that the gateway answers with 200 or 202, and no other."""
+    reply = document["components"]["schemas"]["FeedbackReply"]
+    asked = gateway.chat().headers["x-router-decision-id"]
+    early = gateway.ingress.router_client.new_id()
+    statuses = []
+    for decision_id, score, code in (
+        (asked, 1.0, 200),
+        (asked, 1.0, 200),
+        (early, 1.0, 202),
+    ):
+        body = {"decision_id": decision_id, "score": score}
+        answer = gateway.client.post("/v1/feedback", json=body)
+        assert answer.status_code == code, answer.text
+        jsonschema.validate(answer.json(), reply)
+        statuses.append(answer.json()["status"])
+    assert {*statuses, REPEATED} == set(reply["properties"]["status"]["enum"])
 
 
 def test_integers_have_bounds_that_javascript_can_read(

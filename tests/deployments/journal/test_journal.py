@@ -8,10 +8,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from deployments.journal.codec import decode, encode
+from deployments.journal.forgotten import Mark
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
+from deployments.journal.tables import EVENTS, FORGOTTEN
 from policies.events import Decision, Feedback, Outcome
 from policies.thompson.policy import Thompson
 from policies.types import Arm, Objective, Request
@@ -168,6 +171,7 @@ def test_an_old_journal_gets_missing_columns_and_tables(url: str) -> None:
             "ALTER TABLE snapshots DROP COLUMN gone_before_s",
             "DROP TABLE replies",
             "DROP TABLE facts",
+            "DROP TABLE forgotten",
             "DROP TABLE alembic_version",
         ):
             connection.exec_driver_sql(change)
@@ -179,6 +183,64 @@ def test_an_old_journal_gets_missing_columns_and_tables(url: str) -> None:
     again.put_reply("key", "digest", "accepted")
     asyncio.run(again.flush())
     assert again.reply("key") == ("digest", "accepted") and again.reply("other") is None
+
+
+def scores(journal: Journal) -> list[str]:
+    """The decisions whose scores count."""
+    return [event.decision_id for _, event in journal.replay()]  # type: ignore[union-attr]
+
+
+def test_a_mark_is_in_a_table_of_its_own_and_keeps_its_place(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It covers the scores before it and none after it, also after a restart and a lost acknowledgement."""
+    journal = Journal(url)
+    insert = Journal._insert
+
+    def lost(rows: list) -> None:
+        insert(journal, rows)
+        raise ConnectionError("the server went away")
+
+    journal.put(Feedback("before", 1.0, time_s=5.0))
+    row = journal.put_mark(Mark(since_s=5.0, up_to=1, reason="a bad hour"))
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_insert", lost)
+        with pytest.raises(ConnectionError):
+            asyncio.run(journal.flush())
+    # the mark is the last row, and no snapshot says so
+    assert row == 2 and Journal(url).last_row == 2
+    assert journal.put(Feedback("after", 1.0, time_s=6.0)) == 3
+    asyncio.run(journal.flush())
+    again = Journal(url)
+    for one in (journal, again):
+        assert scores(one) == ["after"]
+        assert one.forgotten.after(1) and not one.forgotten.after(2)
+    with again.engine.connect() as connection:
+        events = connection.execute(sa.select(EVENTS.c.row, EVENTS.c.kind)).all()
+        marks = connection.execute(sa.select(FORGOTTEN.c.row)).scalars().all()
+    assert events == [(1, "feedback"), (3, "feedback")] and marks == [2]
+    assert again.put_mark(Mark(cancels=row)) == 4
+    asyncio.run(again.flush())
+    assert scores(again) == scores(Journal(url)) == ["before", "after"]
+
+
+def test_marks_among_the_events_are_moved(url: str) -> None:
+    """Between two releases, marks were events of a kind that release 0.1.0 cannot read."""
+    journal = Journal(url)
+    journal.put(Feedback("before", 1.0, time_s=5.0))
+    asyncio.run(journal.flush())
+    mark = Mark(since_s=5.0, up_to=1, reason="a bad hour")
+    with journal.engine.begin() as connection:
+        FORGOTTEN.drop(connection)
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+        row = {"row": 2, "kind": "forgotten", "decision_id": "", "time_s": 7.0}
+        connection.execute(sa.insert(EVENTS), [{**row, "body": encode(mark)}])
+    again = Journal(url)
+    assert scores(again) == [] and again.last_row == 2
+    with again.engine.connect() as connection:
+        kinds = connection.execute(sa.select(EVENTS.c.kind)).scalars().all()
+        moved = connection.execute(sa.select(FORGOTTEN)).all()
+    assert kinds == ["feedback"] and moved == [(2, encode(mark), 7.0)]
 
 
 def test_decisions_of_the_first_version_are_decoded() -> None:

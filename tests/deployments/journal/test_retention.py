@@ -8,9 +8,10 @@ import numpy as np
 import sqlalchemy as sa
 from msgspec import structs
 
+from deployments.journal.forgotten import Mark
 from deployments.journal.journal import Journal
 from deployments.journal.retention import BATCH_ROWS, DAY_S
-from deployments.journal.tables import EVENTS
+from deployments.journal.tables import EVENTS, FORGOTTEN
 from deployments.router.learner import Learner
 from policies.events import EXPIRED, Decision, Feedback, Outcome
 from policies.thompson.policy import Thompson
@@ -132,6 +133,23 @@ def test_rows_stay_until_a_durable_snapshot_covers_them(url: str, monkeypatch) -
     asyncio.run(journal.retention.apply(now))
     assert len(rows(journal)) == 4 * BATCH_ROWS
     assert same(learner, make(Journal(url)))
+
+
+def test_a_mark_is_deleted_with_the_rows_that_it_covers(url: str) -> None:
+    """A later mark stays, and the numbers continue."""
+    journal = Journal(url, max_rows=BATCH_ROWS)
+    learner = make(journal)
+    now = time.time()
+    decide(learner, BATCH_ROWS, now)
+    journal.put_mark(Mark(up_to=journal.last_row))
+    decide(learner, BATCH_ROWS, now)
+    kept = journal.put_mark(Mark(up_to=journal.last_row))
+    for _ in range(2):
+        asyncio.run(learner.apply_retention(now))
+    assert 2 * BATCH_ROWS + 1 < rows(journal)[0] < kept
+    with journal.engine.connect() as connection:
+        assert connection.execute(sa.select(FORGOTTEN.c.row)).scalars().all() == [kept]
+    assert Journal(url).last_row == journal.last_row == kept
 
 
 def test_the_database_file_stops_growing(tmp_path: Path) -> None:

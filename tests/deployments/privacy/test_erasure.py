@@ -15,6 +15,7 @@ from deployments.journal.ids import trace_id
 from deployments.journal.personal_data import Person
 from deployments.journal.tables import (
     EVENTS,
+    FORGOTTEN,
     IDEMPOTENT_REPLIES,
     METADATA,
     SNAPSHOTS,
@@ -107,7 +108,7 @@ def everything(url: str, router: Router) -> bytes:
     """All that the database has: each value of each table, and for SQLite also every byte of its files."""
     found = []
     with router._journal.engine.connect() as connection:
-        for table in (EVENTS, SNAPSHOTS, IDEMPOTENT_REPLIES, METADATA):
+        for table in (EVENTS, FORGOTTEN, SNAPSHOTS, IDEMPOTENT_REPLIES, METADATA):
             for row in connection.execute(sa.select(table)):
                 found += [
                     value if isinstance(value, bytes) else str(value).encode()

@@ -1,6 +1,7 @@
 """Going back to a version: what is known afterwards is what would be known if the forgotten scores had never come."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from deployments.journal.codec import decode
-from deployments.journal.forgotten import KIND
 from deployments.journal.journal import Journal
 from deployments.journal.snapshot import Snapshot
 from deployments.journal.tables import EVENTS
+from deployments.router import role_assignment
 from deployments.router.learner import Learner
 from deployments.router.projections import ScoreProjections
+from deployments.router.replay import replay
 from policies.events import ANY_OWNER, Decision, Event, Feedback, Outcome
 from policies.registry import make_policy
 from policies.rollout.roles import CHALLENGER, CHAMPION
@@ -90,9 +92,9 @@ class Hours(System):
         """All events of the journal, the forgotten scores included."""
         with self.learner.journal.engine.connect() as connection:
             found = connection.execute(
-                sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body)
-                .where(EVENTS.c.kind != KIND)
-                .order_by(EVENTS.c.row)
+                sa.select(EVENTS.c.row, EVENTS.c.kind, EVENTS.c.body).order_by(
+                    EVENTS.c.row
+                )
             ).all()
         return [(row, decode(kind, body)) for row, kind, body in found]
 
@@ -252,6 +254,13 @@ def test_events_that_arrive_during_the_restore_are_not_lost(
     """Decisions, outcomes and scores count once, whether the replay or its end takes them in."""
     monkeypatch.setattr("deployments.router.role_assignment.FEW_EVENTS", 10)
     monkeypatch.setattr("policies.thompson.drift.THRESHOLD", float("inf"))
+    arrived = threading.Event()
+
+    def wait_and_replay(*arguments: Any) -> Learner:
+        assert arrived.wait(60)
+        return replay(*arguments)
+
+    monkeypatch.setattr(role_assignment, "replay", wait_and_replay)
 
     async def play() -> None:
         system = Hours(tmp_path)
@@ -261,6 +270,8 @@ def test_events_that_arrive_during_the_restore_are_not_lost(
         await asyncio.sleep(0)
         while not restoring.done():
             await system.give(await system.ask(KEYS, 5), good, 2.5)
+            if system.learner.journal.last_row > began + 30:
+                arrived.set()
             await asyncio.sleep(0)
         await restoring
         ended = max(system.learner.journal.forgotten._marks)
