@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
+from typing import Generic, TypeVar
 
 from deployments.settings import AdmissionSettings
 
@@ -19,6 +20,8 @@ HIGH, NORMAL, BATCH = range(3)
 RANKS = {"high": HIGH, "normal": NORMAL, "batch": BATCH}
 SHARES = (1.0, 0.75, 0.5)  # of each limit, by rank
 SMOOTHING = 0.1  # weight of the newest duration in the moving average
+
+Ticket = TypeVar("Ticket")
 
 
 class FullError(Exception):
@@ -29,8 +32,10 @@ class FullError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class ModelQueue:
-    """Bounded priority queue of one model: the requests that wait for a slot, and the number of those that have one.
+class Places(Generic[Ticket]):
+    """The rule of one model's queue, without waiting: who has a slot, who is in the queue, who gets the next slot.
+
+    ModelQueue drives it with futures, and the simulator of a cluster (benchmarks/cluster) on a simulated clock.
 
     Attributes:
         running: number of requests that have a slot.
@@ -48,7 +53,7 @@ class ModelQueue:
         self._last_busy_s = -inf
         self._clock = clock
         self._numbers = itertools.count()
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
+        self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
         self._held_s = 0.0  # moving average of how long a slot is held
 
     @property
@@ -99,6 +104,51 @@ class ModelQueue:
             return True
         return self.wait_s(rank) > self.settings.max_queue_wait_s
 
+    def take(self, background: bool = False) -> bool:
+        """Take a slot for a new request, if one is free and no other request waits for it."""
+        if not self._slot_is_free():
+            return False
+        self.running += 1
+        self.background += background
+        self._note_load()
+        return True
+
+    def queue(self, rank: int, ticket: Ticket) -> tuple[int, int, Ticket]:
+        """Put a request into the queue; returns the entry, for `withdraw`."""
+        entry = (rank, next(self._numbers), ticket)
+        heapq.heappush(self._waiting, entry)
+        return entry
+
+    def withdraw(self, entry: tuple[int, int, Ticket]) -> None:
+        """Take an entry out of the queue, if it is still there."""
+        if entry in self._waiting:
+            self._note_load()
+            self._waiting.remove(entry)
+            heapq.heapify(self._waiting)
+
+    def next_ticket(self) -> Ticket | None:
+        """Take the first request out of the queue if a slot is free for it. The caller adds it to `running`."""
+        if not self._waiting or self.running >= self.slots:
+            return None
+        return heapq.heappop(self._waiting)[2]
+
+    def release(self, entered: float | None, background: bool = False) -> None:
+        """Free a slot; `entered` is None if the slot was never used, `background` is that of `take`."""
+        self._note_load()
+        self.running -= 1
+        self.background -= background
+        if entered is not None:
+            held_s = self._clock() - entered
+            weight = SMOOTHING if self._held_s else 1.0
+            self._held_s += weight * (held_s - self._held_s)
+
+    def _slot_is_free(self) -> bool:
+        return self.running < self.slots and not self._waiting
+
+
+class ModelQueue(Places[asyncio.Future[None]]):
+    """Bounded priority queue of one model: the requests that wait for a slot, and the number of those that have one."""
+
     async def enter(self, rank: int, background: bool = False) -> float:
         """Wait for a slot. Returns the time at which it was taken, for `leave`.
 
@@ -112,24 +162,18 @@ class ModelQueue:
         self._assign_slots()  # the number of replicas may have grown since the last `leave`
         if self.full(rank):
             raise FullError(self.wait_s(rank))
-        if self._slot_is_free():
-            self.running += 1
-            self.background += background
-            self._note_load()
+        if self.take(background):
             return self._clock()
         slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (rank, next(self._numbers), slot)
-        heapq.heappush(self._waiting, entry)
+        entry = self.queue(rank, slot)
         try:
             async with asyncio.timeout(self.settings.max_queue_wait_s):
                 await slot
         except BaseException as error:
             if slot.done() and not slot.cancelled():
                 self.leave(None)  # the slot was assigned at the same moment
-            elif entry in self._waiting:  # otherwise _assign_slots has removed it
-                self._note_load()
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
+            else:
+                self.withdraw(entry)  # unless _assign_slots has removed it
             if isinstance(error, TimeoutError):
                 raise FullError(self.wait_s(rank)) from None
             raise
@@ -138,21 +182,11 @@ class ModelQueue:
 
     def leave(self, entered: float | None, background: bool = False) -> None:
         """Free a slot; `entered` is None if the slot was never used, `background` is that of `enter`."""
-        self._note_load()
-        self.running -= 1
-        self.background -= background
-        if entered is not None:
-            held_s = self._clock() - entered
-            weight = SMOOTHING if self._held_s else 1.0
-            self._held_s += weight * (held_s - self._held_s)
+        self.release(entered, background)
         self._assign_slots()
 
-    def _slot_is_free(self) -> bool:
-        return self.running < self.slots and not self._waiting
-
     def _assign_slots(self) -> None:
-        while self._waiting and self.running < self.slots:
-            _, _, slot = heapq.heappop(self._waiting)
+        while (slot := self.next_ticket()) is not None:
             if not slot.done():
                 self.running += 1
                 slot.set_result(None)

@@ -1,0 +1,1 @@
+"""A simulated cluster: routers on the same arrivals, under load, beside each other."""

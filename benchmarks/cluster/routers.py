@@ -1,0 +1,164 @@
+"""The product's policy and its peers by name, each prepared with the same calibration prompts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.cluster.hardware import Size
+from benchmarks.cluster.peers import (
+    PRESETS,
+    Hindsight,
+    LeastLoaded,
+    LiveRule,
+    NearestPrompts,
+    Neighbours,
+    Queueing,
+    RouteBalance,
+)
+from benchmarks.cluster.scarcity import ScarcePolicy
+from benchmarks.cluster.simulation import arms_of
+from benchmarks.cluster.workload import Workload
+from benchmarks.decisions.streams import Portfolio
+from policies.base import Policy
+from policies.events import CALIBRATION, Decision, Outcome
+from policies.registry import make_policy, rearm
+from policies.types import Objective, Vector
+
+OURS = "thompson"
+COLD = "thompson, uncalibrated"
+SCARCE = "thompson, scarcity price"
+TARGET = 0.5  # of the slots of a replica, for the scarcity price
+FIXED = "always "  # before the name of a size
+
+
+@dataclass(frozen=True)
+class World:
+    """What a router may be prepared with.
+
+    rate: requests a second. calibration: numbers of prompts in the portfolio that no request has.
+    """
+
+    sizes: tuple[Size, ...]
+    portfolio: Portfolio
+    load: Workload
+    objective: Objective
+    rate: float
+    calibration: NDArray[np.int64]
+    seed: int
+
+    @property
+    def cost(self) -> Vector:
+        """[K] cost of an answer, as a share of the dearest size's."""
+        return self.portfolio.cost
+
+    @property
+    def answer_tokens(self) -> Vector:
+        """[K] mean length of the answers."""
+        return np.asarray(self.load.answers.mean(0))
+
+
+def names(world: World) -> list[str]:
+    """All routers, the product's policy first."""
+    fixed = [FIXED + size.name for size in world.sizes]
+    balanced = [f"routebalance {preset}" for preset in PRESETS]
+    rules = ["static", "uniform", "least loaded", "nearest prompts", *balanced]
+    return [OURS, SCARCE, COLD, *fixed, *rules, "acqb", "hindsight"]
+
+
+def make(name: str, world: World) -> Policy:
+    """A router that has learned from the calibration prompts only.
+
+    Raises:
+        ValueError: no router has this name.
+    """
+    arms = arms_of(world.sizes, world.cost, world.answer_tokens)
+    weight = world.objective.cost_weight
+    if name in (OURS, COLD):
+        policy = make_policy("thompson", arms)
+        if name == OURS:
+            _calibrate(policy, world)
+        return policy
+    if name == SCARCE:
+        targets = [TARGET * size.engine.max_running for size in world.sizes]
+        scarce = ScarcePolicy(arms, targets)
+        _calibrate(scarce, world)
+        return scarce
+    if name.startswith(FIXED):
+        return make_policy("always", arms)
+    if name in ("static", "uniform"):
+        return make_policy(name, arms)
+    if name == "least loaded":
+        return LeastLoaded(arms, world.cost, world.sizes)
+    if name == "nearest prompts":
+        return NearestPrompts(arms, world.cost, _neighbours(world), weight)
+    if name.startswith("routebalance "):
+        preset = name.partition(" ")[2]
+        return RouteBalance(arms, world.cost, world.sizes, _neighbours(world), preset)
+    if name == "acqb":
+        dims = world.portfolio.features.shape[1]
+        queueing = Queueing(arms, world.cost, world.sizes, weight, dims, world.seed)
+        for row in world.calibration:
+            x = world.portfolio.profiles[row].features
+            for k, score in enumerate(world.portfolio.scores[row].tolist()):
+                queueing.learner.update(x, k, score)
+        return queueing
+    if name == "hindsight":
+        return Hindsight(
+            arms, world.cost, world.sizes, world.load, world.rate, world.objective
+        )
+    raise ValueError(
+        f"unknown router '{name}'; choose one of: {', '.join(names(world))}"
+    )
+
+
+def reprice(world: World) -> Callable[[Policy, Vector], Policy]:
+    """A change of a router's costs [K]."""
+
+    def changed(router: Policy, cost: Vector) -> Policy:
+        if isinstance(router, Queueing):
+            router.learner.cost = world.objective.cost_weight * cost
+        if isinstance(router, LiveRule):
+            router.cost = cost
+            return router
+        arms = arms_of(world.sizes, cost, world.answer_tokens)
+        if isinstance(router, ScarcePolicy):
+            return router.rearmed(arms)
+        return rearm(router, arms)
+
+    return changed
+
+
+def _neighbours(world: World) -> Neighbours:
+    rows = world.calibration
+    tokens = np.tile(world.answer_tokens, (len(rows), 1))
+    lengths = world.portfolio.output_tokens[rows]
+    if np.isfinite(lengths).all():
+        tokens = lengths / np.maximum(lengths.mean(0), 1.0) * world.answer_tokens
+    return Neighbours(
+        world.portfolio.features[rows], world.portfolio.scores[rows], tokens
+    )
+
+
+def _calibrate(policy: Policy, world: World) -> None:
+    """Give the policy each size's answers to the calibration prompts, made while its replicas were idle."""
+    for row in world.calibration:
+        profile = world.portfolio.profiles[row]
+        for k, size in enumerate(world.sizes):
+            tokens = float(world.answer_tokens[k])
+            first, whole = size.engine.alone_s(float(profile.prompt_tokens), tokens)
+            name = f"c{row} {size.name}"
+            decision = Decision(
+                name, size.name, 0, CALIBRATION, profile, Objective(), scored=0
+            )
+            outcome = Outcome(
+                name,
+                ttft_s=first,
+                latency_s=whole,
+                prompt_tokens=profile.prompt_tokens,
+                output_tokens=int(tokens),
+                streamed=True,
+            )
+            policy.learn(decision, outcome)
+            policy.score(decision, float(world.portfolio.scores[row, k]))
