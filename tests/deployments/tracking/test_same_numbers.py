@@ -286,7 +286,9 @@ def test_every_surface_reports_the_same_numbers(
         tracker = Tracker(gateway.settings, gateway.router, 7.0)
         asyncio.run(tracker._track())
         asyncio.run(tracker._exporter.run_once(time.time() + 120))
-        metrics = MlflowClient(mlflow_uri, mlflow_uri).get_run(tracker._run_id).data.metrics
+        metrics = (
+            MlflowClient(mlflow_uri, mlflow_uri).get_run(tracker._run_id).data.metrics
+        )
         known = [
             e.id
             for e in events_of(tmp_path / "journal.db", 10**9)
