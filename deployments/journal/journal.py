@@ -98,7 +98,9 @@ class Journal:
         self.id = IdFactory(self.salt).journal_id
         # retention may have deleted all events: the numbers then continue from the snapshot's row
         numbers = [row for row, _ in marks]
-        self.last_row: int = max(int(last or 0), snapshot.row if snapshot else 0, *numbers)
+        self.last_row: int = max(
+            int(last or 0), snapshot.row if snapshot else 0, *numbers
+        )
         self._queued: Rows = []
         self._waiting_bytes = 0
         self._writing = asyncio.Lock()
