@@ -130,7 +130,7 @@ def read_config(path: Path) -> Config:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise SystemExit(
-            f"there is no {path}; name another file, or make a serve_config.yaml with `router init`"
+            f"cannot read {path}: there is no such file; name another one, or make one with `router init`"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"

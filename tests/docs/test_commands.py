@@ -35,6 +35,7 @@ FOREIGN = (
     "pip",
     "pre-commit",
     "prometheus",
+    "python3.11",
     "ray",
     "serve",
     "socat",
