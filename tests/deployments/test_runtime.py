@@ -106,18 +106,15 @@ def test_serve_controller_reports_applications_and_replicas(
     assert set(READY_STATES) <= {state.value for state in ReplicaState}
 
 
-def test_serve_handle_tells_when_a_replica_has_accepted_a_call() -> None:
+async def test_serve_handle_tells_when_a_replica_has_accepted_a_call() -> None:
     """If the future had another name, all calls of a draining replica would be failed over."""
 
-    async def run() -> None:
-        for kind in (DeploymentResponse, DeploymentResponseGenerator):
-            assigned = asyncio.get_running_loop().create_future()
-            call = kind(assigned, RequestMetadata("r", "i"), False)
-            assert not runtime.accepted_by_replica(call)
-            assigned.set_result(None)
-            assert runtime.accepted_by_replica(call)
-
-    asyncio.run(run())
+    for kind in (DeploymentResponse, DeploymentResponseGenerator):
+        assigned = asyncio.get_running_loop().create_future()
+        call = kind(assigned, RequestMetadata("r", "i"), False)
+        assert not runtime.accepted_by_replica(call)
+        assigned.set_result(None)
+        assert runtime.accepted_by_replica(call)
     assert not runtime.accepted_by_replica(None)
 
 

@@ -1,6 +1,5 @@
 """The report of an own journal speaks of that journal; empty panels say why, and labels are legible."""
 
-import asyncio
 import itertools
 import re
 from dataclasses import replace
@@ -229,7 +228,7 @@ def test_findings_speak_of_the_given_log_alone() -> None:
     assert sentence == "'code': size-1 got 100% [96%, 100%] of the last 100."
 
 
-def test_the_report_says_nothing_of_the_demo(
+async def test_the_report_says_nothing_of_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No name of its models, no claim about it, no panel that is not there; the first line is whole."""
@@ -237,7 +236,7 @@ def test_the_report_says_nothing_of_the_demo(
     journal = Journal(url)
     for event in events_of(2, 150):
         journal.put(event)
-    asyncio.run(journal.flush())
+    await journal.flush()
     monkeypatch.setenv("JOURNAL", url)
     page = report.to_html(report.execute())
     text = re.sub(r"<[^>]+>|base64,[^\"]+", " ", page)

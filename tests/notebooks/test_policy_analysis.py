@@ -1,6 +1,5 @@
 """The notebook runs from top to bottom, on the bundled log and on a journal; what its numbers say is right."""
 
-import asyncio
 import lzma
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +97,7 @@ def test_the_log_is_the_demo_that_was_measured(log: DecisionLog) -> None:
     )  # the client's clock, and the router's
 
 
-def test_a_journal_of_other_models_is_a_log_of_these(
+async def test_a_journal_of_other_models_is_a_log_of_these(
     log: DecisionLog, tmp_path: Path
 ) -> None:
     """The arms are those of its own decisions, without the one that only embeds; prices by the file that is named."""
@@ -116,7 +115,7 @@ def test_a_journal_of_other_models_is_a_log_of_these(
         journal.put(
             msgspec.structs.replace(decision, arm=renamed[decision.arm], estimates=seen)
         )
-    asyncio.run(journal.flush())
+    await journal.flush()
     found = load(url, "serve_config.gpu.yaml")
     assert len(found.records) == 40 and found.names == list(renamed.values())
     assert [arm.output_price_usd for arm in found.arms] == pytest.approx(

@@ -1,6 +1,5 @@
 """Budget pacing: the mean cost stays under the ceiling."""
 
-import asyncio
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +251,7 @@ def test_a_ceiling_is_above_zero(ceiling: float) -> None:
         BudgetPacer(ceiling)
 
 
-def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
+async def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
     """The price is in the logged objective of automatic requests only, and the account survives a restart."""
     gateway = Gateway(tmp_path)
     gateway.settings = gateway.settings.model_copy(update={"max_mean_cost_usd": 1e-6})
@@ -289,11 +288,8 @@ def test_the_router_paces_and_remembers(tmp_path: Path) -> None:
         for name, value in replayed._projections.pacer.state().items()
     } == pytest.approx(kept)
 
-    async def snapshot() -> None:
-        router._journal.put_snapshot(router._learner.snapshot())
-        await router._journal.flush()
-
-    asyncio.run(snapshot())
+    router._journal.put_snapshot(router._learner.snapshot())
+    await router._journal.flush()
     assert (
         Router(gateway.settings, lambda _: gateway.replicas)._projections.pacer.state()
         == kept

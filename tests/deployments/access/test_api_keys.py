@@ -286,28 +286,25 @@ def test_rate_and_headers_as_openai_has_them(locked: Locked) -> None:
     assert answers[3].json()["error"]["code"] == "rate_limit_exceeded"
 
 
-def test_concurrency_of_a_key(tmp_path: Path) -> None:
+async def test_concurrency_of_a_key(tmp_path: Path) -> None:
     """The key `tight` has one request at a time; the next one passes when the first has ended."""
     import asyncio
 
     locked = Locked(tmp_path)
 
-    async def run() -> None:
-        async with locked.at_once() as client:
-            for model in locked.models.values():
-                model.script = takes(0.3)
-            headers = {"authorization": f"Bearer {locked.keys['tight']}"}
-            calls = (
-                client.post("/v1/chat/completions", json=ASK, headers=headers)
-                for _ in range(2)
-            )
-            statuses = [answer.status_code for answer in await asyncio.gather(*calls)]
-            assert sorted(statuses) == [200, 429]
-            assert (
-                await client.post("/v1/chat/completions", json=ASK, headers=headers)
-            ).status_code == 200
-
-    asyncio.run(run())
+    async with locked.at_once() as client:
+        for model in locked.models.values():
+            model.script = takes(0.3)
+        headers = {"authorization": f"Bearer {locked.keys['tight']}"}
+        calls = (
+            client.post("/v1/chat/completions", json=ASK, headers=headers)
+            for _ in range(2)
+        )
+        statuses = [answer.status_code for answer in await asyncio.gather(*calls)]
+        assert sorted(statuses) == [200, 429]
+        assert (
+            await client.post("/v1/chat/completions", json=ASK, headers=headers)
+        ).status_code == 200
 
 
 @pytest.mark.parametrize(

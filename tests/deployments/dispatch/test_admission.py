@@ -58,7 +58,7 @@ def make_queue(clock: Clock, **limits: Any) -> ModelQueue:
 # --- queues --------------------------------------------------------------------------------------------------------
 
 
-def test_queue_serves_by_priority_then_by_arrival() -> None:
+async def test_queue_serves_by_priority_then_by_arrival() -> None:
     async def run() -> list[str]:
         one = make_queue(Clock(), max_running=1, max_queued=20)
         served = []
@@ -83,10 +83,10 @@ def test_queue_serves_by_priority_then_by_arrival() -> None:
         assert (one.running, one.waiting) == (0, 0)
         return served
 
-    assert asyncio.run(run()) == ["h1", "n1", "n2", "b1", "b2"]
+    assert (await run()) == ["h1", "n1", "n2", "b1", "b2"]
 
 
-def test_queue_keeps_room_for_higher_priorities() -> None:
+async def test_queue_keeps_room_for_higher_priorities() -> None:
     """Batch work may fill half of a queue, normal requests three quarters, and high priority all of it."""
 
     async def run() -> list[int]:
@@ -108,31 +108,28 @@ def test_queue_keeps_room_for_higher_priorities() -> None:
             task.cancel()
         return waiting
 
-    assert asyncio.run(run()) == [4, 6, 8]
+    assert (await run()) == [4, 6, 8]
 
 
-def test_queue_refuses_a_request_whose_expected_wait_is_too_long() -> None:
+async def test_queue_refuses_a_request_whose_expected_wait_is_too_long() -> None:
     """Two slots are held for ten seconds each, so the fourth waiting request would wait 20 s."""
 
-    async def run() -> None:
-        clock = Clock()
-        one = make_queue(clock, max_running=2, max_queued=100, max_queue_wait_s=18)
-        entered = [await one.enter(NORMAL), await one.enter(NORMAL)]
-        clock.now = 10.0
-        for mine in entered:
-            one.leave(mine)
+    clock = Clock()
+    one = make_queue(clock, max_running=2, max_queued=100, max_queue_wait_s=18)
+    entered = [await one.enter(NORMAL), await one.enter(NORMAL)]
+    clock.now = 10.0
+    for mine in entered:
+        one.leave(mine)
+    await one.enter(NORMAL)
+    await one.enter(NORMAL)
+    tasks = [asyncio.create_task(one.enter(NORMAL)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert one.waiting == 3 and one.wait_s(HIGH) == 5.0
+    with pytest.raises(FullError) as refused:
         await one.enter(NORMAL)
-        await one.enter(NORMAL)
-        tasks = [asyncio.create_task(one.enter(NORMAL)) for _ in range(3)]
-        await asyncio.sleep(0)
-        assert one.waiting == 3 and one.wait_s(HIGH) == 5.0
-        with pytest.raises(FullError) as refused:
-            await one.enter(NORMAL)
-        assert refused.value.retry_after_s == pytest.approx(20.0)
-        for task in tasks:
-            task.cancel()
-
-    asyncio.run(run())
+    assert refused.value.retry_after_s == pytest.approx(20.0)
+    for task in tasks:
+        task.cancel()
 
 
 def test_queue_refuses_a_request_after_the_maximum_wait() -> None:

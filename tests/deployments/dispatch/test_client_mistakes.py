@@ -138,27 +138,23 @@ def test_stream_that_a_schema_breaks_off_ends_with_a_client_error(
     assert all_admit(gateway)
 
 
-def test_errors_raised_by_vllm_become_reports() -> None:
+async def test_errors_raised_by_vllm_become_reports() -> None:
     """VLLM raises GenerationError for a request without stream. Other exceptions are not caught."""
     body = {**WARM_UP["chat"], **CONSTRAINED["a schema that refers to itself"]}
     for constrained, status in ((body, 400), (WARM_UP["chat"], 500)):
-        _, report = asyncio.run(
-            living(GenerationError("no")).complete("chat", constrained)
-        )
+        _, report = await living(GenerationError("no")).complete("chat", constrained)
         assert report.error.status == status
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(living(ZeroDivisionError()).complete("chat", body))
+        await living(ZeroDivisionError()).complete("chat", body)
 
 
-def test_dead_engine_is_a_server_error() -> None:
+async def test_dead_engine_is_a_server_error() -> None:
     """Even if the request has a schema."""
     body = {**WARM_UP["chat"], **CONSTRAINED["a schema that refers to itself"]}
     for errored, status in ((False, 400), (True, 500)):
-        _, report = asyncio.run(
-            living(_error_item(), errored=errored).complete("chat", body)
-        )
+        _, report = await living(_error_item(), errored=errored).complete("chat", body)
         assert report.error.status == status
-    _, report = asyncio.run(living(_error_item()).complete("chat", WARM_UP["chat"]))
+    _, report = await living(_error_item()).complete("chat", WARM_UP["chat"])
     assert report.error.status == 500
 
 
@@ -281,7 +277,7 @@ def test_slow_check_does_not_open_the_breaker_after_a_success() -> None:
     ("failing", "healthy"),
     [("", True), ("error", False), ("hang", False), ("busy", True)],
 )
-def test_arm_check_tells_a_healthy_arm_from_a_broken_one(
+async def test_arm_check_tells_a_healthy_arm_from_a_broken_one(
     failing: str, healthy: bool
 ) -> None:
     """An answer is healthy, and so is a busy arm. An error or a timeout is not."""
@@ -318,7 +314,7 @@ def test_arm_check_tells_a_healthy_arm_from_a_broken_one(
         assert len(asked) == (1 if healthy else 2)
         return found
 
-    assert asyncio.run(run()) == [healthy, healthy]
+    assert (await run()) == [healthy, healthy]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_full_journal_refuses_events_before_it_applies_them(
     assert [kinds.count(k) for k in ("Decision", "Outcome", "Feedback")] == [30] * 3
 
 
-def test_large_rows_are_bounded_by_their_size(
+async def test_large_rows_are_bounded_by_their_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `store_text` a row may have 400,000 characters. What is written makes room again."""
@@ -79,7 +79,7 @@ def test_large_rows_are_bounded_by_their_size(
     assert journal.waiting_rows == 4
     with pytest.raises(JournalFullError):
         journal.check_room()
-    asyncio.run(journal.flush())
+    await journal.flush()
     assert not journal.full and journal._waiting_bytes == 0
 
 

@@ -29,7 +29,7 @@ def make_decision(i: int = 0):  # type: ignore[no-untyped-def]
     return policy.decide([request], {}, np.random.default_rng(i), i)[0]
 
 
-def test_events_are_stored_exactly(url: str) -> None:
+async def test_events_are_stored_exactly(url: str) -> None:
     """The journal returns events in their order, with floats exact to the last bit and infinities."""
     decision = make_decision()
     events = [
@@ -40,7 +40,7 @@ def test_events_are_stored_exactly(url: str) -> None:
     journal = Journal(url)
     for event in events:
         journal.put(event)
-    asyncio.run(journal.flush())
+    await journal.flush()
     (_, first), *rest = Journal(url).replay()
     assert [event for _, event in rest] == events[1:]
     assert (
@@ -57,7 +57,7 @@ def test_events_are_stored_exactly(url: str) -> None:
     ]
 
 
-def test_only_the_newest_snapshots_are_kept(url: str) -> None:
+async def test_only_the_newest_snapshots_are_kept(url: str) -> None:
     """The journal returns the newest snapshot, with the row after which it was taken."""
     journal = Journal(url)
     for i in range(6):
@@ -65,13 +65,13 @@ def test_only_the_newest_snapshots_are_kept(url: str) -> None:
         journal.put_snapshot(
             Snapshot("thompson", ("small",), i, 2, {"x": np.array([[i / 3]])})
         )
-        asyncio.run(journal.flush())
+        await journal.flush()
     row, snapshot = Journal(url).snapshot()
     assert row == 6 and snapshot is not None and snapshot.sequence == 5
     assert np.array_equal(snapshot.state["x"], [[5 / 3]])
 
 
-def test_rows_stay_queued_when_the_database_fails(
+async def test_rows_stay_queued_when_the_database_fails(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that fails raises, loses nothing, and succeeds later."""
@@ -84,12 +84,12 @@ def test_rows_stay_queued_when_the_database_fails(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "_write", broken)
         with pytest.raises(OSError, match="disk full"):
-            asyncio.run(journal.flush())
-    asyncio.run(journal.flush())
+            await journal.flush()
+    await journal.flush()
     assert len(list(Journal(url).replay())) == 1
 
 
-def test_a_cancelled_flush_writes_once(
+async def test_a_cancelled_flush_writes_once(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that is cancelled during a write neither loses rows nor causes a second write."""
@@ -101,14 +101,11 @@ def test_a_cancelled_flush_writes_once(
         journal, "_write", lambda rows: (go_on.wait(60), write(journal, rows))
     )
 
-    async def run() -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(journal.flush(), 0.05)
-        journal.put(Outcome("d0"))
-        go_on.set()
-        await journal.flush()
-
-    asyncio.run(run())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(journal.flush(), 0.05)
+    journal.put(Outcome("d0"))
+    go_on.set()
+    await journal.flush()
     assert [row for row, _ in Journal(url).replay()] == [1, 2]
 
 
@@ -119,7 +116,7 @@ def test_sqlite_writes_durably(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
-def test_a_write_with_a_lost_acknowledgement_is_not_repeated(
+async def test_a_write_with_a_lost_acknowledgement_is_not_repeated(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks after a commit: the retry finds the rows and writes only the following ones."""
@@ -134,21 +131,21 @@ def test_a_write_with_a_lost_acknowledgement_is_not_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "_insert", lost)
         with pytest.raises(ConnectionError):
-            asyncio.run(journal.flush())
+            await journal.flush()
     journal.put(Outcome("d0"))
-    asyncio.run(journal.flush())
+    await journal.flush()
     assert [row for row, _ in Journal(url).replay()] == [1, 2]
 
 
-def test_a_second_writer_is_refused(url: str) -> None:
+async def test_a_second_writer_is_refused(url: str) -> None:
     """Two routers on one journal would mix their rows, so the later write fails."""
     first = Journal(url)
     second = Journal(url)
     first.put(Feedback("d0", 1.0))
-    asyncio.run(first.flush())
+    await first.flush()
     second.put(Feedback("d1", 1.0))
     with pytest.raises(RuntimeError, match="let only one router write"):
-        asyncio.run(second.flush())
+        await second.flush()
     assert [event.decision_id for _, event in Journal(url).replay()] == ["d0"]
 
 
@@ -158,12 +155,12 @@ def test_the_salt_is_permanent(url: str) -> None:
     assert Journal(url).salt != Journal("sqlite://").salt
 
 
-def test_an_old_journal_gets_missing_columns_and_tables(url: str) -> None:
+async def test_an_old_journal_gets_missing_columns_and_tables(url: str) -> None:
     """Opening an old journal adds missing columns and tables; its rows get the present time."""
     journal = Journal(url)
     journal.put(make_decision())
     journal.put_snapshot(Snapshot("thompson", ("small",), 1, 2, {}))
-    asyncio.run(journal.flush())
+    await journal.flush()
     with journal.engine.begin() as connection:
         for change in (
             "ALTER TABLE events DROP COLUMN time_s",
@@ -179,9 +176,9 @@ def test_an_old_journal_gets_missing_columns_and_tables(url: str) -> None:
     assert [event.id for _, event in again.replay()] == ["d0"] and again.snapshot()[
         0
     ] == 1
-    assert asyncio.run(again.retention.apply(time.time())) is False
+    assert (await again.retention.apply(time.time())) is False
     again.put_reply("key", "digest", "accepted")
-    asyncio.run(again.flush())
+    await again.flush()
     assert again.reply("key") == ("digest", "accepted") and again.reply("other") is None
 
 
@@ -190,7 +187,7 @@ def scores(journal: Journal) -> list[str]:
     return [event.decision_id for _, event in journal.replay()]  # type: ignore[union-attr]
 
 
-def test_a_mark_is_in_a_table_of_its_own_and_keeps_its_place(
+async def test_a_mark_is_in_a_table_of_its_own_and_keeps_its_place(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It covers the scores before it and none after it, also after a restart and a lost acknowledgement."""
@@ -206,11 +203,11 @@ def test_a_mark_is_in_a_table_of_its_own_and_keeps_its_place(
     with monkeypatch.context() as patch:
         patch.setattr(journal, "_insert", lost)
         with pytest.raises(ConnectionError):
-            asyncio.run(journal.flush())
+            await journal.flush()
     # the mark is the last row, and no snapshot says so
     assert row == 2 and Journal(url).last_row == 2
     assert journal.put(Feedback("after", 1.0, time_s=6.0)) == 3
-    asyncio.run(journal.flush())
+    await journal.flush()
     again = Journal(url)
     for one in (journal, again):
         assert scores(one) == ["after"]
@@ -220,15 +217,15 @@ def test_a_mark_is_in_a_table_of_its_own_and_keeps_its_place(
         marks = connection.execute(sa.select(FORGOTTEN.c.row)).scalars().all()
     assert events == [(1, "feedback"), (3, "feedback")] and marks == [2]
     assert again.put_mark(Mark(cancels=row)) == 4
-    asyncio.run(again.flush())
+    await again.flush()
     assert scores(again) == scores(Journal(url)) == ["before", "after"]
 
 
-def test_marks_among_the_events_are_moved(url: str) -> None:
+async def test_marks_among_the_events_are_moved(url: str) -> None:
     """Between two releases, marks were events of a kind that release 0.1.0 cannot read."""
     journal = Journal(url)
     journal.put(Feedback("before", 1.0, time_s=5.0))
-    asyncio.run(journal.flush())
+    await journal.flush()
     mark = Mark(since_s=5.0, up_to=1, reason="a bad hour")
     with journal.engine.begin() as connection:
         FORGOTTEN.drop(connection)

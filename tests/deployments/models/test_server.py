@@ -1,6 +1,5 @@
 """ModelServer: its requests to the engine, and how it reports the engine's failures; the engine is a fake."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
@@ -101,13 +100,13 @@ def test_two_requests_of_one_id_have_two_in_the_engine(task: str, shared: str) -
 
 
 @pytest.mark.parametrize("task", WARM_UP)
-def test_llmserver_keeps_an_id_that_was_given(task: str) -> None:
+async def test_llmserver_keeps_an_id_that_was_given(task: str) -> None:
     """Otherwise it would put the gateway's id, which several clients may choose, in its place."""
     request = server()._request(task, WARM_UP[task])
     given = request.request_id
     token = _serve_request_context.set(_RequestContext(request_id="mine-7"))
     try:
-        asyncio.run(server()._maybe_add_request_id_to_request(request))
+        await server()._maybe_add_request_id_to_request(request)
     finally:
         _serve_request_context.reset(token)
     assert request.request_id == given
@@ -138,7 +137,7 @@ def test_a_clients_mistake_is_no_failure_of_the_model(
     )
 
 
-def test_a_stream_of_an_engine_that_fails_ends_with_an_error() -> None:
+async def test_a_stream_of_an_engine_that_fails_ends_with_an_error() -> None:
     """The text before the failure is passed on, then comes an error without the engine's message, then nothing."""
 
     async def all_of(made: ModelServer) -> list[Any]:
@@ -147,20 +146,18 @@ def test_a_stream_of_an_engine_that_fails_ends_with_an_error() -> None:
             async for item in made.generate("chat", {**WARM_UP["chat"], "stream": True})
         ]
 
-    said, (payload, report) = asyncio.run(
-        all_of(server([SAID, event(EngineDeadError()), "data: [DONE]\n\n"]))
+    said, (payload, report) = await all_of(
+        server([SAID, event(EngineDeadError()), "data: [DONE]\n\n"])
     )
     assert said == (SAID.encode(), None) and payload == b""
     assert report.error.status == 500 and "EngineCore" not in report.error.message
     wrong = VLLMValidationError("the schema is wrong", parameter="response_format")
-    ((payload, report),) = asyncio.run(
-        all_of(server([event(wrong), "data: [DONE]\n\n"]))
-    )
+    ((payload, report),) = await all_of(server([event(wrong), "data: [DONE]\n\n"]))
     assert report.error.status == 400 and "the schema is wrong" in report.error.message
     assert report.error.param == "response_format"
 
 
-def test_a_stream_without_a_finish_reason_has_failed() -> None:
+async def test_a_stream_without_a_finish_reason_has_failed() -> None:
     """So a stream ends whose grammar does not compile; a stream with a finish reason is complete."""
 
     async def all_of(made: ModelServer) -> list[Any]:
@@ -170,9 +167,9 @@ def test_a_stream_without_a_finish_reason_has_failed() -> None:
         ]
 
     done = "data: [DONE]\n\n"
-    assert asyncio.run(all_of(server([SAID, done])))[-1][1].error.status == 500
+    assert (await all_of(server([SAID, done])))[-1][1].error.status == 500
     last = SAID.replace("}}]", '},"finish_reason":"stop"}]')
-    said, (_, report) = asyncio.run(all_of(server([SAID, last, done])))
+    said, (_, report) = await all_of(server([SAID, last, done]))
     assert said[0].endswith(done.encode()) and report.finish_reason == "stop"
 
 
@@ -200,14 +197,14 @@ def test_a_dead_engine_is_replaced_by_another(gateway: Gateway) -> None:
     )
 
 
-def test_a_whole_answer_may_be_an_error() -> None:
+async def test_a_whole_answer_may_be_an_error() -> None:
     """A refusal keeps its status and its message; a failure keeps its status only."""
     for error, status in (
         (VLLMValidationError("too long"), 400),
         (RuntimeError("in /usr/lib/x.py"), 500),
     ):
         item = ErrorResponse(**create_error_response(error).model_dump())
-        _, report = asyncio.run(server(item).complete("chat", WARM_UP["chat"]))
+        _, report = await server(item).complete("chat", WARM_UP["chat"])
         assert report.error.status == status and (
             "too long" in report.error.message
         ) == (status == 400)
@@ -240,7 +237,7 @@ def test_a_whole_answer_may_be_an_error() -> None:
     ids=range(6),
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_refusals_are_in_the_words_of_this_api(
+async def test_refusals_are_in_the_words_of_this_api(
     said: str, param: str | None, code: str | None, stream: bool
 ) -> None:
     """The engine's flags, classes and parameters do not reach the client."""
@@ -254,7 +251,7 @@ def test_refusals_are_in_the_words_of_this_api(
         item = ErrorResponse(**create_error_response(error).model_dump())
         return (await server(item).complete("chat", body))[1]
 
-    error = asyncio.run(refusal()).error
+    error = (await refusal()).error
     assert (error.status, error.param, error.code) == (400, param, code)
     for word in ("--", "VLLM", "Error", "output tokens", "environment variable"):
         assert word not in error.message
@@ -269,7 +266,7 @@ def answer(**message: Any) -> Any:
     )
 
 
-def test_fields_that_openais_answers_always_have_are_present() -> None:
+async def test_fields_that_openais_answers_always_have_are_present() -> None:
     """`content` is null beside tool calls, and an empty text stays one; the engine's own empty fields are left out."""
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     for message, content in (
@@ -277,8 +274,8 @@ def test_fields_that_openais_answers_always_have_are_present() -> None:
         ({"role": "assistant", "content": ""}, ""),
         ({"role": "assistant", "content": "8"}, "8"),
     ):
-        payload, report = asyncio.run(
-            server(answer(**message)).complete("chat", WARM_UP["chat"])
+        payload, report = await server(answer(**message)).complete(
+            "chat", WARM_UP["chat"]
         )
         assert report.error is None
         (choice,) = json.loads(payload)["choices"]

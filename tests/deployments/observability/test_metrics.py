@@ -127,7 +127,7 @@ def test_requests_are_counted_by_route_and_status(
     assert NO_ANSWER not in {int(code) for _, code in counts}
 
 
-def test_queues_and_breakers_are_exported_as_they_are_now(
+async def test_queues_and_breakers_are_exported_as_they_are_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Waiting requests by priority; a breaker that opened, and closed again."""
@@ -142,21 +142,18 @@ def test_queues_and_breakers_are_exported_as_they_are_now(
         values = made["ray_router_waiting_requests"].values
         return {dict(key)["priority"]: value for key, value in values.items()}
 
-    async def story() -> None:
-        entered = await queue.enter(RANKS["normal"])
-        others = [
-            asyncio.create_task(queue.enter(RANKS[name]))
-            for name in ("high", "normal", "normal")
-        ]
-        await asyncio.sleep(0)
-        assert waiting() == {"high": 1, "normal": 2, "batch": 0}
-        queue.leave(entered)
-        await asyncio.sleep(0)
-        assert waiting() == {"high": 0, "normal": 2, "batch": 0}
-        for task in others:
-            task.cancel()
-
-    asyncio.run(story())
+    entered = await queue.enter(RANKS["normal"])
+    others = [
+        asyncio.create_task(queue.enter(RANKS[name]))
+        for name in ("high", "normal", "normal")
+    ]
+    await asyncio.sleep(0)
+    assert waiting() == {"high": 1, "normal": 2, "batch": 0}
+    queue.leave(entered)
+    await asyncio.sleep(0)
+    assert waiting() == {"high": 0, "normal": 2, "batch": 0}
+    for task in others:
+        task.cancel()
     for status, is_open in (("error", 1.0), ("ok", 0.0)):
         for _ in range(breaker.settings.failure_threshold):
             breaker.end(status, probe=status == "ok")
@@ -164,7 +161,7 @@ def test_queues_and_breakers_are_exported_as_they_are_now(
         assert made["ray_router_breaker_open"].values[(("arm", "small"),)] == is_open
 
 
-def test_the_lag_of_mlflow_is_the_rows_that_it_lacks(
+async def test_the_lag_of_mlflow_is_the_rows_that_it_lacks(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It grows while MLflow refuses the export, and is 0 again afterwards."""
@@ -172,7 +169,7 @@ def test_the_lag_of_mlflow_is_the_rows_that_it_lacks(
     gateway = Gateway(tmp_path, mlflow_uri=mlflow_uri, experiment="test")
     with gateway.client:
         tracker = Tracker(gateway.settings, gateway.router, 7.0)
-        asyncio.run(tracker._track())
+        await tracker._track()
 
         def fail(*_: object) -> None:
             raise OSError("away")
@@ -183,8 +180,8 @@ def test_the_lag_of_mlflow_is_the_rows_that_it_lacks(
         with monkeypatch.context() as broken:
             broken.setattr(tracker._runs, "send", fail)
             with pytest.raises(OSError, match="away"):
-                asyncio.run(tracker._track())
+                await tracker._track()
         last = gateway.router.thing._journal.last_row
         assert made["ray_router_mlflow_lag_rows"].values[()] == last >= 6
-        asyncio.run(tracker._track())
+        await tracker._track()
         assert made["ray_router_mlflow_lag_rows"].values[()] == 0

@@ -93,7 +93,7 @@ def test_trainer_counts_a_corrected_score_once(journal: Journal) -> None:
     )  # nine of ten blocks of 500
 
 
-def test_trainer_counts_a_score_that_stands_before_its_decision(
+async def test_trainer_counts_a_score_that_stands_before_its_decision(
     journal: Journal,
 ) -> None:
     """A prompt client's score reaches the journal before the decision that an ingress made by itself."""
@@ -105,9 +105,9 @@ def test_trainer_counts_a_score_that_stands_before_its_decision(
         ]
         for event in events:
             journal.put(event)
-    asyncio.run(journal.flush())
+    await journal.flush()
     trained = ForecastTrainer(ARMS, journal)
-    assert asyncio.run(trained.run_once())
+    assert await trained.run_once()
     # nine of ten blocks of all 250
     assert trained.forecaster.reliability()["scored"] == 225
     assert (
@@ -118,7 +118,7 @@ def test_trainer_counts_a_score_that_stands_before_its_decision(
     )
 
 
-def test_the_errors_of_forecasts_that_are_not_fitted_are_unknown(
+async def test_the_errors_of_forecasts_that_are_not_fitted_are_unknown(
     journal: Journal,
 ) -> None:
     """Answers without a score fit the lengths alone; a calibration error of 0 would mean a perfect forecast."""
@@ -130,9 +130,9 @@ def test_the_errors_of_forecasts_that_are_not_fitted_are_unknown(
             Decision(f"d{n}", ARMS[0].name, n, "", make_profile(f"{n}?"), Objective())
         )
         journal.put(Outcome(f"d{n}", output_tokens=5))
-    asyncio.run(journal.flush())
+    await journal.flush()
     trained = ForecastTrainer(ARMS, journal)
-    assert asyncio.run(trained.run_once())
+    assert await trained.run_once()
     after = trained.forecaster.reliability()
     assert after["brier"] is None and after["tokens_error"] is not None
 
@@ -200,7 +200,7 @@ def ask(gateway: Gateway) -> dict[str, Any]:
     return found
 
 
-def test_new_forecasts_are_used_without_a_restart(
+async def test_new_forecasts_are_used_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A running profiler gives them with their version. They outlive an outage of the router or the profiler."""
@@ -257,8 +257,8 @@ def test_new_forecasts_are_used_without_a_restart(
         made.profiler.broken = True  # the ingress adds them itself
         assert ask(made)["profile"]["profiler_version"] == 1
     again = Router(made.settings, lambda _: made.replicas)
-    assert asyncio.run(again.forecaster(0)).version == 1  # type: ignore[union-attr]
-    assert asyncio.run(again.forecaster(1)) is None
+    assert (await again.forecaster(0)).version == 1  # type: ignore[union-attr]
+    assert (await again.forecaster(1)) is None
 
 
 def test_policies_do_not_depend_on_the_forecasts() -> None:

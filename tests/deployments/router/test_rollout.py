@@ -109,293 +109,248 @@ def same(one: Any, another: Any) -> bool:
     )
 
 
-def test_a_version_with_a_new_role_has_learned_all_events(
+async def test_a_version_with_a_new_role_has_learned_all_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shadow equals the champion, including events that arrive while the shadow catches up."""
     # Each role has its own evidence of drift, so an alarm of one would make them differ.
     monkeypatch.setattr("policies.thompson.drift.THRESHOLD", float("inf"))
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        await system.serve(60)
-        old = await system.version(1)
-        made = await system.serve(90)
-        corrections = [Feedback(d.id, 0.5, time_s=time.time() + 5) for d in made]
-        seating = asyncio.create_task(system.assign(role=SHADOW, snapshot=old))
-        await asyncio.sleep(0)
-        await system.router.feedback(corrections)
-        await system.serve(50)
-        await seating
-        await system.serve(20)
-        members = system.rollout.roles.members
-        assert same(members[CHAMPION], members[SHADOW])
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path))
+    await system.serve(60)
+    old = await system.version(1)
+    made = await system.serve(90)
+    corrections = [Feedback(d.id, 0.5, time_s=time.time() + 5) for d in made]
+    seating = asyncio.create_task(system.assign(role=SHADOW, snapshot=old))
+    await asyncio.sleep(0)
+    await system.router.feedback(corrections)
+    await system.serve(50)
+    await seating
+    await system.serve(20)
+    members = system.rollout.roles.members
+    assert same(members[CHAMPION], members[SHADOW])
 
 
-def test_promotion_and_rollback_lose_no_learning(tmp_path: Path) -> None:
+async def test_promotion_and_rollback_lose_no_learning(tmp_path: Path) -> None:
     """After a promotion and a rollback the champion has learned every event once."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path, watch_margin=1.0))
-        await system.serve(40)
-        champion = system.rollout.roles.members[CHAMPION]
-        await system.assign(
-            role=CHALLENGER,
-            snapshot=await system.version(7, exploration=2.0),
-            share=0.5,
-        )
-        made = await system.serve(40)
-        await system.router.promote("because")
-        assert system.rollout.label(CHAMPION) == "thompson-v7"
-        promoted = await system.serve(40)
-        late = Feedback(made[0].id, 0.25, time_s=time.time() + 9)
-        assert await system.router.feedback([late]) == ["accepted"]
-        await system.router.roll_back("because")
-        await system.serve(20)
-        assert system.rollout.roles.members == {CHAMPION: champion}
-        assert {d.policy_version for d in made} == {"thompson-v0", "thompson-v7"}
-        assert {d.policy_version for d in promoted} == {"thompson-v0", "thompson-v7"}
-        rebuilt = Learner(
-            JournalView(Journal(system.settings.journal), 0, None),
-            Rollout(make_settings(tmp_path)).make,
-        )
-        assert same(rebuilt.policy, system.rollout.roles)
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path, watch_margin=1.0))
+    await system.serve(40)
+    champion = system.rollout.roles.members[CHAMPION]
+    await system.assign(
+        role=CHALLENGER,
+        snapshot=await system.version(7, exploration=2.0),
+        share=0.5,
+    )
+    made = await system.serve(40)
+    await system.router.promote("because")
+    assert system.rollout.label(CHAMPION) == "thompson-v7"
+    promoted = await system.serve(40)
+    late = Feedback(made[0].id, 0.25, time_s=time.time() + 9)
+    assert await system.router.feedback([late]) == ["accepted"]
+    await system.router.roll_back("because")
+    await system.serve(20)
+    assert system.rollout.roles.members == {CHAMPION: champion}
+    assert {d.policy_version for d in made} == {"thompson-v0", "thompson-v7"}
+    assert {d.policy_version for d in promoted} == {"thompson-v0", "thompson-v7"}
+    rebuilt = Learner(
+        JournalView(Journal(system.settings.journal), 0, None),
+        Rollout(make_settings(tmp_path)).make,
+    )
+    assert same(rebuilt.policy, system.rollout.roles)
 
 
-def test_roles_survive_a_restart(tmp_path: Path) -> None:
+async def test_roles_survive_a_restart(tmp_path: Path) -> None:
     """A restart restores versions, share, policies, regression test and history, and replays later events."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        await system.serve(40)
-        version = await system.version(3)
-        await system.assign(
-            role=CHALLENGER,
-            snapshot=replace(version, options={"exploration": 2.0}),
-            share=0.25,
-        )
-        await system.assign(
-            role=SHADOW, snapshot=replace(version, version=4), share=0.0
-        )
-        await system.router.promote("because")
-        await system.serve(60)
-        again = System(system.settings)
-        before = system.rollout
-        after = again.rollout
-        assert after.state() == before.state() and after.summary() == before.summary()
-        assert after.watch is not None and after.watch.observations == 60
-        for role, policy in before.roles.members.items():
-            assert same(policy, after.roles.members[role]), role
-        assert after.roles.members[CHAMPION].settings.exploration == 2.0  # type: ignore[attr-defined]
-        assert sum(after.summary().shadow.choices.values()) == 60
-        await again.router.roll_back("because")
-        assert System(system.settings).rollout.label(CHAMPION) == "thompson-v0"
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path))
+    await system.serve(40)
+    version = await system.version(3)
+    await system.assign(
+        role=CHALLENGER,
+        snapshot=replace(version, options={"exploration": 2.0}),
+        share=0.25,
+    )
+    await system.assign(role=SHADOW, snapshot=replace(version, version=4), share=0.0)
+    await system.router.promote("because")
+    await system.serve(60)
+    again = System(system.settings)
+    before = system.rollout
+    after = again.rollout
+    assert after.state() == before.state() and after.summary() == before.summary()
+    assert after.watch is not None and after.watch.observations == 60
+    for role, policy in before.roles.members.items():
+        assert same(policy, after.roles.members[role]), role
+    assert after.roles.members[CHAMPION].settings.exploration == 2.0  # type: ignore[attr-defined]
+    assert sum(after.summary().shadow.choices.values()) == 60
+    await again.router.roll_back("because")
+    assert System(system.settings).rollout.label(CHAMPION) == "thompson-v0"
 
 
-def test_a_regression_rolls_back_automatically(tmp_path: Path) -> None:
+async def test_a_regression_rolls_back_automatically(tmp_path: Path) -> None:
     """A promoted rule that always takes the worse arm is rolled back, across several restarts."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path, watch_share=0.2))
-        await system.serve(100)
-        version = await system.version(5)
-        worse = replace(version, policy="always", options={"arm": "small"}, state={})
-        await system.assign(role=CHALLENGER, snapshot=worse, share=0.1)
-        await system.router.promote("because")
-        served = 0
-        while system.rollout.watch is not None and served < 3000:
-            served += len(await system.serve(50))
-            if served % 100:  # every other restart uses an older snapshot
-                await system.learner.save()
-            system = System(system.settings, seed=served)
-        print(f"rolled back after {served} requests")
-        assert served <= 400
-        assert (
-            system.rollout.label(CHAMPION) == "thompson-v0"
-            and not system.rollout.roles.share
-        )
-        last = [
-            change
-            for change in system.rollout.summary().history
-            if change.what == "rolled back"
-        ]
-        assert (
-            len(last) == 1
-            and last[0].loser == 5
-            and "to 1 rolls back" in last[0].reason
-        )
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path, watch_share=0.2))
+    await system.serve(100)
+    version = await system.version(5)
+    worse = replace(version, policy="always", options={"arm": "small"}, state={})
+    await system.assign(role=CHALLENGER, snapshot=worse, share=0.1)
+    await system.router.promote("because")
+    served = 0
+    while system.rollout.watch is not None and served < 3000:
+        served += len(await system.serve(50))
+        if served % 100:  # every other restart uses an older snapshot
+            await system.learner.save()
+        system = System(system.settings, seed=served)
+    print(f"rolled back after {served} requests")
+    assert served <= 400
+    assert (
+        system.rollout.label(CHAMPION) == "thompson-v0"
+        and not system.rollout.roles.share
+    )
+    last = [
+        change
+        for change in system.rollout.summary().history
+        if change.what == "rolled back"
+    ]
+    assert len(last) == 1 and last[0].loser == 5 and "to 1 rolls back" in last[0].reason
 
 
-def test_a_promoted_version_without_regression_stays(tmp_path: Path) -> None:
+async def test_a_promoted_version_without_regression_stays(tmp_path: Path) -> None:
     """When the regression test is over, the promoted version is the only policy."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path, watch_rewards=300))
-        await system.serve(200)
-        await system.assign(
-            role=CHALLENGER, snapshot=await system.version(2), share=0.1
-        )
-        await system.router.promote("because")
-        await system.serve(320)
-        assert (
-            system.rollout.label(CHAMPION) == "thompson-v2"
-            and system.rollout.watch is None
-        )
-        assert list(system.rollout.roles.members) == [CHAMPION]
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path, watch_rewards=300))
+    await system.serve(200)
+    await system.assign(role=CHALLENGER, snapshot=await system.version(2), share=0.1)
+    await system.router.promote("because")
+    await system.serve(320)
+    assert (
+        system.rollout.label(CHAMPION) == "thompson-v2" and system.rollout.watch is None
+    )
+    assert list(system.rollout.roles.members) == [CHAMPION]
 
 
-def test_a_decision_counts_once_for_the_regression_test(tmp_path: Path) -> None:
+async def test_a_decision_counts_once_for_the_regression_test(tmp_path: Path) -> None:
     """Corrected scores, and late scores of earlier decisions, do not count."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        old = await system.serve(20)
-        await system.assign(
-            role=CHALLENGER, snapshot=await system.version(2), share=0.1
+    system = System(make_settings(tmp_path))
+    old = await system.serve(20)
+    await system.assign(role=CHALLENGER, snapshot=await system.version(2), share=0.1)
+    await system.router.promote("because")
+    made = await system.serve(10)
+    for source in ("user", "judge"):
+        now = time.time() + 1
+        await system.router.feedback(
+            [Feedback(d.id, 0.0, source, now) for d in old + made]
         )
-        await system.router.promote("because")
-        made = await system.serve(10)
-        for source in ("user", "judge"):
-            now = time.time() + 1
-            await system.router.feedback(
-                [Feedback(d.id, 0.0, source, now) for d in old + made]
-            )
-        assert (
-            system.rollout.watch is not None and system.rollout.watch.observations == 10
-        )
-
-    asyncio.run(scenario())
+    assert system.rollout.watch is not None and system.rollout.watch.observations == 10
 
 
-def test_another_policy_in_the_settings_ends_a_promotion(tmp_path: Path) -> None:
+async def test_another_policy_in_the_settings_ends_a_promotion(tmp_path: Path) -> None:
     """Settings with another policy end a promotion; settings with the same policy do not."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        await system.serve(20)
-        await system.assign(
-            role=CHALLENGER,
-            snapshot=await system.version(2, exploration=2.0),
-            share=0.1,
-        )
-        await system.router.promote("because")
-        await system.router.configure(make_settings(tmp_path, watch_margin=0.5))
-        assert (
-            system.rollout.label(CHAMPION) == "thompson-v2"
-            and system.rollout.roles.share == 0.2
-        )
-        await system.router.configure(make_settings(tmp_path, "static"))
-        assert system.rollout.label(CHAMPION) == "static-v0" and list(
-            system.rollout.roles.members
-        ) == [CHAMPION]
-        again = System(
-            make_settings(tmp_path)
-        )  # first arguments of the actor; the ingress then sends the present ones
-        await again.router.configure(again.settings)
-        assert again.rollout.label(CHAMPION) == "thompson-v0"
-        fresh = Learner(
-            JournalView(again.learner.journal, 0, None), Rollout(again.settings).make
-        )
-        assert same(again.rollout.roles, fresh.policy)
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path))
+    await system.serve(20)
+    await system.assign(
+        role=CHALLENGER,
+        snapshot=await system.version(2, exploration=2.0),
+        share=0.1,
+    )
+    await system.router.promote("because")
+    await system.router.configure(make_settings(tmp_path, watch_margin=0.5))
+    assert (
+        system.rollout.label(CHAMPION) == "thompson-v2"
+        and system.rollout.roles.share == 0.2
+    )
+    await system.router.configure(make_settings(tmp_path, "static"))
+    assert system.rollout.label(CHAMPION) == "static-v0" and list(
+        system.rollout.roles.members
+    ) == [CHAMPION]
+    again = System(
+        make_settings(tmp_path)
+    )  # first arguments of the actor; the ingress then sends the present ones
+    await again.router.configure(again.settings)
+    assert again.rollout.label(CHAMPION) == "thompson-v0"
+    fresh = Learner(
+        JournalView(again.learner.journal, 0, None), Rollout(again.settings).make
+    )
+    assert same(again.rollout.roles, fresh.policy)
 
 
-def test_an_impossible_change_of_roles_is_refused(tmp_path: Path) -> None:
+async def test_an_impossible_change_of_roles_is_refused(tmp_path: Path) -> None:
     """A refused change raises a ValueError that says why, and leaves the rollout as it was."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        await system.serve(20)
-        version = await system.version(2)
-        before = system.rollout.state()
-        router = system.router
-        refused = (
-            (lambda: router.promote(""), "there is no challenger"),
-            (lambda: router.roll_back(""), "no promotion is being watched"),
-            (lambda: router.remove_role(SHADOW, ""), "there is no shadow"),
-            (lambda: router.remove_role(CHAMPION, ""), "there is no champion"),
+    system = System(make_settings(tmp_path))
+    await system.serve(20)
+    version = await system.version(2)
+    before = system.rollout.state()
+    router = system.router
+    refused = (
+        (lambda: router.promote(""), "there is no challenger"),
+        (lambda: router.roll_back(""), "no promotion is being watched"),
+        (lambda: router.remove_role(SHADOW, ""), "there is no shadow"),
+        (lambda: router.remove_role(CHAMPION, ""), "there is no champion"),
+    )
+    unsuitable = (
+        (replace(version, version=0), "version 0 is the champion"),
+        (replace(version, journal=""), "does not say from which rows"),
+        (replace(version, policy="oracle"), "unknown policy 'oracle'"),
+        (replace(version, state={}), "must have shape"),
+    )
+    for change, why in refused:
+        with pytest.raises(ValueError, match=why):
+            await change()
+        assert system.rollout.state() == before
+    for snapshot, why in unsuitable:
+        with pytest.raises(ValueError, match=why):
+            await system.assign(SHADOW, snapshot)
+        assert system.rollout.state() == before
+        assert not system.rollout.roles.buffers
+    await system.assign(role=CHALLENGER, snapshot=version, share=0.1)
+    await system.router.promote("because")
+    with pytest.raises(ValueError, match="the predecessor is the challenger"):
+        await system.assign(
+            role=CHALLENGER, snapshot=replace(version, version=3), share=0.1
         )
-        unsuitable = (
-            (replace(version, version=0), "version 0 is the champion"),
-            (replace(version, journal=""), "does not say from which rows"),
-            (replace(version, policy="oracle"), "unknown policy 'oracle'"),
-            (replace(version, state={}), "must have shape"),
-        )
-        for change, why in refused:
-            with pytest.raises(ValueError, match=why):
-                await change()
-            assert system.rollout.state() == before
-        for snapshot, why in unsuitable:
-            with pytest.raises(ValueError, match=why):
-                await system.assign(SHADOW, snapshot)
-            assert system.rollout.state() == before
-            assert not system.rollout.roles.buffers
-        await system.assign(role=CHALLENGER, snapshot=version, share=0.1)
-        await system.router.promote("because")
-        with pytest.raises(ValueError, match="the predecessor is the challenger"):
-            await system.assign(
-                role=CHALLENGER, snapshot=replace(version, version=3), share=0.1
-            )
-
-    asyncio.run(scenario())
 
 
-def test_an_ingress_gets_only_the_champions_state(
+async def test_an_ingress_gets_only_the_champions_state(
     tmp_path: Path,
 ) -> None:
     """The snapshot for the ingresses contains only the champion, with its label."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        await system.serve(20)
-        alone = (await system.router.snapshot()).snapshot
-        await system.assign(
-            role=SHADOW,
-            snapshot=await system.version(2, exploration=2.0),
-            share=0.0,
-        )
-        view = await system.router.snapshot()
-        snapshot = view.snapshot
-        label = view.policy_version
-        assert set(snapshot.state) == set(alone.state) and label == "thompson-v0"
-        assert champion_of(system.learner.snapshot()).rollout == {}
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path))
+    await system.serve(20)
+    alone = (await system.router.snapshot()).snapshot
+    await system.assign(
+        role=SHADOW,
+        snapshot=await system.version(2, exploration=2.0),
+        share=0.0,
+    )
+    view = await system.router.snapshot()
+    snapshot = view.snapshot
+    label = view.policy_version
+    assert set(snapshot.state) == set(alone.state) and label == "thompson-v0"
+    assert champion_of(system.learner.snapshot()).rollout == {}
 
 
-def test_a_new_version_number_goes_to_the_published_champion_only(
+async def test_a_new_version_number_goes_to_the_published_champion_only(
     tmp_path: Path,
 ) -> None:
     """A version promoted during the publication of its predecessor keeps its own number."""
 
-    async def scenario() -> None:
-        system = System(make_settings(tmp_path))
-        await system.serve(20)
-        await system.router.record_published(1, of=0)
-        await system.assign(
-            role=CHALLENGER, snapshot=await system.version(5), share=0.1
-        )
-        await system.router.promote("because")
-        await system.router.record_published(6, of=1)
-        assert [system.rollout.label(role) for role in (CHAMPION, CHALLENGER)] == [
-            "thompson-v5",
-            "thompson-v1",
-        ]
-        await system.router.record_published(7, of=5)
-        assert System(system.settings).rollout.label(CHAMPION) == "thompson-v7"
-
-    asyncio.run(scenario())
+    system = System(make_settings(tmp_path))
+    await system.serve(20)
+    await system.router.record_published(1, of=0)
+    await system.assign(role=CHALLENGER, snapshot=await system.version(5), share=0.1)
+    await system.router.promote("because")
+    await system.router.record_published(6, of=1)
+    assert [system.rollout.label(role) for role in (CHAMPION, CHALLENGER)] == [
+        "thompson-v5",
+        "thompson-v1",
+    ]
+    await system.router.record_published(7, of=5)
+    assert System(system.settings).rollout.label(CHAMPION) == "thompson-v7"
 
 
 def test_the_stored_form_of_a_rollout_is_stable(tmp_path: Path) -> None:

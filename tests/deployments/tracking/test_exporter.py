@@ -142,9 +142,9 @@ def of_all(batch: Batch | None) -> Point:
     return point
 
 
-def test_the_metrics_describe_the_latest_decisions(source: Source) -> None:
+async def test_the_metrics_describe_the_latest_decisions(source: Source) -> None:
     """Reward, shares, coverage, quantiles and totals are computed from the rows alone."""
-    asyncio.run(source.serve(120, scored=0.5))
+    await source.serve(120, scored=0.5)
     aggregator = MetricsAggregator(5.0, 0.0)
     points = aggregator.aggregate(source.journal.rows(0, 10_000)).points
     # 12 s have two whole intervals, each with a point of ALL and of the version
@@ -292,27 +292,24 @@ def test_a_new_start_has_a_new_run_and_continues_in_the_journal(
     assert after.data.metrics["cost_usd_total"] == pytest.approx(120 * 2e-5)
 
 
-def test_feedback_reaches_the_trace_of_its_decision(
+async def test_feedback_reaches_the_trace_of_its_decision(
     source: Source, client: MlflowClient
 ) -> None:
     """A late score arrives, a correction replaces it, and a second source gets a second assessment."""
     name = "traces"
 
-    async def story() -> None:
-        await source.serve(3, scored=0.0)
-        runs = open_runs(client, name)
-        await Exporter(Remote(source), runs, 2.0, 1.0).run_once(source.time_s + 60)
-        first = source.ids[0]
-        for score, by in ((0.2, "user"), (0.9, "judge"), (0.7, "user")):
-            source.time_s += 10
-            await source.memory.feedback(
-                [Feedback(first, score, by, source.time_s)], source.time_s
-            )
-            # each score is exported after a restart
-            exporter = Exporter(Remote(source), runs, 2.0, 1.0)
-            await exporter.run_once(source.time_s + 60)
-
-    asyncio.run(story())
+    await source.serve(3, scored=0.0)
+    runs = open_runs(client, name)
+    await Exporter(Remote(source), runs, 2.0, 1.0).run_once(source.time_s + 60)
+    first = source.ids[0]
+    for score, by in ((0.2, "user"), (0.9, "judge"), (0.7, "user")):
+        source.time_s += 10
+        await source.memory.feedback(
+            [Feedback(first, score, by, source.time_s)], source.time_s
+        )
+        # each score is exported after a restart
+        exporter = Exporter(Remote(source), runs, 2.0, 1.0)
+        await exporter.run_once(source.time_s + 60)
     traces = TracingClient(client.tracking_uri)
     info = traces.get_trace_info(trace_id(source.ids[0]))
     assert {a.source.source_id: a.feedback.value for a in info.assessments} == {
@@ -362,9 +359,9 @@ def test_a_version_is_billed_for_the_requests_that_it_routed(
     assert only.info.run_id == version.info.run_id
 
 
-def test_the_figures_by_kind_are_logged_once_a_minute(source: Source) -> None:
+async def test_the_figures_by_kind_are_logged_once_a_minute(source: Source) -> None:
     """In the run of all versions, at the first interval of each minute and before a pause; so MLflow stays small."""
-    asyncio.run(source.serve(400, at=0.5))
+    await source.serve(400, at=0.5)
     aggregator = MetricsAggregator(5.0, 0.0)
     points = aggregator.aggregate(source.journal.rows(0, 10_000)).points
     last = aggregator.finish(source.time_s + 60)
@@ -385,11 +382,11 @@ def test_the_figures_by_kind_are_logged_once_a_minute(source: Source) -> None:
     assert newest[f"kind/{kind}/small/score"] == 0.0
 
 
-def test_an_arm_that_has_left_the_window_of_a_kind_has_no_answers(
+async def test_an_arm_that_has_left_the_window_of_a_kind_has_no_answers(
     source: Source,
 ) -> None:
     """Its last mean stays in MLflow at its own time, with a later point that says that nothing supports it now."""
-    asyncio.run(source.serve(300, at=1.0))
+    await source.serve(300, at=1.0)
     aggregator = MetricsAggregator(5.0, 0.0)
     aggregator._kinds = RecentFigures(5)
     points = aggregator.aggregate(source.journal.rows(0, 10_000)).points
@@ -399,9 +396,9 @@ def test_an_arm_that_has_left_the_window_of_a_kind_has_no_answers(
     assert counts[0] > 0 and counts[-1] == 0
 
 
-def test_a_window_keeps_a_bounded_number_of_decisions(source: Source) -> None:
+async def test_a_window_keeps_a_bounded_number_of_decisions(source: Source) -> None:
     """A window of 50 has 50 records after 80 decisions; its totals count all."""
-    asyncio.run(source.serve(80))
+    await source.serve(80)
     window = Window(size=50)
     aggregator = MetricsAggregator(5.0, 0.0)
     aggregator._windows[ALL] = window
@@ -489,9 +486,9 @@ def test_versions_are_published_even_if_the_export_fails(
         )
 
 
-def test_scores_of_suspended_keys_leave_the_metrics(source: Source) -> None:
+async def test_scores_of_suspended_keys_leave_the_metrics(source: Source) -> None:
     """Scores already in the window are removed, too, because a key is suspended only after it has scored."""
-    asyncio.run(source.serve(20))
+    await source.serve(20)
     aggregator = MetricsAggregator(5.0, 0.0)
     aggregator.aggregate(source.journal.rows(0, 10_000))
     assert "score" in aggregator._windows[ALL].figures()

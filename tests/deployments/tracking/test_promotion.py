@@ -326,7 +326,7 @@ def test_a_refused_operation_explains_itself(
         assert invoke(operated.client, line).exit_code == 2
 
 
-def test_an_error_raised_by_an_actor_keeps_its_status_and_message() -> None:
+async def test_an_error_raised_by_an_actor_keeps_its_status_and_message() -> None:
     """Ray wraps an actor's exception with a traceback in its text, which must not reach the client."""
     cases = (
         (UnknownVersionError("no such version"), 404),
@@ -341,7 +341,7 @@ def test_an_error_raised_by_an_actor_keeps_its_status_and_message() -> None:
             ).as_instanceof_cause()
 
         with pytest.raises(ApiError) as answer:
-            asyncio.run(result_of(call()))
+            await result_of(call())
         assert answer.value.status == status and "Traceback" not in answer.value.message
         if status != 503:
             assert answer.value.message == str(raised)

@@ -513,7 +513,9 @@ def test_every_surface_agrees_with_the_journal_while_requests_and_scores_arrive(
     assert sum(f["votes"] for f in figures[0].values()) == 1
 
 
-def test_the_tracker_logs_a_true_zero_and_no_unknown_value(tmp_path: Path) -> None:
+async def test_the_tracker_logs_a_true_zero_and_no_unknown_value(
+    tmp_path: Path,
+) -> None:
     """The worst arm, which was wrong each time, has a line; an arm without a score has none."""
     gateway = Gateway(tmp_path)
     traffic = Traffic(gateway)
@@ -534,7 +536,7 @@ def test_the_tracker_logs_a_true_zero_and_no_unknown_value(tmp_path: Path) -> No
         assert gateway.client.portal is not None
         summary = gateway.client.portal.call(gateway.router.thing.summary)
         registry: Any = SimpleNamespace(log=log)
-        asyncio.run(tracker._publish(registry, summary))
+        await tracker._publish(registry, summary)
     assert logged["score/small"] == 0.0 and logged["votes/small"] == 2
     assert logged["votes/large"] == 0 and "score/large" not in logged
     assert "availability/large" not in logged and logged["availability/small"] == 1.0

@@ -1,6 +1,5 @@
 """A key that scores the opposite of all others is quarantined and its votes withdrawn; an honest key is not."""
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -241,7 +240,7 @@ def test_a_voucher_restores_also_the_votes_of_a_long_quarantine() -> None:
     assert same(learned, fold(iter(everything))[2])
 
 
-def test_a_restart_and_a_replay_find_the_same_quarantines(
+async def test_a_restart_and_a_replay_find_the_same_quarantines(
     url: str,
 ) -> None:
     """The quarantined keys, the evidence and the learned state are the same after both."""
@@ -257,14 +256,12 @@ def test_a_restart_and_a_replay_find_the_same_quarantines(
     ]
     for i, (decision, score) in enumerate(given):
         if i in (60, 250):  # before and after it is found; `save` leaves a snapshot
-            asyncio.run(memory.save())
+            await memory.save()
             memory = make()
-        asyncio.run(
-            memory.observe(
-                [(decision, Outcome(decision.id, "ok", 0.1, 0.5, 20, 9))], now
-            )
+        await memory.observe(
+            [(decision, Outcome(decision.id, "ok", 0.1, 0.5, 20, 9))], now
         )
-        asyncio.run(memory.feedback([replace(score, decision_id=decision.id)], now))
+        await memory.feedback([replace(score, decision_id=decision.id)], now)
     again = make()
     with memory.journal.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM snapshots")
