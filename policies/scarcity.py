@@ -19,11 +19,14 @@ class ScarcitySettings:
     """What an operator can tune.
 
     step: score points by which the price changes at a decision while an arm has twice its target in flight.
+    gain: score points by which the price is higher at once while an arm has twice its target in flight. It damps the
+        oscillation that the delay between a choice and its end would cause.
     most: highest price in score points.
     memory: number of decisions over which the usual duration is averaged.
     """
 
-    step: float = 0.002
+    step: float = 0.0005
+    gain: float = 0.2
     most: float = 1.0
     memory: float = 500.0
 
@@ -40,16 +43,24 @@ class ScarcityPrices:
         self, targets: Sequence[float], settings: ScarcitySettings = ScarcitySettings()
     ):
         self.prices: Vector = np.zeros(len(targets))
+        self._duals: Vector = np.zeros(len(targets))
         self._targets = np.array(targets, float)
         self._settings = settings
         self._usual_s: Vector = np.zeros(len(targets))  # 0: not known yet
 
     def observe(self, states: Sequence[ModelState]) -> None:
-        """Move the prices by one step, by the states [K] of the arms before a decision."""
+        """Move the prices by one step, by the states [K] of the arms before a decision.
+
+        If every arm has more than its target, only what an arm has more than the others counts, because a request must
+        go to one of them.
+        """
         loads = [state.in_flight / max(1, state.replicas) for state in states]
-        excess = np.clip(np.array(loads) / self._targets - 1.0, -1.0, 1.0)
-        moved = self.prices + self._settings.step * excess
-        self.prices = np.clip(moved, 0.0, self._settings.most)
+        given = self._settings
+        excess = np.maximum(np.array(loads) / self._targets - 1.0, -1.0)
+        excess -= max(0.0, float(excess.min()))
+        moved = self._duals + given.step * np.minimum(excess, 1.0)
+        self._duals = np.clip(moved, 0.0, given.most)
+        self.prices = np.clip(self._duals + given.gain * excess, 0.0, given.most)
 
     def charges(self, seconds: Vector) -> Vector:
         """[K] score points that a request pays on each arm.

@@ -36,11 +36,12 @@ class Setting:
 
 def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
     """All settings that the options ask for."""
+    first = arguments.first_seed
     for portfolio in arguments.portfolio:
         for trace in arguments.trace:
             for event in arguments.event:
                 for rate in arguments.load:
-                    for seed in range(arguments.seeds):
+                    for seed in range(first, first + arguments.seeds):
                         yield Setting(portfolio, trace, event, rate, seed)
 
 
@@ -143,6 +144,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--router", nargs="+", help="by default all")
     parser.add_argument(
         "--scored", type=float, default=0.1, help="share of the answers with a score"

@@ -29,7 +29,7 @@ from policies.types import Objective, Vector
 OURS = "thompson"
 COLD = "thompson, uncalibrated"
 SCARCE = "thompson, scarcity price"
-TARGET = 0.5  # of the slots of a replica, for the scarcity price
+TARGET = 0.25  # of the slots of a replica, for the scarcity price
 FIXED = "always "  # before the name of a size
 
 
