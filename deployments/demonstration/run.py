@@ -7,6 +7,7 @@ The demo prints a table, saves a picture, logs an MLflow run with one below it f
 learned policy as a version.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -321,6 +322,8 @@ def demonstrate(options: Options, say: Callable[[str], object] = print) -> None:
     live = state(options.url, options.headers)
     if options.mlflow:
         check_mlflow(options.mlflow)
+        # otherwise MLflow prints two lines for each run
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     names = [name for name, model in live["models"].items() if "chat" in model["tasks"]]
     strategies = len(names) + 2
     say(
