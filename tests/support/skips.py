@@ -61,7 +61,8 @@ LISTED = (
     Listed(r"Debian's package (\S+) cannot be installed here", not_installable),
     Listed(
         r"neither docker compose nor docker-compose is here",
-        lambda: shutil.which("docker") is None,
+        # Debian's docker-compose is of version 1, which does not know this format
+        lambda: not_installable("docker-compose-plugin"),
     ),
     Listed(r"the clone has no commit", history_is_cut_off),
 )
