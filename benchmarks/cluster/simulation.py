@@ -59,7 +59,7 @@ class Run:
     decision_s: [N] processor time of each decision.
     utilisation: [K] share of the replicas' time with work.
     gpu_hours, busy_gpu_hours: of all replicas, and of those with work.
-    starts, wakes, retries: numbers of replicas started and woken, and of requests that began anew.
+    starts, woken, retries: numbers of replicas started and woken, and of requests that began anew.
     """
 
     chosen: Vector
@@ -73,7 +73,7 @@ class Run:
     gpu_hours: float
     busy_gpu_hours: float
     starts: int
-    wakes: int
+    woken: int
     retries: int
 
     def utility(self, objective: Objective) -> Vector:
@@ -299,7 +299,7 @@ class Simulation:
             sum(pool.gpu_s for pool in pools) / 3600,
             sum(pool.busy_gpus_s() for pool in pools) / 3600,
             sum(pool.starts for pool in pools),
-            sum(pool.wakes for pool in pools),
+            sum(pool.woken for pool in pools),
             self._retries,
         )
 
