@@ -129,6 +129,7 @@ class Simulation:
         self._number = 0
         self._decisions: dict[int, Decision] = {}
         self._jobs: dict[int, Job] = {}
+        self._entries: dict[int, tuple[int, int, Job] | None] = {}  # the latest ones
         self._decision_s = np.zeros(count)
         self._decided = self._given = self._retries = 0
 
@@ -220,13 +221,14 @@ class Simulation:
         job.answer = int(self._load.answers[n, job.size])
         pool = self._pools[job.size]
         entry = pool.submit(job)
+        self._entries[n] = entry
         if entry is not None:
             limit_s = self._now_s + self._plan.admission.max_queue_wait_s
             self._at(limit_s, lambda: self._give_up(pool, job, entry))
 
     def _give_up(self, pool: Pool, job: Job, entry: tuple[int, int, Job]) -> None:
         """Refuse a request that has waited as long as the admission allows."""
-        if job.started_s == inf and self._pools[job.size] is pool:
+        if job.started_s == inf and self._entries[job.number] is entry:
             pool.places.withdraw(entry)
             job.size = -1
 
