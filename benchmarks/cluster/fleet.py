@@ -39,7 +39,7 @@ class Pool:
         self.asleep: list[float] = []  # times at which replicas fell asleep
         self.gpu_s = 0.0
         self.busy_gpu_s = 0.0  # of replicas that are gone
-        self.starts = self.wakes = 0
+        self.starts = self.woken = 0
         self._clock = clock
         self._rng = rng
         self._counted_s = 0.0
@@ -153,7 +153,7 @@ class Pool:
         engine = self.size.engine
         if self.asleep:
             self.asleep.pop()
-            self.wakes += 1
+            self.woken += 1
             delay_s = engine.wake_s
         else:
             self.starts += 1

@@ -41,7 +41,7 @@ class Figures:
     busy_gpu_hours: float
     decision_ms: float
     starts: int
-    wakes: int
+    woken: int
     retries: int
     shares: tuple[float, ...]
     utilisation: tuple[float, ...]
@@ -81,7 +81,7 @@ def figures(
         busy_gpu_hours=run.busy_gpu_hours,
         decision_ms=1e3 * float(run.decision_s.mean()),
         starts=run.starts,
-        wakes=run.wakes,
+        woken=run.woken,
         retries=run.retries,
         shares=tuple(float((run.chosen == k).mean()) for k in range(sizes)),
         utilisation=tuple(float(share) for share in run.utilisation),

@@ -16,8 +16,8 @@ from benchmarks.cluster.peers import (
     Neighbours,
     Queueing,
     RouteBalance,
+    ScarcePolicy,
 )
-from benchmarks.cluster.scarcity import ScarcePolicy
 from benchmarks.cluster.simulation import arms_of
 from benchmarks.cluster.workload import Workload
 from benchmarks.decisions.streams import Portfolio

@@ -59,7 +59,7 @@ class Run:
     decision_s: [N] processor time of each decision.
     utilisation: [K] share of the replicas' time with work.
     gpu_hours, busy_gpu_hours: of all replicas, and of those with work.
-    starts, wakes, retries: numbers of replicas started and woken, and of requests that began anew.
+    starts, woken, retries: numbers of replicas started and woken, and of requests that began anew.
     """
 
     chosen: Vector
@@ -73,7 +73,7 @@ class Run:
     gpu_hours: float
     busy_gpu_hours: float
     starts: int
-    wakes: int
+    woken: int
     retries: int
 
     def utility(self, objective: Objective) -> Vector:
@@ -129,6 +129,7 @@ class Simulation:
         self._number = 0
         self._decisions: dict[int, Decision] = {}
         self._jobs: dict[int, Job] = {}
+        self._entries: dict[int, tuple[int, int, Job] | None] = {}  # the latest ones
         self._decision_s = np.zeros(count)
         self._decided = self._given = self._retries = 0
 
@@ -220,13 +221,14 @@ class Simulation:
         job.answer = int(self._load.answers[n, job.size])
         pool = self._pools[job.size]
         entry = pool.submit(job)
+        self._entries[n] = entry
         if entry is not None:
             limit_s = self._now_s + self._plan.admission.max_queue_wait_s
             self._at(limit_s, lambda: self._give_up(pool, job, entry))
 
     def _give_up(self, pool: Pool, job: Job, entry: tuple[int, int, Job]) -> None:
         """Refuse a request that has waited as long as the admission allows."""
-        if job.started_s == inf and self._pools[job.size] is pool:
+        if job.started_s == inf and self._entries[job.number] is entry:
             pool.places.withdraw(entry)
             job.size = -1
 
@@ -299,7 +301,7 @@ class Simulation:
             sum(pool.gpu_s for pool in pools) / 3600,
             sum(pool.busy_gpus_s() for pool in pools) / 3600,
             sum(pool.starts for pool in pools),
-            sum(pool.wakes for pool in pools),
+            sum(pool.woken for pool in pools),
             self._retries,
         )
 

@@ -1,6 +1,7 @@
 """Tests of the simulated cluster."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ import pytest
 from benchmarks.cluster import __main__ as command
 from benchmarks.cluster import capacity, routers
 from benchmarks.cluster.hardware import Engine, Size
-from benchmarks.cluster.peers import RouteBalance
 from benchmarks.cluster.replica import BLOCK, Job, Replica
 from benchmarks.cluster.simulation import Plan, Run, Simulation
 from benchmarks.cluster.workload import Workload, workload
 from benchmarks.decisions.streams import load
-from policies.types import Objective
+from policies.types import ModelState, Request
 from tests.support import streams as recordings
 
 ENGINE = Engine(1, 1000.0, 0.01, 0.001, 10_000, chunk=100, max_running=4)
@@ -226,12 +226,23 @@ def test_idle_replicas_sleep_and_are_woken(folder: str) -> None:
 
 
 def test_routebalance_leaves_out_sizes_that_miss_the_limits(folder: str) -> None:
-    """A size with a long queue is left out, although its quality is higher."""
+    """A size is left out while its queue is longer than the limit on the first token, unless all queues are."""
     made = world(folder, 0.5)
     router = routers.make("routebalance quality", made)
-    assert isinstance(router, RouteBalance)
-    run = play("routebalance quality", made)
-    assert (run.chosen >= 0).any()
+    cheap, dear = (size.name for size in made.sizes)
+    short = replace(made.load.profiles[0], prompt_tokens=100)
+    request = Request("0", short, made.objective)
+
+    def chosen(wait_cheap_s: float, wait_dear_s: float) -> str:
+        states = {
+            cheap: ModelState(wait_s=wait_cheap_s),
+            dear: ModelState(wait_s=wait_dear_s),
+        }
+        return router.decide([request], states, np.random.default_rng(0), 0)[0].arm
+
+    assert chosen(0.0, 2.0) == cheap
+    assert chosen(2.0, 0.0) == dear
+    assert chosen(100.0, 2.0) == dear
 
 
 def test_the_command_prints_and_saves(
@@ -270,4 +281,3 @@ def test_a_workload_is_as_long_as_its_arrivals(folder: str) -> None:
     portfolio = load(PORTFOLIO, data=folder)
     made = workload("azure_conv", portfolio, np.arange(50), 10_000, 0, folder)
     assert isinstance(made, Workload) and len(made) == 300 == len(made.profiles)
-    assert Objective().utility(0.5, 1.0, 1.0) == 0.5
