@@ -78,8 +78,9 @@ bench-scale: .venv/installed  ## measure the capacity of one router, and how sev
 bench-check: .venv/installed  ## compare the speed with the last release, in one run; fails if a figure is 15 % worse
 	@$(PY) -m benchmarks.release.check $(if $(RELEASE),--release '$(RELEASE)')
 
+# WORKERS=4: processes that run tests at the same time
 test: .venv/installed  ## run all tests, with a system of their own on other ports
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(or $(WORKERS),2)
 
 # ONLY="fuzz faults clients system-faults": only these parts
 test-full: .venv/installed  ## what `make test` leaves out: generated requests, faults, clients; with a system of its own

@@ -1,9 +1,7 @@
-"""Fixtures of all tests: a small portfolio, databases, and one running system for the whole test run."""
+"""Fixtures of all tests: a small portfolio, databases, a load balancer."""
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -16,11 +14,13 @@ from tests.support import streams as recordings
 from tests.support.balancer import Two, balanced, within
 from tests.support.gateway import Gateway
 from tests.support.postgres import Postgres, binaries
+from tests.support.schedule import (
+    pytest_xdist_make_scheduler as pytest_xdist_make_scheduler,
+)
 from tests.support.skips import pytest_make_collect_report as pytest_make_collect_report
 from tests.support.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
 ROOT = Path(__file__).resolve().parents[1]
-PORT_OFFSET = 100  # added to every port of the tests' own system
 # otherwise Ray would require a token that it finds in the home folder
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -94,25 +94,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.new_url()
 
 
-@pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a running system with the three real models: ROUTER_URL, or a system that is started here."""
-    if url := os.environ.get("ROUTER_URL"):
-        yield url.rstrip("/")
-        return
-    state = tmp_path_factory.mktemp("system")
-    launch = [sys.executable, "-m", "deployments.commands"]
-    where = ["--state", str(state), "--offset", str(PORT_OFFSET)]
-    try:
-        subprocess.run([*launch, "up", *where], cwd=ROOT, check=True)
-        yield f"http://127.0.0.1:{8000 + PORT_OFFSET}"
-    finally:
-        subprocess.run([*launch, "down", *where], cwd=ROOT, check=False)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of the running system last, so that quick failures show first."""
-    items.sort(key=lambda item: item.get_closest_marker("live") is not None)
+    """Run the tests of the running system first, as they take longest; with xdist, others run at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("live") is None)
 
 
 @pytest.fixture(scope="session")

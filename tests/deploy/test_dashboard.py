@@ -35,7 +35,8 @@ from deployments.observability.metrics import (
 from policies.evaluation.kind_figures import Figures, FigureTable
 from policies.events import ArmEstimate, Decision, Feedback, Outcome, Record
 from policies.types import ModelState, Objective
-from tests.support.balancer import debian, free_port, within
+from tests.support.balancer import free_port, within
+from tests.support.debian import debian
 from tests.support.exposition import Metric, record
 from tests.support.requests import make_profile
 

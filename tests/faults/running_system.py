@@ -27,7 +27,8 @@ from assets.tasks import make_task
 from deployments.operations.launcher import MARK, ROOT, Cluster, load
 from tests.faults.catalogue import ALONE, Fault, Finding, System
 from tests.faults.overload import open_loop, percentile
-from tests.support.balancer import KEYLESS, Balancer, debian, within
+from tests.support.balancer import KEYLESS, Balancer, within
+from tests.support.debian import debian
 from tests.support.hostile_input import CORPUS, JSON, openai_shape
 
 CHAT = "/v1/chat/completions"

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from deployments import errors
+from tests.support.debian import debian
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
@@ -27,29 +26,6 @@ KEYLESS = {
 }
 CHUNKS = 5  # of a stream
 PAUSE_S = 0.2  # between two chunks
-
-
-def debian(program: str, package: str) -> str:
-    """Path of a program. Installs its Debian package if needed, and skips the test if that fails."""
-    if shutil.which(program) is None:
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            pytest.skip(
-                f"{program} is not here, and cannot be installed without apt-get and root"
-            )
-        command = f"apt-get update -q; apt-get install -q -y --no-install-recommends {package}"
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(
-            ["sh", "-c", command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if done.returncode != 0:
-            pytest.skip(
-                f"Debian's package {package} cannot be installed here: {done.stderr[-300:]}"
-            )
-    return str(shutil.which(program))
 
 
 def free_port() -> int:

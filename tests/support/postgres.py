@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.debian import alone, apt_get, can_install
+
 USER = "postgres"
 COMMON = Path("/etc/postgresql-common/createcluster.conf")
 
@@ -20,21 +22,17 @@ def binaries() -> Path | None:
 
     If it is missing, the function installs PostgreSQL; that needs root and apt.
     """
-    if (found := _find()) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        _apt("update", "-qq")
-        _apt("install", "-y", "-qq", "--no-install-recommends", "postgresql-common")
-        if COMMON.exists():  # the package would start a server of its own
-            COMMON.write_text("create_main_cluster = false\n")
-        _apt("install", "-y", "-qq", "--no-install-recommends", "postgresql")
-        found = _find()
+    with alone():
+        if (found := _find()) is None and can_install():
+            apt_get("update", "-qq")
+            apt_get(
+                "install", "-y", "-qq", "--no-install-recommends", "postgresql-common"
+            )
+            if COMMON.exists():  # the package would start a server of its own
+                COMMON.write_text("create_main_cluster = false\n")
+            apt_get("install", "-y", "-qq", "--no-install-recommends", "postgresql")
+            found = _find()
     return found
-
-
-def _apt(*command: str) -> None:
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(
-        ["apt-get", *command], env=quiet, stdout=subprocess.DEVNULL, check=False
-    )
 
 
 def _find() -> Path | None:

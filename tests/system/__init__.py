@@ -1,0 +1,1 @@
+"""Tests of the running system. A package, so that the fixture `system` ends with the last of them."""
