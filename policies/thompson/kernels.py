@@ -133,7 +133,8 @@ def update_posterior(
 
     Args:
         x: [N, D] features.
-        buffer: [N, 4] arm, y, the decision's sequence, and c without the factors of `discounts`.
+        buffer: [N, 5] arm, y, the decision's sequence, c without the factors of `discounts`, and the part of c that
+            counts in the total scores.
         count: number of events in the buffer.
         sums: A, b, s, n, and the total scores.
         discounts: [K, C, 2] a sequence, and the factor for events of earlier decisions.
@@ -148,7 +149,7 @@ def update_posterior(
         y = buffer[n, 1]
         weight = buffer[n, 3]
         for k in range(len(total_scores)):
-            total_scores[k] += weight * _kept(discounts[k], buffer[n, 2])
+            total_scores[k] += buffer[n, 4] * _kept(discounts[k], buffer[n, 2])
         weight *= _kept(discounts[arm], buffer[n, 2])
         expected, variance = _one(x[n], mean[arm], covariance[arm], spread)
         # It is not positive if more is withdrawn than the sums hold.

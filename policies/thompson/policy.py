@@ -43,6 +43,9 @@ from policies.thompson.smearing import Smearing
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
 CLOCK = "clock.latest"  # name of the array that holds the clock of scores
+# Of a score for the request of an API key, as far as exploration rests on it: a key that gives false scores is found out
+# after some hundred decisions (reputation.py), and an early false score is corrected by later exploration only.
+KEYED_TRUST = 0.4
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class ThompsonSettings:
     """What an operator can tune.
 
     exploration: factor on the standard deviation of the draws; 1 is Thompson's rule, 0 is greedy.
-    fade: exploration decays as 1/√(1 + n/fade), n being the scores of all arms since this arm was added. With
-        forgetting, n is bounded and exploration never stops.
+    fade: exploration decays as 1/√(1 + n/fade), n being the scores of all arms since this arm was added. A score for
+        the request of an API key counts for KEYED_TRUST. With forgetting, n is bounded and exploration never stops.
     forgetting: weight of a score one score later, and of a latency one decision later; 0.9995 halves it after 1,386.
     noise: first guess of the variance of a score.
     keep: number of scores that an arm's past still counts for after the arm was found changed.
@@ -228,7 +231,8 @@ class Thompson:
         at = decision.scored
         if at < 0:  # not recorded: the age is unknown
             at = decision.sequence if self._scored < 0 else self._scored
-        self.quality.add(k, decision.profile.features, score, at, weight)
+        trust = KEYED_TRUST if decision.owner else 1.0
+        self.quality.add(k, decision.profile.features, score, at, weight, trust)
         if again or weight < 0.0:
             self.drift.recount(k, int(weight))
             return

@@ -79,8 +79,8 @@ class LinearPosterior:
             self._rescale_every = min(RESCALE_EVERY, MOST_GAIN / (1 - forgetting))
         self._due = 1  # events until the next refit
         self._x = np.empty((BUFFER_SIZE, dims))
-        # [BUFFER_SIZE, 4] events, see kernels.update_posterior
-        self._buffer = np.empty((BUFFER_SIZE, 4))
+        # [BUFFER_SIZE, 5] events, see kernels.update_posterior
+        self._buffer = np.empty((BUFFER_SIZE, 5))
         self._buffered = 0  # events that are not yet in the sums and the posterior
 
     def advance(self, sequence: float) -> None:
@@ -96,7 +96,13 @@ class LinearPosterior:
             self._due = 0  # forgetting changes the posterior more than new events do
 
     def add(
-        self, arm: int, x: Vector, y: float, sequence: float, weight: float = 1.0
+        self,
+        arm: int,
+        x: Vector,
+        y: float,
+        sequence: float,
+        weight: float = 1.0,
+        trust: float = 1.0,
     ) -> None:
         """Add one event, or withdraw it with weight -1.
 
@@ -106,6 +112,7 @@ class LinearPosterior:
             y: observed value.
             sequence: of the event's decision.
             weight: number of events that it counts for.
+            trust: share of that which counts in `total_scores`, on which exploration rests.
 
         Raises:
             ValueError: y is not finite; it would make every later prediction NaN. TaskProfile checks the features.
@@ -119,7 +126,7 @@ class LinearPosterior:
             self._flush()
         n = self._buffered
         self._x[n] = x
-        self._buffer[n] = (arm, y, sequence, c)
+        self._buffer[n] = (arm, y, sequence, c, c * trust)
         self._buffered = n + 1
         self._due -= 1
         if sequence > self.latest:
@@ -141,7 +148,7 @@ class LinearPosterior:
 
     @property
     def total_scores(self) -> Vector:
-        """[K] number of events of all arms since this arm was added, each with its weight."""
+        """[K] number of events of all arms since this arm was added, each with its weight and trust."""
         self._flush()
         return self._total_scores
 

@@ -519,3 +519,23 @@ def test_exploration_fades_with_the_scores() -> None:
         for p in (sure, plain)
     ]
     assert abs(chances[0] - 0.5) > abs(chances[1] - 0.5)
+
+
+def test_scores_of_keys_narrow_exploration_less_and_teach_as_much() -> None:
+    """A key may give false scores, which only exploration corrects; withdrawn, they leave no trace."""
+    rng = np.random.default_rng(3)
+    anonymous, keyed = Thompson(ARMS), Thompson(ARMS)
+    decisions = []
+    for n in range(20):
+        request = Request(str(n), make_profile(EASY if n % 2 else HARD), OBJECTIVE)
+        (decided,) = anonymous.decide([request], {}, rng, n)
+        of_key = decided.made(replace(request, owner="team"), "thompson-v0", 0.0)
+        decisions.append(of_key)
+        anonymous.score(decided, n % 3 / 2)
+        keyed.score(of_key, n % 3 / 2)
+    assert anonymous.quality.total_scores == pytest.approx([20, 20], rel=0.01)
+    assert keyed.quality.total_scores == pytest.approx([8, 8], rel=0.01)
+    assert keyed.quality.count.sum() == pytest.approx(20, rel=0.01)
+    for n, decision in enumerate(decisions):
+        keyed.score(decision, n % 3 / 2, weight=-1.0)
+    assert keyed.quality.total_scores == pytest.approx([0, 0], abs=1e-9)
