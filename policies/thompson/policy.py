@@ -43,8 +43,8 @@ from policies.thompson.smearing import Smearing
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
 CLOCK = "clock.latest"  # name of the array that holds the clock of scores
-# Of a score for the request of an API key, as far as exploration rests on it: a key that gives false scores is found out
-# after some hundred decisions (reputation.py), and an early false score is corrected by later exploration only.
+# Share of a score for the request of an API key that narrows exploration. A key that gives false scores is found out
+# after some hundred decisions (reputation.py), and until then only exploration corrects what they taught.
 KEYED_TRUST = 0.4
 
 
