@@ -1,7 +1,7 @@
 """Serves the OpenAI-compatible API: each request is profiled, decided, dispatched and answered, in this order."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,22 +31,20 @@ from deployments.gateway.answer_checks import flaw_of
 from deployments.gateway.calibration_routes import add_calibration_routes
 from deployments.gateway.direct_route import BoundedRoute, DirectRoute
 from deployments.gateway.feedback_routes import add_router_routes
-from deployments.gateway.schemas import (
-    AnyRequest,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Wishes,
-)
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
 from deployments.grammars.bounds import is_constrained
 from deployments.judging.judge import Judge
 from deployments.judging.pairs import Pairs
-from deployments.models import context_length, tool_calling
+from deployments.models import capabilities, context_length
 from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
 from deployments.observability.gateway_metrics import GatewayTelemetry, RequestCounter
 from deployments.observability.metrics import PairTelemetry
+from deployments.parameters.chat import ChatRequest
+from deployments.parameters.completion import CompletionRequest
+from deployments.parameters.embedding import EmbeddingRequest
+from deployments.parameters.needs import Need, names
+from deployments.parameters.wishes import Wishes
 from deployments.privacy.routes import add_privacy_routes
 from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
@@ -56,6 +54,7 @@ from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
 
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
 
 
@@ -254,12 +253,17 @@ class Ingress:
             _check_priority(request, http)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, rank)
-        objective = self._with_tools(task, request, objective)
+        needs = request.needs()
+        if needs:
+            self._check_needs(task, needs, objective)
         body = request.body()
         constrained = is_constrained(body)
         with self.dispatcher.admission.deciding():
             owner = identity_of(http).name
             asked = await self._profiled(task, request, objective, forced, owner)
+            if needs:
+                profile = replace(asked.profile, needs=names(needs))
+                asked = replace(asked, profile=profile)
             self._check_length(asked, body)
             asked = self.pairs.announce(asked, constrained)
             if not asked.pair:
@@ -291,6 +295,13 @@ class Ingress:
             read.token_counts,
         )
         profile, fallback = await self.router_client.profile(item)
+        if (cut := self._cut(task, request, objective)) is not None:
+            longest = min(profile.longest_prompt_tokens, cut)
+            most = cut * max(1, len(read.parts) or len(read.token_counts))
+            tokens = min(profile.prompt_tokens, most)
+            profile = replace(
+                profile, prompt_tokens=tokens, longest_prompt_tokens=longest
+            )
         prompt_hash, prompt = self.router_client.prompt_fields(read.context)
         return Request(
             id=self.router_client.new_id(),
@@ -317,11 +328,12 @@ class Ingress:
         auto, colon, preset = name.partition(":")
         if auto != AUTO or (colon and preset not in tuning.presets):
             raise self._no_such_model(name)
-        if isinstance(request, CompletionRequest) and request.has_tokens:
+        where = request.token_list
+        if where is not None and len(wishes.models or ()) != 1:
             raise ApiError(
                 400,
-                "prompt: token ids belong to the tokenizer of one model; name that model, or send text",
-                "prompt",
+                f"{where}: token ids belong to the tokenizer of one model; name that model, or send text",
+                where,
             )
         if task == "embed":
             return self._of_one(self._embedding_model(wishes), wishes), True
@@ -349,26 +361,28 @@ class Ingress:
             )
         return replace(wishes.objective(Objective()), models=(name,))
 
-    def _with_tools(
-        self, task: str, request: AnyRequest, objective: Objective
-    ) -> Objective:
-        """The objective without the arms that cannot call tools, if the request has tools.
+    def _check_needs(
+        self, task: str, needs: Sequence[Need], objective: Objective
+    ) -> None:
+        """Refuse a request that needs what none of the arms that may answer can do.
 
         Raises:
-            ApiError: 400, none of the arms that may answer can.
+            ApiError: 400, with the parameter that needs it.
         """
-        if not isinstance(request, ChatRequest) or not request.calls_tools:
-            return objective
-        candidates = self._candidates(task, objective)
-        cannot = [
-            arm.name
-            for arm in candidates
-            if arm.name in self.router_client.without_tools
-        ]
-        if candidates and len(cannot) == len(candidates):
-            raise tool_calling.refusal(", ".join(cannot))
-        removed = tuple((name, Exclusion.TOOLS.sentence()) for name in cannot)
-        return replace(objective, unavailable=(*objective.unavailable, *removed))
+        candidates = [arm.name for arm in self._candidates(task, objective)]
+        lacks = [self.router_client.lacks(name) for name in candidates]
+        needed = {need.capability.value for need in needs}
+        if not candidates or not all(needed & missing for missing in lacks):
+            return
+        # of several needs, one that no arm meets; or else the first that one of them does not meet
+        nowhere = frozenset.intersection(*lacks)
+        somewhere = frozenset.union(*lacks)
+        for without in (nowhere, somewhere):
+            for need in needs:
+                if need.capability.value in without:
+                    raise capabilities.refusal(
+                        need.capability, need.parameter, ", ".join(candidates)
+                    )
 
     def _candidates(self, task: str, objective: Objective) -> list[Arm]:
         """The arms that do a task and that an objective allows."""
@@ -378,6 +392,21 @@ class Ingress:
             for arm in self._arms.values()
             if task in arm.tasks and arm.name in allowed
         ]
+
+    def _cut(self, task: str, request: AnyRequest, objective: Objective) -> int | None:
+        """To how many tokens the engine cuts each prompt; None if it cuts none.
+
+        A prompt that shall be cut to what there is room for goes to the arms that have room for all of it, or else to
+        those with the largest context.
+        """
+        if isinstance(request, EmbeddingRequest):
+            return None
+        wanted = request.truncate_prompt_tokens
+        candidates = self._candidates(task, objective)
+        if wanted is None or wanted > 0 or not candidates:
+            return wanted
+        largest = max(arm.context_tokens for arm in candidates)
+        return max(1, largest - max(request.limit(), request.min_tokens or 0, 1))
 
     def _check_length(self, asked: Request, body: Body) -> None:
         """Refuse a request that fits into the context of no arm that may answer, as far as that is certain.
@@ -396,7 +425,11 @@ class Ingress:
             messages = body.get("messages")
             if isinstance(messages, list):
                 prompt -= (TOKENS_PER_MESSAGE - 1) * len(messages)
-        if max(prompt, 1) + max(context_length.answer_tokens(body), 1) > largest:
+        answer = max(context_length.answer_tokens(body), 1)
+        cut = body.get("truncate_prompt_tokens")
+        if isinstance(cut, int) and cut + answer > largest:
+            raise context_length.cut_too_long(largest, cut, body)
+        if max(prompt, 1) + answer > largest:
             raise context_length.refusal(largest, prompt, body)
 
     def _check_task(self, name: str, task: str) -> None:
@@ -428,7 +461,7 @@ class Ingress:
     def _no_model(self, decision: Decision, body: Body) -> ApiError:
         """The error of a request for which no arm was eligible: 429 or 503 if waiting helps, otherwise 400."""
         reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
-        never = {Exclusion.NOT_ALLOWED, Exclusion.TASK, Exclusion.TOOLS}
+        never = {Exclusion.NOT_ALLOWED, Exclusion.TASK, Exclusion.CAPABILITY}
         allowed = [
             e for e in decision.estimates if Exclusion.of(e.removed_by) not in never
         ]

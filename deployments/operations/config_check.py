@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from deployments.access.api_keys import FILE, ApiKeyStore, creation_hint
+from deployments.models.capabilities import contradictions, of_application
 from deployments.runtime import LOOPBACK
 from deployments.settings import GatewaySettings, ModelSettings, Tuning, explain
 from policies.registry import make_policy
@@ -113,6 +114,8 @@ def _served(application: Config, model: ModelSettings, where: str) -> list[str]:
             wrong.append(
                 f"{where}.tasks: its application does not do '{task}'; write: [{does}]"
             )
+    for problem in contradictions(model.capabilities, of_application(arguments)):
+        wrong.append(f"{where}.capabilities.{problem}")
     longest = engine.get("max_model_len")
     if isinstance(longest, int) and model.context_tokens > longest:
         wrong.append(
