@@ -473,7 +473,7 @@ class JudgeSettings(StrictModel):
     url: an OpenAI-compatible endpoint (".../v1", not this gateway) that serves the judge. Default: this system.
     key_env: environment variable with the endpoint's API key.
     timeout_s: of a call.
-    max_tokens: of a reply.
+    max_tokens: of a reply. A judge of this system does not think; give one with a url that thinks more tokens.
     """
 
     sample_rate: float = Field(0.05, ge=0, le=1)

@@ -50,6 +50,7 @@ from deployments.profiler.deployment import ProfilerHandle
 from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
 from deployments.router.interface import RouterHandle
 from deployments.settings import AUTO, GatewaySettings, KeySettings, Tuning
+from policies.capabilities import Capability
 from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
@@ -96,6 +97,9 @@ class Ingress:
             largest,
             lambda items: self.router_client.router.feedback.remote(items, ""),
             lambda: self.router_client.scored,
+            lambda name: (
+                Capability.VLLM_PARAMETERS not in self.router_client.lacks(name)
+            ),
         )
         self.pairs = Pairs(
             self.judge,
