@@ -76,7 +76,7 @@ def removed(
     # An embedding request may hold several inputs, which the model reads one by one. There is no other model to
     # choose, and the engine refuses an input that is too long.
     bounded = task != "embed"
-    answer = profile.max_output_tokens
+    answer = max(profile.max_output_tokens, profile.min_output_tokens)
     needed = prompt + answer
     needs = profile.needs
     tight = False  # whether some arm has no room for the longest answer

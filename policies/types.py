@@ -83,6 +83,7 @@ class TaskProfile:
     sufficiency: by arm, the calibrated probability that its answer is good enough.
     profiler_version: number of the forecaster's fit that made the forecast; version 0 has learned from no request.
     needs: the capabilities that an arm must have to answer (capabilities.py).
+    min_output_tokens: the client's own least length of the answer, or 0.
 
     Raises:
         ValueError: a feature is not finite.
@@ -103,6 +104,7 @@ class TaskProfile:
     profiler_version: int = 0
     longest_prompt_tokens: int = 0
     needs: tuple[str, ...] = ()
+    min_output_tokens: int = 0
 
     def __post_init__(self) -> None:
         # One NaN would spread into everything that is learned. The sum is the quickest check.

@@ -30,12 +30,13 @@ from deployments.gateway.answer import AnswerRelay
 from deployments.gateway.answer_checks import flaw_of
 from deployments.gateway.calibration_routes import add_calibration_routes
 from deployments.gateway.direct_route import BoundedRoute, DirectRoute
+from deployments.gateway.eligibility import AnyRequest, Eligibility
 from deployments.gateway.feedback_routes import add_router_routes
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
 from deployments.grammars.bounds import is_constrained
 from deployments.judging.judge import Judge
 from deployments.judging.pairs import Pairs
-from deployments.models import capabilities, context_length
+from deployments.models import context_length
 from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
 from deployments.observability.gateway_metrics import GatewayTelemetry, RequestCounter
@@ -43,11 +44,11 @@ from deployments.observability.metrics import PairTelemetry
 from deployments.parameters.chat import ChatRequest
 from deployments.parameters.completion import CompletionRequest
 from deployments.parameters.embedding import EmbeddingRequest
-from deployments.parameters.needs import Need, names
+from deployments.parameters.needs import Need
 from deployments.parameters.wishes import Wishes
 from deployments.privacy.routes import add_privacy_routes
 from deployments.profiler.deployment import ProfilerHandle
-from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
+from deployments.profiler.reader import ProfileItem
 from deployments.router.interface import RouterHandle
 from deployments.settings import AUTO, GatewaySettings, KeySettings, Tuning
 from policies.capabilities import Capability
@@ -55,7 +56,6 @@ from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
 
-AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
 
 
@@ -108,6 +108,9 @@ class Ingress:
             self._arms,
             flaw_of,
             PairTelemetry().count,
+        )
+        self._eligibility = Eligibility(
+            self.router_client, self._arms, settings.image_hosts
         )
         self.relay = AnswerRelay(
             self.dispatcher, self.router_client, self.judge, self.pairs, self._arms
@@ -259,16 +262,14 @@ class Ingress:
         objective = self.dispatcher.check(task, objective, rank)
         needs = request.needs()
         if needs:
-            self._check_needs(task, needs, objective)
+            self._eligibility.check_needs(task, needs, objective)
+            self._eligibility.check_images(request)
         body = request.body()
         constrained = is_constrained(body)
         with self.dispatcher.admission.deciding():
             owner = identity_of(http).name
-            asked = await self._profiled(task, request, objective, forced, owner)
-            if needs:
-                profile = replace(asked.profile, needs=names(needs))
-                asked = replace(asked, profile=profile)
-            self._check_length(asked, body)
+            asked = await self._profiled(task, request, needs, objective, forced, owner)
+            self._eligibility.check_length(asked, body)
             asked = self.pairs.announce(asked, constrained)
             if not asked.pair:
                 asked = self.judge.announce(asked)
@@ -283,6 +284,7 @@ class Ingress:
         self,
         task: str,
         request: AnyRequest,
+        needs: Sequence[Need],
         objective: Objective,
         forced: bool,
         owner: str,
@@ -299,13 +301,7 @@ class Ingress:
             read.token_counts,
         )
         profile, fallback = await self.router_client.profile(item)
-        if (cut := self._cut(task, request, objective)) is not None:
-            longest = min(profile.longest_prompt_tokens, cut)
-            most = cut * max(1, len(read.parts) or len(read.token_counts))
-            tokens = min(profile.prompt_tokens, most)
-            profile = replace(
-                profile, prompt_tokens=tokens, longest_prompt_tokens=longest
-            )
+        profile = self._eligibility.adjusted(profile, request, read, needs, objective)
         prompt_hash, prompt = self.router_client.prompt_fields(read.context)
         return Request(
             id=self.router_client.new_id(),
@@ -364,77 +360,6 @@ class Ingress:
                 "router.models",
             )
         return replace(wishes.objective(Objective()), models=(name,))
-
-    def _check_needs(
-        self, task: str, needs: Sequence[Need], objective: Objective
-    ) -> None:
-        """Refuse a request that needs what none of the arms that may answer can do.
-
-        Raises:
-            ApiError: 400, with the parameter that needs it.
-        """
-        candidates = [arm.name for arm in self._candidates(task, objective)]
-        lacks = [self.router_client.lacks(name) for name in candidates]
-        needed = {need.capability.value for need in needs}
-        if not candidates or not all(needed & missing for missing in lacks):
-            return
-        # of several needs, one that no arm meets; or else the first that one of them does not meet
-        nowhere = frozenset.intersection(*lacks)
-        somewhere = frozenset.union(*lacks)
-        for without in (nowhere, somewhere):
-            for need in needs:
-                if need.capability.value in without:
-                    raise capabilities.refusal(
-                        need.capability, need.parameter, ", ".join(candidates)
-                    )
-
-    def _candidates(self, task: str, objective: Objective) -> list[Arm]:
-        """The arms that do a task and that an objective allows."""
-        allowed = objective.models or self._arms
-        return [
-            arm
-            for arm in self._arms.values()
-            if task in arm.tasks and arm.name in allowed
-        ]
-
-    def _cut(self, task: str, request: AnyRequest, objective: Objective) -> int | None:
-        """To how many tokens the engine cuts each prompt; None if it cuts none.
-
-        A prompt that shall be cut to what there is room for goes to the arms that have room for all of it, or else to
-        those with the largest context.
-        """
-        if isinstance(request, EmbeddingRequest):
-            return None
-        wanted = request.truncate_prompt_tokens
-        candidates = self._candidates(task, objective)
-        if wanted is None or wanted > 0 or not candidates:
-            return wanted
-        largest = max(arm.context_tokens for arm in candidates)
-        return max(1, largest - max(request.limit(), request.min_tokens or 0, 1))
-
-    def _check_length(self, asked: Request, body: Body) -> None:
-        """Refuse a request that fits into the context of no arm that may answer, as far as that is certain.
-
-        A chat template puts at least one token around each message. Without a tokenizer only the client's own limit
-        on the answer is certain. The policy removes the arms that are too small by the number that it expects.
-        """
-        profile = asked.profile
-        candidates = self._candidates(profile.task, asked.objective)
-        if profile.task == "embed" or not candidates:
-            return
-        largest = max(arm.context_tokens for arm in candidates)
-        prompt = 0
-        if self.router_client.counts_tokens and not asked.fallback:
-            prompt = profile.longest_prompt_tokens or profile.prompt_tokens
-            messages = body.get("messages")
-            if isinstance(messages, list):
-                prompt -= (TOKENS_PER_MESSAGE - 1) * len(messages)
-        answer = max(context_length.answer_tokens(body), 1)
-        cut = body.get("truncate_prompt_tokens")
-        if isinstance(cut, int) and cut + answer > largest:
-            raise context_length.cut_too_long(largest, cut, body)
-        if max(prompt, 1) + answer > largest:
-            raise context_length.refusal(largest, prompt, body)
 
     def _check_task(self, name: str, task: str) -> None:
         """Refuse a task that the model which the client named does not do."""

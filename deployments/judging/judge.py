@@ -20,6 +20,7 @@ import httpx
 from deployments.journal.ids import original_id, sampled
 from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
+from policies.capabilities import Capability
 from policies.events import ANY_OWNER, Decision, Feedback
 from policies.types import Request
 
@@ -152,6 +153,8 @@ class Judge:
         if (
             settings is None
             or request.forced
+            # the judge reads text alone
+            or Capability.IMAGES in request.profile.needs
             or not sampled(request.id, self._share(settings))
             or not self.has_budget(1)
         ):

@@ -1,6 +1,6 @@
 """The parameters of a chat."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from deployments.errors import field_error
 from deployments.grammars.bounds import check_tools, compiled_tools
 from deployments.parameters.generation import GenerationRequest, Texts
+from deployments.parameters.images import MAX_IMAGES, ImageUrl
 from deployments.parameters.messages import Message
 from deployments.parameters.needs import Need
 from deployments.parameters.structured_outputs import MAX_SCHEMA
@@ -136,6 +137,20 @@ class ChatRequest(EngineChatParameters, RefusedChatParameters, GenerationRequest
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_images(self) -> "ChatRequest":
+        if sum(1 for _ in self.images()) > MAX_IMAGES:
+            raise field_error(
+                "messages", f"have more than {MAX_IMAGES} images; send fewer"
+            )
+        return self
+
+    def images(self) -> Iterator[tuple[str, ImageUrl]]:
+        """The images of all messages, each with the path of its message's content."""
+        for i, message in enumerate(self.messages):
+            for image in message.images:
+                yield f"messages.{i}.content", image
+
     @property
     def forces_tools(self) -> bool:
         """Whether the model must call a tool."""
@@ -159,6 +174,9 @@ class ChatRequest(EngineChatParameters, RefusedChatParameters, GenerationRequest
                 needs.append(Need(Capability.PARALLEL_TOOLS, "parallel_tool_calls"))
         if self.logprobs:
             needs.append(Need(Capability.LOGPROBS, "logprobs"))
+        for where, _ in self.images():
+            needs.append(Need(Capability.IMAGES, where))
+            break
         if (switch := self.thinks) is not None:
             needs.append(Need(Capability.THINKING, switch))
         return needs
@@ -186,4 +204,5 @@ class ChatRequest(EngineChatParameters, RefusedChatParameters, GenerationRequest
         user_messages = [m for m in self.messages if m.role == "user"]
         last = user_messages[-1] if user_messages else self.messages[-1]
         context = "".join(m.text() for m in self.messages)
-        return Texts(last.text(), context, len(self.messages))
+        tokens = sum(image.tokens for _, image in self.images())
+        return Texts(last.text(), context, len(self.messages), image_tokens=tokens)

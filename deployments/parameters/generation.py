@@ -46,6 +46,7 @@ class Texts:
         messages: number of messages in `context`.
         parts: the prompts, where the model answers each by itself.
         token_counts: lengths of the prompts, where they are token ids.
+        image_tokens: estimate of the tokens of all images.
     """
 
     last: str
@@ -53,6 +54,7 @@ class Texts:
     messages: int = 0
     parts: tuple[str, ...] = ()
     token_counts: tuple[int, ...] = ()
+    image_tokens: int = 0
 
 
 class StreamOptions(StrictModel):

@@ -12,17 +12,38 @@ from pydantic import (
 from pydantic_core import from_json
 
 from deployments.errors import field_error
+from deployments.parameters.images import ImageUrl
 from deployments.parameters.values import Free, Listed, Name, Text, Unsupported, small
 from deployments.settings import StrictModel
 
 MAX_PARTS = 2_048  # of one message
+OTHER_PARTS = ("input_audio", "audio_url", "video_url", "input_image", "file")
 
 
-class TextPart(StrictModel):
-    """One piece of a message's content."""
+def _known_part(kind: object) -> object:
+    """Refuse kinds of parts that OpenAI's API has and no model here takes."""
+    if kind in OTHER_PARTS:
+        raise ValueError(f"'{kind}' is not supported here; send text or images")
+    return kind
 
-    type: Literal["text"]
-    text: Text
+
+class Part(StrictModel):
+    """One piece of a message's content: a text or an image."""
+
+    type: Annotated[Literal["text", "image_url"], BeforeValidator(_known_part)]
+    text: Text | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Part":
+        for name in ("text", "image_url"):
+            given = getattr(self, name) is not None
+            if given is not (name == self.type):
+                problem = "is missing; send it"
+                if given:
+                    problem = f"does not belong to a part of the type '{self.type}'"
+                raise field_error(name, problem)
+        return self
 
 
 class FunctionCall(StrictModel):
@@ -61,9 +82,7 @@ class Message(StrictModel):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[Listed[TextPart], Field(max_length=MAX_PARTS)] | None = (
-        None
-    )
+    content: Text | Annotated[Listed[Part], Field(max_length=MAX_PARTS)] | None = None
     name: Name | None = None
     tool_calls: Listed[ToolCall] | None = Field(None, max_length=128)
     tool_call_id: Name | None = None
@@ -88,6 +107,10 @@ class Message(StrictModel):
             # an assistant may have said nothing beside its calls, or may have thought or refused only
             said = self.tool_calls or self.refusal or self.reasoning
             empty = empty and not (said or self.reasoning_content)
+        if self.images and self.role != "user":
+            raise field_error(
+                "content", f"a message of the role '{self.role}' has text only"
+            )
         if empty:
             raise field_error(
                 "content", f"a message of the role '{self.role}' needs a content"
@@ -104,7 +127,7 @@ class Message(StrictModel):
         if self.role == "developer":
             change["role"] = "system"
         if isinstance(self.content, list):
-            change["content"] = self.text()
+            change["content"] = self._joined() if self.images else self.text()
         elif self.content is None and not self.tool_calls:
             change["content"] = self.refusal or ""
         return self.model_copy(update=change) if change else self
@@ -112,5 +135,23 @@ class Message(StrictModel):
     def text(self) -> str:
         """The content as one string."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "".join(part.text or "" for part in self.content)
         return self.content or self.refusal or ""
+
+    @property
+    def images(self) -> list[ImageUrl]:
+        """The images of the content, in their order."""
+        if not isinstance(self.content, list):
+            return []
+        return [part.image_url for part in self.content if part.image_url is not None]
+
+    def _joined(self) -> list[Part]:
+        """The parts, where texts that follow each other are one."""
+        parts: list[Part] = []
+        for part in self.content if isinstance(self.content, list) else ():
+            if parts and part.text is not None and parts[-1].text is not None:
+                text = parts[-1].text + part.text
+                parts[-1] = part.model_copy(update={"text": text})
+            else:
+                parts.append(part)
+        return parts

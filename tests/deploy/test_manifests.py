@@ -112,6 +112,32 @@ def test_the_parsers_and_arguments_of_the_engines_exist(config: dict[str, Any]) 
     assert {"qwen3-4b", "qwen3-14b"} < set(found)
 
 
+def test_the_vision_model_of_the_comment_can_be_served() -> None:
+    """Without its marks the comment is an application whose engine vLLM knows, and which reads images."""
+    text = (ROOT / "serve_config.gpu.yaml").read_text()
+    marked = re.findall(r"^  # (- name: .*|  .*)$", text, re.M)
+    model = next(line for line in marked if "context_tokens" in line)
+    config = json.loads(json.dumps(GPU))
+    (application,) = yaml.safe_load("\n".join(line for line in marked if line != model))
+    config["applications"].insert(0, application)
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    gateway["args"]["models"] |= yaml.safe_load(model)
+    gateway["args"]["max_body_bytes"] = 8388608
+    assert check_config(config) == []
+    can = of_application(application["args"])
+    assert can[Capability.IMAGES] and can[Capability.TOOLS]
+    # images by URL need the same hosts in the engine, which must not follow redirects
+    gateway["args"]["image_hosts"] = ["images.example.com"]
+    hosts, redirects = check_config(config)
+    assert "allowed_media_domains" in hosts and "ALLOW_REDIRECTS" in redirects
+    application["args"]["engine_kwargs"]["allowed_media_domains"] = [
+        "images.example.com"
+    ]
+    environment = {"env_vars": {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}}
+    application["args"]["runtime_env"] = environment
+    assert check_config(config) == []
+
+
 def test_every_pod_requires_a_token_and_has_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,10 @@ SCHEMA = {
     "$defs": {"b": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["a"],
 }
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElF"
+    "TkSuQmCC"
+)
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 VALID: list[tuple[str, str, Any]] = [
     ("POST", CHAT, ASK),
@@ -125,6 +129,22 @@ VALID: list[tuple[str, str, Any]] = [
             "chat_template_kwargs": {"enable_thinking": False, "a": [1, "b"]},
             "repetition_detection": {"max_pattern_size": 4, "min_count": 3},
             "cache_salt": "a",
+        },
+    ),
+    (
+        "POST",
+        CHAT,
+        {
+            "model": "auto",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "b"},
+                        {"type": "image_url", "image_url": {"url": IMAGE}},
+                    ],
+                }
+            ],
         },
     ),
     ("POST", CHAT, {**ASK, "structured_outputs": {"json": SCHEMA}}),
