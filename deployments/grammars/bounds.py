@@ -17,10 +17,8 @@ MAX_TOOLS_SIZE = 2_000  # of all tools of one request together
 MAX_DIGITS = 20  # of a bound on a number; the bound becomes a pattern over its digits
 MAX_CHOICES = 1_000  # texts among which an answer is chosen
 MAX_CHOICE_CHARS = 32_000  # of all of them
-MAX_GRAMMAR_CHARS = 8_000  # of a grammar in EBNF
-MAX_GRAMMAR_SIZE = 10_000  # of the same, with the counts of its repetitions written out
 FORMAT_SIZE = 10  # of a named format such as "email", which becomes a pattern
-OUTPUTS = ("json", "regex", "choice", "grammar")  # kinds of `structured_outputs`
+OUTPUTS = ("json", "regex", "choice")  # kinds of `structured_outputs`
 LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
@@ -94,23 +92,6 @@ def check_choices(choices: Sequence[str]) -> None:
         raise ValueError("has a text that is empty or has control characters")
 
 
-def check_ebnf(grammar: str) -> None:
-    """Refuse a grammar in EBNF that an engine would compile for long.
-
-    The product of the counts within one rule is bounded here, and that over several rules by the compilation under a
-    deadline (checker.py).
-
-    Raises:
-        ValueError: the grammar is too long, its counts are too large, or it is no EBNF.
-    """
-    if len(grammar) > MAX_GRAMMAR_CHARS:
-        raise ValueError(f"has more than {MAX_GRAMMAR_CHARS} characters; shorten it")
-    if "::=" not in grammar:
-        raise ValueError('is no EBNF; write rules as in: root ::= "yes" | "no"')
-    if pattern_size(grammar) > MAX_GRAMMAR_SIZE:
-        raise ValueError("is too large; use smaller or fewer nested repetition counts")
-
-
 def is_constrained(body: Mapping[str, object]) -> bool:
     """Whether the engine compiles a schema of the client for this request in OpenAI's shape."""
     return constraint_path(body) is not None
@@ -128,10 +109,10 @@ def constraint_path(body: Mapping[str, object]) -> str | None:
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
         return "response_format.json_schema.schema"
     outputs = body.get("structured_outputs")
-    for kind in OUTPUTS if isinstance(outputs, dict) else ():
-        if kind in outputs:
-            return f"structured_outputs.{kind}"
-    return None
+    if not isinstance(outputs, dict):
+        return None
+    kinds = [kind for kind in OUTPUTS if kind in outputs]
+    return f"structured_outputs.{kinds[0]}" if kinds else None
 
 
 def compiled_tools(

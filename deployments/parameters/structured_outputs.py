@@ -16,7 +16,6 @@ from deployments.errors import field_error
 from deployments.grammars.bounds import (
     OUTPUTS,
     check_choices,
-    check_ebnf,
     check_regex,
     check_schema,
 )
@@ -79,11 +78,6 @@ def _choices(choices: list[str]) -> list[str]:
     return choices
 
 
-def _ebnf(grammar: str) -> str:
-    check_ebnf(grammar)
-    return grammar
-
-
 class ResponseFormat(StrictModel):
     """Text, any JSON, or JSON of a schema."""
 
@@ -116,7 +110,7 @@ class ResponseFormat(StrictModel):
 
 
 class StructuredOutputs(StrictModel):
-    """vLLM's: the answer is JSON of a schema, a text that a regular expression or a grammar has, or one of several."""
+    """vLLM's: the answer is JSON of a schema, a text that a regular expression matches, or one of several texts."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -130,25 +124,30 @@ class StructuredOutputs(StrictModel):
     choice: (
         Annotated[Listed[str], Field(min_length=1), AfterValidator(_choices)] | None
     ) = None
-    grammar: Annotated[Text, AfterValidator(_ebnf)] | None = Field(
-        None, description="In EBNF, with a rule named root."
-    )
     json_object: Flag | None = None
     disable_any_whitespace: Flag | None = None
     disable_additional_properties: Flag | None = None
+    grammar: Annotated[
+        None,
+        BeforeValidator(
+            Unsupported(
+                "for some grammars of a few characters an engine takes seconds a token; send json, regex or choice"
+            )
+        ),
+    ] = Field(None, exclude=True)
     whitespace_pattern: Annotated[
         None,
-        BeforeValidator(Unsupported("write the white space into regex or grammar")),
+        BeforeValidator(Unsupported("write the white space into regex")),
     ] = Field(None, exclude=True)
     structural_tag: Annotated[
-        None, BeforeValidator(Unsupported("send tools, regex or grammar"))
+        None, BeforeValidator(Unsupported("send tools or regex"))
     ] = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def _check_kinds(self) -> "StructuredOutputs":
         if self.json_object is False:
             self.json_object = None
-        given = [self.json_, self.regex, self.choice, self.grammar, self.json_object]
+        given = [self.json_, self.regex, self.choice, self.json_object]
         if sum(value is not None for value in given) != 1:
             kinds = ", ".join((*OUTPUTS, "json_object"))
             raise ValueError(f"has one of {kinds}; send exactly one")

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from deployments.parameters.structured_outputs import StructuredOutputs
 from deployments.parameters.values import Unsupported
 from deployments.parameters.vllm import (
     EngineChatParameters,
@@ -63,10 +64,14 @@ def parameters_page() -> str:
 def refused_page() -> str:
     """The parameters that are refused, with the reason."""
     rows: dict[str, tuple[str, str]] = {}
-    for kind in (RefusedChatParameters, RefusedCompletionParameters):
+    for kind, where in (
+        (RefusedChatParameters, ""),
+        (RefusedCompletionParameters, ""),
+        (StructuredOutputs, "structured_outputs."),
+    ):
         for name, check in refusals(kind):
             default = "" if check.default is None else f"`{check.default}`".lower()
-            rows[name] = (default, check.reason)
+            rows[where + name] = (default, check.reason)
     return table(
         ("parameter", "harmless value", "reason"),
         ((f"`{name}`", *row) for name, row in rows.items()),

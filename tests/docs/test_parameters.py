@@ -34,6 +34,7 @@ def test_all_parameters_are_in_the_tables() -> None:
     for kind in (RefusedChatParameters, RefusedCompletionParameters):
         for name in kind.model_fields:
             assert f"| `{name}` |" in refused
+    assert "| `structured_outputs.grammar` |" in refused
 
 
 def test_the_page_names_every_rule_of_a_parameter() -> None:

@@ -156,7 +156,7 @@ VALID: list[tuple[str, str, Any]] = [
         CHAT,
         {
             **ASK,
-            "structured_outputs": {"grammar": 'root ::= ("a" | b){1,9}\nb ::= "b"'},
+            "structured_outputs": {"json_object": True},
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "stream_interval": 2,

@@ -16,7 +16,7 @@ HOST = "images.example.com"
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Three sizes, of which the middle one reads images; tokens are counted."""
-    size = {"context_tokens": 512}
+    size = {"context_tokens": 4096}
     tokenizer = str(ROOT / "assets/models/nano/tokenizer.json")
     made = Gateway(
         tmp_path_factory.mktemp("seeing"),

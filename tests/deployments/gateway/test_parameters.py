@@ -28,7 +28,7 @@ COMMON: list[tuple[dict[str, Any], str | None]] = [
     ({"structured_outputs": {"choice": ["a", "b"]}}, None),
     ({"structured_outputs": {"regex": "[a-z]+"}}, None),
     ({"structured_outputs": {"json": {"type": "object"}}}, None),
-    ({"structured_outputs": {"grammar": 'root ::= "a"'}}, None),
+    ({"structured_outputs": {"grammar": "a"}}, "structured_outputs.grammar"),
     ({"response_format": {"type": "json_object"}}, None),
     ({"use_beam_search": False, "length_penalty": 1.0, "priority": 0}, None),
     ({"use_beam_search": True, "n": 2}, "use_beam_search"),

@@ -64,7 +64,6 @@ EDGES: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
             {"json": '{"type": "object"}'},
             {"regex": "[a-z]{1,9}"},
             {"choice": ["yes", "no"]},
-            {"grammar": 'root ::= "yes" | "no"'},
             {"json_object": True},
         ],
         [
@@ -76,7 +75,8 @@ EDGES: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
             {"regex": "a{129}"},
             {"choice": []},
             {"choice": [""]},
-            {"grammar": "yes"},
+            {"grammar": 'root ::= "yes"'},
+            {"structural_tag": "{}"},
             {"regex": "a", "choice": ["a"]},
             {"regex": "a", "backend": "outlines"},
         ],
