@@ -227,7 +227,7 @@ class RefusedParameters(StrictModel):
         None, BeforeValidator(Unsupported("send structured_outputs.choice"))
     ] = Field(None, exclude=True)
     guided_grammar: Annotated[
-        None, BeforeValidator(Unsupported("send structured_outputs.grammar"))
+        None, BeforeValidator(Unsupported("send structured_outputs.regex or .json"))
     ] = Field(None, exclude=True)
 
 
