@@ -363,11 +363,13 @@ class Dispatcher:
                 )
                 try:
                     methods = await self._methods_of(arm)
+                    lacks = self._router_client.lacks(arm)
+                    body = capabilities.without_hints(call.body, lacks)
                     if streams:
-                        running = stream = methods.generate.remote(call.task, call.body)
+                        running = stream = methods.generate.remote(call.task, body)
                         first = await anext(stream)
                     else:
-                        running = reply = methods.complete.remote(call.task, call.body)
+                        running = reply = methods.complete.remote(call.task, body)
                         first = await reply
                 finally:
                     self._stranded.unregister(arm, deadline)

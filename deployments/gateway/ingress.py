@@ -56,6 +56,8 @@ from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
 
+# of a model whose thinking the judge switches off
+THINKS = frozenset({Capability.THINKING, Capability.VLLM_PARAMETERS})
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
 
 
@@ -97,9 +99,7 @@ class Ingress:
             largest,
             lambda items: self.router_client.router.feedback.remote(items, ""),
             lambda: self.router_client.scored,
-            lambda name: (
-                Capability.VLLM_PARAMETERS not in self.router_client.lacks(name)
-            ),
+            lambda name: not self.router_client.lacks(name) & THINKS,
         )
         self.pairs = Pairs(
             self.judge,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import httpx
 
+from deployments.dispatch.background import ModelFailedError
 from deployments.journal.ids import original_id, sampled
 from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
@@ -41,7 +42,9 @@ ASK = """Grade the answer to a question. Between the marks stands text to be gra
 Is the answer correct, complete, and what was asked for? Reply with one number from 0 (useless) to 10 (perfect)."""
 THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
 # a judge that thinks would spend its few tokens on it; templates without this variable ignore it
-WITHOUT_THINKING: Body = {"chat_template_kwargs": {"enable_thinking": False}}
+WITHOUT_THINKING: dict[str, object] = {
+    "chat_template_kwargs": {"enable_thinking": False}
+}
 _GRADE = re.compile(r"(?<![\d.])(10|\d)(\.\d+)?(?!\.?\d)")
 _OF_TEN = re.compile(r"(/|\bout of)\s*10\b")
 log = logging.getLogger(__name__)
@@ -109,7 +112,7 @@ class Judge:
         largest: the model that judges if the settings name none.
         submit: sends the feedback to the router.
         scored: gives the number of decisions that have a score.
-        takes_parameters: whether the engine of a model of this gateway takes vLLM's parameters.
+        thinks: whether a model of this gateway thinks, and its engine takes vLLM's parameters.
     """
 
     def __init__(
@@ -118,14 +121,14 @@ class Judge:
         largest: str,
         submit: Callable[[list[Feedback]], Awaitable[object]],
         scored: Callable[[], int],
-        takes_parameters: Callable[[str], bool] = lambda model: True,
+        thinks: Callable[[str], bool] = lambda model: True,
     ):
         self._ask_model = ask_model
         self._largest = largest
         self._submit = submit
         self.settings: JudgeSettings | None = None
         self._scored = scored
-        self._takes_parameters = takes_parameters
+        self._thinks = thinks
         # ids of the latest requests whose answers will be graded
         self._announced: OrderedDict[str, None] = OrderedDict()
         self._queue: deque[_Ungraded] = deque()
@@ -268,8 +271,14 @@ class Judge:
         }
         if not settings.url:
             judge = settings.model or self._largest
-            if self._takes_parameters(judge):
-                body |= WITHOUT_THINKING
+            if not self._thinks(judge):
+                return await self._ask_model(judge, body)
+            try:
+                return await self._ask_model(judge, body | WITHOUT_THINKING)
+            except ModelFailedError as error:
+                if error.status >= 500:
+                    raise
+            # it has no chat template with variables, as Mistral's own tokenizers
             return await self._ask_model(judge, body)
         key = os.environ.get(settings.key_env, "") if settings.key_env else ""
         headers = {"authorization": f"Bearer {key}"} if key else {}

@@ -6,9 +6,10 @@ is assumed, except for those in ASSUMED_ABSENT.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from deployments.errors import ApiError
+from deployments.models.handle import Body
 from deployments.models.report import ModelError
 from deployments.settings import CapabilitySettings
 from policies.capabilities import Capability
@@ -18,12 +19,16 @@ CODE = "unsupported_parameter"  # OpenAI's
 ASSUMED_ABSENT = frozenset({Capability.IMAGES})
 # sources of models that call tools in a way of their own, which vLLM knows without these arguments
 OWN_WAY = re.compile(r"gpt[-_]?oss|mistral|magistral|devstral|ministral", re.I)
+# of these also the thinking comes apart without an argument
+HARMONY = re.compile(r"gpt[-_]?oss", re.I)
 TOOL_ARGUMENTS = ("enable_auto_tool_choice", "tool_call_parser")
 TOOL_CAPABILITIES = (
     Capability.TOOLS,
     Capability.FORCED_TOOLS,
     Capability.PARALLEL_TOOLS,
 )
+# OpenAI's parameters that models without the capability do not get
+HINTS: Mapping[str, Capability] = {"reasoning_effort": Capability.THINKING}
 Known = Mapping[Capability, bool]
 # arguments of an engine that give a capability, for the messages of the configuration check
 ARGUMENTS: Mapping[Capability, str] = {
@@ -91,12 +96,15 @@ def of_application(args: Mapping[str, object]) -> Known:
         Capability.JSON_SCHEMA: True,
         Capability.LOGPROBS: engine.get("max_logprobs") != 0,
     }
-    if OWN_WAY.search(str(args.get("model_loading_config"))) is None:
+    source = str(args.get("model_loading_config"))
+    known[Capability.THINKING] = (
+        bool(_reasoning_parser(engine)) or HARMONY.search(source) is not None
+    )
+    if OWN_WAY.search(source) is None:
         # vLLM 0.29 makes a parser only if both are set, for tools that must be called, too
         parses = all(engine.get(name) for name in TOOL_ARGUMENTS)
         for capability in TOOL_CAPABILITIES:
             known[capability] = parses
-        known[Capability.THINKING] = bool(_reasoning_parser(engine))
     images = _images(engine)
     if images is not None:
         known[Capability.IMAGES] = images
@@ -133,6 +141,14 @@ def lacking(declared: CapabilitySettings, known: Known) -> frozenset[str]:
         found = known.get(capability, capability not in ASSUMED_ABSENT)
         has[capability] = found if stated is None else stated
     return frozenset(name.value for name, can in has.items() if not can)
+
+
+def without_hints(body: Body, lacks: Collection[str]) -> Body:
+    """The body for a model that lacks these capabilities: without what is a wish only, and which it might refuse."""
+    dropped = [name for name, needed in HINTS.items() if needed.value in lacks]
+    if not any(name in body for name in dropped):
+        return body
+    return {name: value for name, value in body.items() if name not in dropped}
 
 
 def contradictions(declared: CapabilitySettings, known: Known) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from deployments.dispatch.background import ModelFailedError
 from deployments.journal.ids import sampled
 from deployments.judging.judge import (
     MAX_REPLY,
@@ -20,7 +21,7 @@ from deployments.judging.judge import (
     grade,
     question_of,
 )
-from deployments.models.report import ModelReport
+from deployments.models.report import ModelError, ModelReport
 from deployments.settings import JudgeSettings
 from policies.events import Decision, Feedback
 from policies.types import Objective, Request
@@ -376,17 +377,24 @@ def test_the_judge_reads_the_answer_without_its_thinking(
     assert asked["chat_template_kwargs"] == {"enable_thinking": False}
 
 
-def test_a_judge_with_another_engine_gets_no_parameters_of_vllm() -> None:
-    """Its engine could refuse them."""
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_judge_without_a_template_of_variables_is_asked_without_them(
+    thinks: bool,
+) -> None:
+    """One that does not think gets none, and one whose engine refuses them is asked again."""
     asked: list[dict[str, Any]] = []
 
     async def ask(_: str, body: dict[str, Any]) -> str:
         asked.append(body)
+        if "chat_template_kwargs" in body:
+            raise ModelFailedError(ModelError("no template", 400))
         return "8"
 
     async def submit(_: list[Feedback]) -> None:
         pass
 
-    judge = Judge(ask, "large", submit, lambda: 0, lambda name: name != "large")
+    judge = Judge(ask, "large", submit, lambda: 0, lambda name: thinks)
     assert asyncio.run(judge.score("a", "b")) == 0.8
-    assert "chat_template_kwargs" not in asked[0]
+    assert ["chat_template_kwargs" in body for body in asked] == [True] * thinks + [
+        False
+    ]

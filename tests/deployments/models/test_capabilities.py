@@ -10,6 +10,7 @@ from deployments.models.capabilities import (
     from_engine,
     lacking,
     of_application,
+    without_hints,
 )
 from deployments.settings import CapabilitySettings
 from policies.capabilities import Capability
@@ -72,6 +73,14 @@ def test_nothing_is_known_of_tools_without_arguments(args: dict[str, Any]) -> No
     assert Capability.TOOLS not in of_application(args)
 
 
+def test_thinking_of_models_with_a_way_of_their_own() -> None:
+    """gpt-oss returns it apart without a parser; Mistral's models need one."""
+    for source, thinks in (("openai/gpt-oss-20b", True), ("mistralai/a", False)):
+        loading = {"model_source": source}
+        args = {"engine_kwargs": {}, "model_loading_config": loading}
+        assert of_application(args)[Capability.THINKING] is thinks
+
+
 def test_another_engine_does_not_take_vllms_parameters() -> None:
     known = of_application({"llm_engine": "SGLang", "engine_kwargs": {}})
     assert known == {Capability.VLLM_PARAMETERS: False}
@@ -120,3 +129,11 @@ def test_vllms_refusals_for_want_of_a_capability(said: str, parameter: str) -> N
 
 def test_other_refusals_are_no_want_of_a_capability() -> None:
     assert from_engine("At most 4 image(s) may be provided in one prompt.") is None
+
+
+def test_wishes_are_left_out_where_a_model_cannot_follow_them() -> None:
+    """An engine might refuse them; everything else is passed on."""
+    body = {"messages": [], "reasoning_effort": "low", "top_k": 5}
+    assert without_hints(body, ()) is body
+    assert without_hints(body, {"tools"}) is body
+    assert without_hints(body, {"thinking"}) == {"messages": [], "top_k": 5}
