@@ -65,7 +65,7 @@ def _webp_size(data: bytes) -> Size | None:
 
 
 def _jpeg_size(data: bytes) -> Size | None:
-    """The size of a JPEG, which stands in one of its segments."""
+    """The size of a JPEG, which one of its segments has."""
     for marker, at in _jpeg_segments(data):
         if marker in JPEG_SIZES:
             return _big(data[at + 5 : at + 7]), _big(data[at + 3 : at + 5])
