@@ -56,6 +56,30 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class CapabilitySettings(StrictModel):
+    """What a model can do. What is left out follows from the engine arguments of its application.
+
+    tools: calls tools. By default if `enable_auto_tool_choice` and `tool_call_parser` are set.
+    forced_tools: can be made to call a tool (`tool_choice: required`). By default as `tools`.
+    parallel_tools: calls several tools at once. By default as `tools`.
+    json_object, json_schema: can be held to JSON, and to a schema or another grammar. By default true.
+    logprobs: returns log probabilities. By default true, unless `max_logprobs` is 0.
+    images: reads images. By default if `limit_mm_per_prompt` has a number of them.
+    thinking: thinks, and returns it apart from the answer. By default if `reasoning_parser` is set.
+    vllm_parameters: takes the parameters that vLLM has beside OpenAI's. By default if the engine is vLLM.
+    """
+
+    tools: bool | None = None
+    forced_tools: bool | None = None
+    parallel_tools: bool | None = None
+    json_object: bool | None = None
+    json_schema: bool | None = None
+    logprobs: bool | None = None
+    images: bool | None = None
+    thinking: bool | None = None
+    vllm_parameters: bool | None = None
+
+
 class ModelSettings(StrictModel):
     """One arm. The application that serves it has the same name.
 
@@ -69,6 +93,7 @@ class ModelSettings(StrictModel):
     inherited_events: number of events that the knowledge of the parent counts for. If a model is served under the same
         name with other weights or engine arguments, its own past counts for as many.
     revision: change it when the weights change and the application's arguments do not show it.
+    capabilities: what it can do, where its application's arguments do not say so.
     """
 
     tasks: tuple[Literal["chat", "completion", "embed"], ...] = Field(
@@ -81,6 +106,7 @@ class ModelSettings(StrictModel):
     parent: str = ""
     inherited_events: float = Field(50.0, gt=0)
     revision: str = ""
+    capabilities: CapabilitySettings = CapabilitySettings()
 
     def arm(self, name: str) -> Arm:
         """The arm as policies/ knows it."""
@@ -247,7 +273,9 @@ class GatewaySettings(StrictModel):
         all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
     keys: API keys and their limits. Default: the gateway asks for no API keys, which is allowed on loopback only.
-    max_body_bytes: maximum size of a request.
+    max_body_bytes: maximum size of a request, images included.
+    image_hosts: hosts from which the engines may fetch images that messages name by URL, as images.example.com.
+        Default: none, so that images are data URLs.
     cors_origins: origins of the web pages that may use the gateway from a browser, as https://chat.example.com; "*" for
         all, which needs keys. Default: none.
     """
@@ -271,6 +299,7 @@ class GatewaySettings(StrictModel):
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
+    image_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
 
     def arms(self) -> tuple[Arm, ...]:
@@ -447,7 +476,7 @@ class JudgeSettings(StrictModel):
     url: an OpenAI-compatible endpoint (".../v1", not this gateway) that serves the judge. Default: this system.
     key_env: environment variable with the endpoint's API key.
     timeout_s: of a call.
-    max_tokens: of a reply.
+    max_tokens: of a reply. A judge of this system does not think; give one with a url that thinks more tokens.
     """
 
     sample_rate: float = Field(0.05, ge=0, le=1)
@@ -566,6 +595,7 @@ def _under(key: str) -> list[str]:
 def _all_keys() -> list[str]:
     models: list[type[BaseModel]] = [
         ModelSettings,
+        CapabilitySettings,
         ProfilerSettings,
         PolicySettings,
         GatewaySettings,

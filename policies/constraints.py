@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
+from policies.capabilities import Capability
 from policies.types import Arm, ModelState, Objective, TaskProfile
 
 
@@ -23,7 +24,7 @@ class Exclusion(StrEnum):
     COST = "cost"
     ANSWERED = "answered"
     NOT_IDLE = "not_idle"
-    TOOLS = "tools"
+    CAPABILITY = "capability"
 
     def sentence(self, *details: object) -> str:
         """The sentence for this reason; `details` fill the gaps of its template, in their order."""
@@ -50,7 +51,7 @@ _TEMPLATES = {
     Exclusion.COST: "expected cost {:.3g} USD is over the limit of {:g} USD",
     Exclusion.ANSWERED: "it gave the first answer",
     Exclusion.NOT_IDLE: "it was not idle",
-    Exclusion.TOOLS: "cannot call tools",
+    Exclusion.CAPABILITY: "cannot {}",
 }
 _BEGINNINGS = {
     reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()
@@ -75,8 +76,9 @@ def removed(
     # An embedding request may hold several inputs, which the model reads one by one. There is no other model to
     # choose, and the engine refuses an input that is too long.
     bounded = task != "embed"
-    answer = profile.max_output_tokens
+    answer = max(profile.max_output_tokens, profile.min_output_tokens)
     needed = prompt + answer
+    needs = profile.needs
     tight = False  # whether some arm has no room for the longest answer
     row = []
     for arm, state in zip(arms, states):
@@ -87,6 +89,8 @@ def removed(
             reason = unavailable[arm.name]
         elif task not in arm.tasks:
             reason = Exclusion.TASK.sentence(task)
+        elif needs and (lacking := [need for need in needs if need in state.lacks]):
+            reason = Exclusion.CAPABILITY.sentence(Capability(lacking[0]).words)
         elif bounded and prompt >= arm.context_tokens:
             reason = Exclusion.CONTEXT.sentence(f"{prompt} tokens", arm.context_tokens)
         elif not state.healthy:

@@ -82,6 +82,8 @@ class TaskProfile:
     expected_output_tokens: forecast learned from finished requests (forecast.py); 0 without a forecast.
     sufficiency: by arm, the calibrated probability that its answer is good enough.
     profiler_version: number of the forecaster's fit that made the forecast; version 0 has learned from no request.
+    needs: the capabilities that an arm must have to answer (capabilities.py).
+    min_output_tokens: the client's own least length of the answer, or 0.
 
     Raises:
         ValueError: a feature is not finite.
@@ -101,6 +103,8 @@ class TaskProfile:
     sufficiency: Mapping[str, float] = field(default_factory=dict)
     profiler_version: int = 0
     longest_prompt_tokens: int = 0
+    needs: tuple[str, ...] = ()
+    min_output_tokens: int = 0
 
     def __post_init__(self) -> None:
         # One NaN would spread into everything that is learned. The sum is the quickest check.
@@ -117,6 +121,7 @@ class ModelState:
     tokens_per_s: recent output tokens per second of all requests together.
     healthy: False excludes the arm from the choice.
     wait_s: expected time in the queue before the request is sent to the arm.
+    lacks: the capabilities that the arm does not have (capabilities.py).
     """
 
     in_flight: float = 0
@@ -124,6 +129,7 @@ class ModelState:
     tokens_per_s: float = 0.0
     healthy: bool = True
     wait_s: float = 0.0
+    lacks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

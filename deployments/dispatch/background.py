@@ -14,6 +14,7 @@ from math import inf
 from deployments.dispatch.admission import BATCH, ModelQueue
 from deployments.dispatch.circuit_breaker import Breaker
 from deployments.dispatch.router_client import RouterClient
+from deployments.models.capabilities import without_hints
 from deployments.models.handle import Body, CompleteMethod
 from deployments.models.report import ModelError, ModelReport
 from policies.events import Decision, Outcome
@@ -144,6 +145,7 @@ class BackgroundCalls:
         self._router_client.in_flight[arm] += 1
         reply = None
         try:
+            body = without_hints(body, self._router_client.lacks(arm))
             reply = (await self._method(arm)).remote(task, body)
             payload, report = await reply
             if report is not None and report.error is not None:

@@ -17,7 +17,7 @@ from deployments.dispatch.failover import StrandedRequests
 from deployments.dispatch.router_client import RouterClient
 from deployments.dispatch.scale_from_zero import ZeroScaler
 from deployments.errors import ApiError
-from deployments.models import context_length, tool_calling
+from deployments.models import capabilities, context_length
 from deployments.models.handle import (
     Body,
     Cancellable,
@@ -35,7 +35,7 @@ from policies.events import Decision, Outcome
 from policies.types import Arm, Objective, Request
 
 # of refusals by one arm that another may not share
-CAPABILITY_CODES = (context_length.CODE, tool_calling.CODE)
+CAPABILITY_CODES = (context_length.CODE, capabilities.CODE)
 WAITED_S = 0.002  # a shorter wait for a slot is the event loop's own delay
 log = logging.getLogger(__name__)
 
@@ -363,11 +363,13 @@ class Dispatcher:
                 )
                 try:
                     methods = await self._methods_of(arm)
+                    lacks = self._router_client.lacks(arm)
+                    body = capabilities.without_hints(call.body, lacks)
                     if streams:
-                        running = stream = methods.generate.remote(call.task, call.body)
+                        running = stream = methods.generate.remote(call.task, body)
                         first = await anext(stream)
                     else:
-                        running = reply = methods.complete.remote(call.task, call.body)
+                        running = reply = methods.complete.remote(call.task, body)
                         first = await reply
                 finally:
                     self._stranded.unregister(arm, deadline)

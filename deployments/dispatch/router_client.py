@@ -67,7 +67,6 @@ class RouterClient:
         outcomes: the queue of outcomes on their way to the router.
         ingress_id: name of this ingress in calls of the router.
         calibrating: whether a calibration runs, as of the last snapshot.
-        without_tools: the arms whose engines cannot call tools, as of the last snapshot.
     """
 
     def __init__(
@@ -87,7 +86,6 @@ class RouterClient:
         self._forced: Counter[str] = Counter()
         self.ingress_id = uuid.uuid4().hex
         self.calibrating = False
-        self.without_tools: frozenset[str] = frozenset()
         self.on_refresh: Callable[[], None] = lambda: None
         self._settings = settings
         self._profiler = profiler
@@ -153,7 +151,6 @@ class RouterClient:
         snapshot = view.snapshot
         self._states = view.states
         self.calibrating = view.calibrating
-        self.without_tools = view.without_tools
         self.on_refresh()
         self._local_policy_version = view.policy_version
         self._scoring_rates = view.scoring_rates
@@ -196,6 +193,10 @@ class RouterClient:
     def replicas(self, arm: str) -> int:
         """Number of ready replicas of an arm, as of the last snapshot."""
         return self._states.get(arm, UNKNOWN_STATE).replicas
+
+    def lacks(self, arm: str) -> frozenset[str]:
+        """The capabilities that an arm does not have, as of the last snapshot."""
+        return self._states.get(arm, UNKNOWN_STATE).lacks
 
     def others_in_flight(self, arm: str) -> float:
         """Number of requests that the other ingresses have in flight on an arm, as of the last snapshot."""

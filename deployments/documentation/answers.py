@@ -83,6 +83,19 @@ SCHEMAS: Mapping[str, Schema] = {
                     "What the model says.",
                     role=_of("string", "assistant"),
                     content={"description": "The text.", **NULLABLE},
+                    reasoning={
+                        "description": "What the model thought before it answered.",
+                        **NULLABLE,
+                    },
+                    reasoning_content={
+                        "description": "The same, for clients that read this name.",
+                        **NULLABLE,
+                    },
+                    tool_calls={
+                        "description": "The functions that the model calls.",
+                        "type": ["array", "null"],
+                        "items": {"type": "object"},
+                    },
                 ),
                 index=_of("integer", "From 0."),
                 finish_reason=STOP,

@@ -53,6 +53,41 @@ CHAT: Examples = {
             "max_completion_tokens": 60,
         },
     ),
+    "vllm": _example(
+        "Parameters of vLLM's",
+        {
+            "model": "auto",
+            "messages": QUESTION,
+            "max_tokens": 40,
+            "min_tokens": 2,
+            "top_k": 20,
+            "min_p": 0.05,
+            "repetition_penalty": 1.05,
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+    ),
+    "choice": _example(
+        "One of several answers",
+        {
+            "model": "auto",
+            "messages": QUESTION,
+            "structured_outputs": {"choice": ["833", "933", "1033"]},
+        },
+    ),
+    "regex": _example(
+        "An answer of a form, as a stream with the token counts in each chunk",
+        {
+            "model": "large",
+            "messages": QUESTION,
+            "max_tokens": 8,
+            "structured_outputs": {"regex": "[0-9]{1,5}"},
+            "stream": True,
+            "stream_options": {
+                "include_usage": True,
+                "continuous_usage_stats": True,
+            },
+        },
+    ),
 }
 COMPLETION: Examples = {
     "auto": _example(
@@ -65,6 +100,17 @@ COMPLETION: Examples = {
             "model": "small",
             "prompt": ["What is 2 plus 2?", "Reverse the word planet."],
             "max_tokens": 40,
+        },
+    ),
+    "tokens": _example(
+        "Token ids, and the probabilities of the prompt's tokens",
+        {
+            "model": "small",
+            "prompt": [40, 41, 42],
+            "max_tokens": 5,
+            "prompt_logprobs": 2,
+            "return_token_ids": True,
+            "stop_token_ids": [7],
         },
     ),
 }

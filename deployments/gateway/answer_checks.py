@@ -7,10 +7,12 @@ from deployments.models.handle import Body
 
 MAX_NESTING = 200  # levels that pydantic's parser reads, without Python's recursion
 JSON_FORMATS = ("json_object", "json_schema")
+JSON_OUTPUTS = {"json", "json_object"}  # kinds of vLLM's structured_outputs
+STOPS = ("stop", "stop_token_ids")
 
 
 class _Part(msgspec.Struct):
-    """The message of an answer, or what a chunk of a stream adds to it."""
+    """The message of an answer, or what a chunk of a stream adds to it; what the model thought is no part of it."""
 
     content: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
@@ -37,7 +39,10 @@ _PAYLOAD = msgspec.json.Decoder(_Payload)
 def wants_json(body: Body) -> bool:
     """Whether a request in OpenAI's shape asks for an answer in JSON."""
     wanted = body.get("response_format")
-    return isinstance(wanted, dict) and wanted.get("type") in JSON_FORMATS
+    if isinstance(wanted, dict) and wanted.get("type") in JSON_FORMATS:
+        return True
+    outputs = body.get("structured_outputs")
+    return isinstance(outputs, dict) and bool(outputs.keys() & JSON_OUTPUTS)
 
 
 class AnswerChecker:
@@ -61,7 +66,7 @@ class AnswerChecker:
         self._limited = bool(
             body.get("max_tokens") or body.get("max_completion_tokens")
         )
-        self._stops = bool(body.get("stop"))
+        self._stops = any(body.get(name) for name in STOPS)
         self.keeps_text = keep_text or self._json
         self._texts: dict[int, str] = {}  # by choice
         self._tool_choices: set[int] = set()  # choices that call tools need no text

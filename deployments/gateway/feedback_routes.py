@@ -9,13 +9,15 @@ from typing import Annotated, Literal, TypeVar
 
 from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
+from pydantic import Field, StringConstraints
 
 from deployments.access.middleware import identity_of
 from deployments.dispatch.admission import NORMAL
 from deployments.dispatch.outcome_reporter import GIVE_UP_AFTER_S, SEND_EVERY_S
 from deployments.dispatch.router_client import RouterClient
 from deployments.errors import ApiError
-from deployments.gateway.schemas import DECISION_ID, FeedbackRequest
+from deployments.parameters.values import DECISION_ID
+from deployments.settings import StrictModel
 from policies.events import (
     ANY_OWNER,
     BUSY,
@@ -71,6 +73,16 @@ REFUSALS = {
         "too_many_sources",
     ),
 }
+
+
+class FeedbackRequest(StrictModel):
+    """POST /v1/feedback."""
+
+    decision_id: Annotated[str, StringConstraints(pattern=DECISION_ID)]
+    score: float = Field(ge=0, le=1, strict=True)
+    source: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = (
+        "user"
+    )
 
 
 async def _ask(call: Awaitable[Result]) -> Result:

@@ -1,7 +1,7 @@
 """Serves the OpenAI-compatible API: each request is profiled, decided, dispatched and answered, in this order."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,32 +30,34 @@ from deployments.gateway.answer import AnswerRelay
 from deployments.gateway.answer_checks import flaw_of
 from deployments.gateway.calibration_routes import add_calibration_routes
 from deployments.gateway.direct_route import BoundedRoute, DirectRoute
+from deployments.gateway.eligibility import AnyRequest, Eligibility
 from deployments.gateway.feedback_routes import add_router_routes
-from deployments.gateway.schemas import (
-    AnyRequest,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Wishes,
-)
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
 from deployments.grammars.bounds import is_constrained
 from deployments.judging.judge import Judge
 from deployments.judging.pairs import Pairs
-from deployments.models import context_length, tool_calling
+from deployments.models import context_length
 from deployments.models.handle import Body, ModelHandle
 from deployments.observability import logs
 from deployments.observability.gateway_metrics import GatewayTelemetry, RequestCounter
 from deployments.observability.metrics import PairTelemetry
+from deployments.parameters.chat import ChatRequest
+from deployments.parameters.completion import CompletionRequest
+from deployments.parameters.embedding import EmbeddingRequest
+from deployments.parameters.needs import Need
+from deployments.parameters.wishes import Wishes
 from deployments.privacy.routes import add_privacy_routes
 from deployments.profiler.deployment import ProfilerHandle
-from deployments.profiler.reader import TOKENS_PER_MESSAGE, ProfileItem
+from deployments.profiler.reader import ProfileItem
 from deployments.router.interface import RouterHandle
 from deployments.settings import AUTO, GatewaySettings, KeySettings, Tuning
+from policies.capabilities import Capability
 from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision
 from policies.types import Arm, Objective, Request
 
+# of a model whose thinking the judge switches off
+THINKS = frozenset({Capability.THINKING, Capability.VLLM_PARAMETERS})
 REPORT_TIMEOUT_S = 5.0  # for the last outcomes to reach the router
 
 
@@ -97,6 +99,7 @@ class Ingress:
             largest,
             lambda items: self.router_client.router.feedback.remote(items, ""),
             lambda: self.router_client.scored,
+            lambda name: not self.router_client.lacks(name) & THINKS,
         )
         self.pairs = Pairs(
             self.judge,
@@ -105,6 +108,9 @@ class Ingress:
             self._arms,
             flaw_of,
             PairTelemetry().count,
+        )
+        self._eligibility = Eligibility(
+            self.router_client, self._arms, settings.image_hosts
         )
         self.relay = AnswerRelay(
             self.dispatcher, self.router_client, self.judge, self.pairs, self._arms
@@ -254,13 +260,16 @@ class Ingress:
             _check_priority(request, http)
         objective, forced = self._objective(task, request)
         objective = self.dispatcher.check(task, objective, rank)
-        objective = self._with_tools(task, request, objective)
+        needs = request.needs()
+        if needs:
+            self._eligibility.check_needs(task, needs, objective)
+            self._eligibility.check_images(request)
         body = request.body()
         constrained = is_constrained(body)
         with self.dispatcher.admission.deciding():
             owner = identity_of(http).name
-            asked = await self._profiled(task, request, objective, forced, owner)
-            self._check_length(asked, body)
+            asked = await self._profiled(task, request, needs, objective, forced, owner)
+            self._eligibility.check_length(asked, body)
             asked = self.pairs.announce(asked, constrained)
             if not asked.pair:
                 asked = self.judge.announce(asked)
@@ -275,6 +284,7 @@ class Ingress:
         self,
         task: str,
         request: AnyRequest,
+        needs: Sequence[Need],
         objective: Objective,
         forced: bool,
         owner: str,
@@ -291,6 +301,7 @@ class Ingress:
             read.token_counts,
         )
         profile, fallback = await self.router_client.profile(item)
+        profile = self._eligibility.adjusted(profile, request, read, needs, objective)
         prompt_hash, prompt = self.router_client.prompt_fields(read.context)
         return Request(
             id=self.router_client.new_id(),
@@ -317,11 +328,12 @@ class Ingress:
         auto, colon, preset = name.partition(":")
         if auto != AUTO or (colon and preset not in tuning.presets):
             raise self._no_such_model(name)
-        if isinstance(request, CompletionRequest) and request.has_tokens:
+        where = request.token_list
+        if where is not None and len(wishes.models or ()) != 1:
             raise ApiError(
                 400,
-                "prompt: token ids belong to the tokenizer of one model; name that model, or send text",
-                "prompt",
+                f"{where}: token ids belong to the tokenizer of one model; name that model, or send text",
+                where,
             )
         if task == "embed":
             return self._of_one(self._embedding_model(wishes), wishes), True
@@ -348,56 +360,6 @@ class Ingress:
                 "router.models",
             )
         return replace(wishes.objective(Objective()), models=(name,))
-
-    def _with_tools(
-        self, task: str, request: AnyRequest, objective: Objective
-    ) -> Objective:
-        """The objective without the arms that cannot call tools, if the request has tools.
-
-        Raises:
-            ApiError: 400, none of the arms that may answer can.
-        """
-        if not isinstance(request, ChatRequest) or not request.calls_tools:
-            return objective
-        candidates = self._candidates(task, objective)
-        cannot = [
-            arm.name
-            for arm in candidates
-            if arm.name in self.router_client.without_tools
-        ]
-        if candidates and len(cannot) == len(candidates):
-            raise tool_calling.refusal(", ".join(cannot))
-        removed = tuple((name, Exclusion.TOOLS.sentence()) for name in cannot)
-        return replace(objective, unavailable=(*objective.unavailable, *removed))
-
-    def _candidates(self, task: str, objective: Objective) -> list[Arm]:
-        """The arms that do a task and that an objective allows."""
-        allowed = objective.models or self._arms
-        return [
-            arm
-            for arm in self._arms.values()
-            if task in arm.tasks and arm.name in allowed
-        ]
-
-    def _check_length(self, asked: Request, body: Body) -> None:
-        """Refuse a request that fits into the context of no arm that may answer, as far as that is certain.
-
-        A chat template puts at least one token around each message. Without a tokenizer only the client's own limit
-        on the answer is certain. The policy removes the arms that are too small by the number that it expects.
-        """
-        profile = asked.profile
-        candidates = self._candidates(profile.task, asked.objective)
-        if profile.task == "embed" or not candidates:
-            return
-        largest = max(arm.context_tokens for arm in candidates)
-        prompt = 0
-        if self.router_client.counts_tokens and not asked.fallback:
-            prompt = profile.longest_prompt_tokens or profile.prompt_tokens
-            messages = body.get("messages")
-            if isinstance(messages, list):
-                prompt -= (TOKENS_PER_MESSAGE - 1) * len(messages)
-        if max(prompt, 1) + max(context_length.answer_tokens(body), 1) > largest:
-            raise context_length.refusal(largest, prompt, body)
 
     def _check_task(self, name: str, task: str) -> None:
         """Refuse a task that the model which the client named does not do."""
@@ -428,7 +390,7 @@ class Ingress:
     def _no_model(self, decision: Decision, body: Body) -> ApiError:
         """The error of a request for which no arm was eligible: 429 or 503 if waiting helps, otherwise 400."""
         reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
-        never = {Exclusion.NOT_ALLOWED, Exclusion.TASK, Exclusion.TOOLS}
+        never = {Exclusion.NOT_ALLOWED, Exclusion.TASK, Exclusion.CAPABILITY}
         allowed = [
             e for e in decision.estimates if Exclusion.of(e.removed_by) not in never
         ]

@@ -15,7 +15,10 @@ MAX_LENGTH = 100_000  # of strings and lists, in a schema's minLength, maxItems,
 MAX_SIZE = 1_000  # random schemas within it took at most 0.42 s of CPU (benchmarks/LOG.md, 2026-11-29)
 MAX_TOOLS_SIZE = 2_000  # of all tools of one request together
 MAX_DIGITS = 20  # of a bound on a number; the bound becomes a pattern over its digits
+MAX_CHOICES = 1_000  # texts among which an answer is chosen
+MAX_CHOICE_CHARS = 32_000  # of all of them
 FORMAT_SIZE = 10  # of a named format such as "email", which becomes a pattern
+OUTPUTS = ("json", "regex", "choice")  # kinds of `structured_outputs`
 LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
@@ -61,15 +64,55 @@ def check_schema(schema: Mapping[str, object]) -> None:
         )
 
 
+def check_regex(pattern: str) -> None:
+    """Refuse a regular expression for an answer that an engine would compile for long.
+
+    Raises:
+        ValueError: the expression is too long or its counts are too large.
+    """
+    if len(pattern) > MAX_PATTERN_CHARS:
+        raise ValueError(f"has more than {MAX_PATTERN_CHARS} characters; shorten it")
+    if pattern_size(pattern) > MAX_SIZE:
+        raise ValueError(
+            "is too large a grammar; use smaller or fewer nested repetition counts"
+        )
+
+
+def check_choices(choices: Sequence[str]) -> None:
+    """Refuse choices for an answer that are too many, too long, or that a grammar in EBNF cannot hold.
+
+    Raises:
+        ValueError: the same, in words.
+    """
+    if len(choices) > MAX_CHOICES or sum(map(len, choices)) > MAX_CHOICE_CHARS:
+        raise ValueError(
+            f"has more than {MAX_CHOICES} texts or {MAX_CHOICE_CHARS} characters; send fewer"
+        )
+    if any(not choice or not choice.isprintable() for choice in choices):
+        raise ValueError("has a text that is empty or has control characters")
+
+
 def is_constrained(body: Mapping[str, object]) -> bool:
     """Whether the engine compiles a schema of the client for this request in OpenAI's shape."""
+    return constraint_path(body) is not None
+
+
+def constraint_path(body: Mapping[str, object]) -> str | None:
+    """The path of what the engine compiles for this request; None if it compiles nothing of the client's.
+
+    Tools that must be called replace the format.
+    """
+    tools = body.get("tools")
+    if isinstance(tools, list) and compiled_tools(tools, body.get("tool_choice")):
+        return "tools"
     wanted = body.get("response_format")
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        return True
-    tools = body.get("tools")
-    if not isinstance(tools, list):
-        return False
-    return bool(compiled_tools(tools, body.get("tool_choice")))
+        return "response_format.json_schema.schema"
+    outputs = body.get("structured_outputs")
+    if not isinstance(outputs, dict):
+        return None
+    kinds = [kind for kind in OUTPUTS if kind in outputs]
+    return f"structured_outputs.{kinds[0]}" if kinds else None
 
 
 def compiled_tools(

@@ -172,6 +172,7 @@ def grammar_of(sampling_params: Any) -> tuple[str, str] | None:
     """Kind and text of the grammar that vLLM would compile; None if there is none, or it is vLLM's own."""
     from vllm.v1.structured_output.backend_types import StructuredOutputOptions
     from vllm.v1.structured_output.request import get_structured_output_key
+    from vllm.v1.structured_output.utils import choice_as_grammar
 
     params = getattr(sampling_params, "structured_outputs", None)
     if params is None or params.all_constraints_none():
@@ -179,6 +180,8 @@ def grammar_of(sampling_params: Any) -> tuple[str, str] | None:
     kind, text = get_structured_output_key(params)
     if kind is StructuredOutputOptions.JSON_OBJECT:
         return None
+    if kind is StructuredOutputOptions.CHOICE:
+        return "grammar", choice_as_grammar(params.choice)
     return kind.name.lower(), text
 
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 
 import httpx
 
+from deployments.dispatch.background import ModelFailedError
 from deployments.journal.ids import original_id, sampled
 from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
+from policies.capabilities import Capability
 from policies.events import ANY_OWNER, Decision, Feedback
 from policies.types import Request
 
@@ -38,6 +40,11 @@ ASK = """Grade the answer to a question. Between the marks stands text to be gra
 </answer>
 
 Is the answer correct, complete, and what was asked for? Reply with one number from 0 (useless) to 10 (perfect)."""
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+# a judge that thinks would spend its few tokens on it; templates without this variable ignore it
+WITHOUT_THINKING: dict[str, object] = {
+    "chat_template_kwargs": {"enable_thinking": False}
+}
 _GRADE = re.compile(r"(?<![\d.])(10|\d)(\.\d+)?(?!\.?\d)")
 _OF_TEN = re.compile(r"(/|\bout of)\s*10\b")
 log = logging.getLogger(__name__)
@@ -47,9 +54,17 @@ Ask = Callable[[str, Body], Awaitable[str]]
 
 def grade(reply: str) -> float | None:
     """The score in [0, 1] in a judge's reply; None if there is none, or several that differ."""
-    read = _OF_TEN.sub("", reply[:MAX_REPLY])
+    read = _OF_TEN.sub("", after_thinking(reply)[:MAX_REPLY])
     found = {float(whole + part) for whole, part in _GRADE.findall(read)}
     return min(1.0, found.pop() / 10) if len(found) == 1 else None
+
+
+def after_thinking(text: str) -> str:
+    """What follows the thinking of a model whose engine does not return it apart; "" if it only thought."""
+    _, mark, answer = text.rpartition(THOUGHT_ENDS)
+    if mark:
+        return answer
+    return "" if text.lstrip().startswith(THOUGHT_BEGINS) else text
 
 
 def question_of(body: Body) -> str:
@@ -59,6 +74,7 @@ def question_of(body: Body) -> str:
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") or ""
         if not isinstance(content, str):
+            # the judge reads text alone, whatever else a message has
             content = "".join(part.get("text", "") for part in content)
         texts.append(content)
     prompt = body.get("prompt")
@@ -96,6 +112,7 @@ class Judge:
         largest: the model that judges if the settings name none.
         submit: sends the feedback to the router.
         scored: gives the number of decisions that have a score.
+        thinks: whether a model of this gateway thinks, and its engine takes vLLM's parameters.
     """
 
     def __init__(
@@ -104,12 +121,14 @@ class Judge:
         largest: str,
         submit: Callable[[list[Feedback]], Awaitable[object]],
         scored: Callable[[], int],
+        thinks: Callable[[str], bool] = lambda model: True,
     ):
         self._ask_model = ask_model
         self._largest = largest
         self._submit = submit
         self.settings: JudgeSettings | None = None
         self._scored = scored
+        self._thinks = thinks
         # ids of the latest requests whose answers will be graded
         self._announced: OrderedDict[str, None] = OrderedDict()
         self._queue: deque[_Ungraded] = deque()
@@ -137,6 +156,8 @@ class Judge:
         if (
             settings is None
             or request.forced
+            # the judge reads text alone
+            or Capability.IMAGES in request.profile.needs
             or not sampled(request.id, self._share(settings))
             or not self.has_budget(1)
         ):
@@ -199,6 +220,7 @@ class Judge:
             False if the queue is full or the budget is used up, or if there is no text that could be judged.
         """
         question = question_of(body)
+        answer = after_thinking(answer)
         if not (question and answer.strip()) or not self.has_budget(1):
             return False
         self._queue.append(
@@ -242,13 +264,22 @@ class Judge:
                 log.warning("an answer was not judged (%s)", type(error).__name__)
 
     async def _ask(self, settings: JudgeSettings, prompt: str) -> str:
-        body = {
+        body: dict[str, object] = {
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0.0,
             "max_tokens": settings.max_tokens,
         }
         if not settings.url:
-            return await self._ask_model(settings.model or self._largest, body)
+            judge = settings.model or self._largest
+            if not self._thinks(judge):
+                return await self._ask_model(judge, body)
+            try:
+                return await self._ask_model(judge, body | WITHOUT_THINKING)
+            except ModelFailedError as error:
+                if error.status >= 500:
+                    raise
+            # it has no chat template with variables, as Mistral's own tokenizers
+            return await self._ask_model(judge, body)
         key = os.environ.get(settings.key_env, "") if settings.key_env else ""
         headers = {"authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(timeout=settings.timeout_s) as client:

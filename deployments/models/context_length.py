@@ -12,6 +12,7 @@ from deployments.models.report import ModelError
 
 CODE = "context_length_exceeded"  # OpenAI's
 ANSWER_LIMITS = ("max_completion_tokens", "max_tokens")
+LIMITS = (*ANSWER_LIMITS, "min_tokens")
 PROMPTS = ("messages", "prompt", "input")
 COMPLETION_TOKENS = 16  # OpenAI's default of a completion's max_tokens
 # of vLLM's errors about the length
@@ -19,18 +20,49 @@ VLLM_TOO_LONG = re.compile(
     r"This model's maximum context length is (?P<context>\d+) tokens"
     r"|The decoder prompt \(length (?P<prompt>\d+)\).* maximum\s+model length of (?P<limit>\d+)"
 )
+VLLM_CUT = re.compile(
+    r"truncate_prompt_tokens=(?P<cut>\d+) cannot be greater than .* = (?P<room>\d+)\."
+)
 VLLM_PROMPT = re.compile(r"contains (at least )?(?P<prompt>\d+) input tokens")
 
 
 def answer_tokens(body: Body) -> int:
     """The room that a request in OpenAI's shape asks for its answer; 0 if it sets no limit."""
+    least = body.get("min_tokens")
+    least = least if isinstance(least, int) else 0
     for name in ANSWER_LIMITS:
         limit = body.get(name)
         if isinstance(limit, int) and limit:
-            return limit
+            return max(limit, least)
     if "prompt" in body and "max_tokens" not in body:
         return COMPLETION_TOKENS
-    return 0
+    return least
+
+
+def cut_too_long(context: int, cut: int, body: Body) -> ApiError:
+    """The error of a request whose prompt would be cut to more tokens than there is room for.
+
+    Args:
+        context: tokens of the largest context.
+        cut: the client's `truncate_prompt_tokens`.
+        body: the request in OpenAI's shape.
+    """
+    return _as_api_error(_cut_too_long(context, cut, body))
+
+
+def _cut_too_long(context: int, cut: int, body: Body) -> ModelError:
+    answer = max(answer_tokens(body), 1)
+    return ModelError(
+        f"This model's maximum context length is {context} tokens. However, truncate_prompt_tokens is {cut}, and "
+        f"{answer} tokens are for the answer. Please reduce truncate_prompt_tokens.",
+        400,
+        "truncate_prompt_tokens",
+        CODE,
+    )
+
+
+def _as_api_error(error: ModelError) -> ApiError:
+    return ApiError(error.status, error.message, error.param, error.code)
 
 
 def too_long(context: int, prompt: int, body: Body) -> ModelError:
@@ -42,7 +74,7 @@ def too_long(context: int, prompt: int, body: Body) -> ModelError:
         body: the request in OpenAI's shape.
     """
     where = next((name for name in PROMPTS if name in body), "messages")
-    limit = next((name for name in ANSWER_LIMITS if body.get(name)), "")
+    limit = next((name for name in LIMITS if body.get(name)), "")
     answer = answer_tokens(body)
     # clients know this error by its code, or by these words of OpenAI's and of other APIs
     message = f"This model's maximum context length is {context} tokens. However, "
@@ -61,8 +93,7 @@ def too_long(context: int, prompt: int, body: Body) -> ModelError:
 
 def refusal(context: int, prompt: int, body: Body) -> ApiError:
     """The same as an error of the gateway."""
-    error = too_long(context, prompt, body)
-    return ApiError(error.status, error.message, error.param, error.code)
+    return _as_api_error(too_long(context, prompt, body))
 
 
 def from_engine(message: str, body: Body) -> ModelError | None:
@@ -72,6 +103,11 @@ def from_engine(message: str, body: Body) -> ModelError | None:
         message: of vLLM's error.
         body: the request in OpenAI's shape.
     """
+    cut = VLLM_CUT.search(message)
+    if cut is not None:
+        room = int(cut["room"])
+        context = room + max(answer_tokens(body), 0)
+        return _cut_too_long(context, int(cut["cut"]), body)
     found = VLLM_TOO_LONG.search(message)
     if found is None:
         return None

@@ -30,17 +30,14 @@ from deployments import runtime
 from deployments.errors import is_branch
 from deployments.grammars import checker as grammar_checker
 from deployments.grammars import log_filter
-from deployments.grammars.bounds import compiled_tools, is_constrained
+from deployments.grammars.bounds import constraint_path, is_constrained
 from deployments.grammars.checker import CPU_S, GrammarChecker
 from deployments.grammars.log_filter import WARNING
 from deployments.grammars.worker import FAILED, LATE, Verdict
-from deployments.models import (
-    context_length,
-    process_reaper,
-    tool_calling,
-)
+from deployments.models import capabilities, context_length, process_reaper
 from deployments.models.handle import Body, Item
 from deployments.models.report import ModelError, ModelReport, failure
+from deployments.models.thinking import name_thinking, with_both_names
 from deployments.models.watchdog import ANSWER_S, Watchdog
 
 REQUESTS: dict[str, TypeAdapter[Any]] = {  # adapters, as one of them is a union of two
@@ -175,9 +172,12 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         """
         options = body.get("stream_options")
         wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        request = self._request(
-            task, {**body, "stream_options": {"include_usage": True}}
-        )
+        asked = {"include_usage": True}
+        if wants_usage and isinstance(options, dict):
+            asked["continuous_usage_stats"] = bool(
+                options.get("continuous_usage_stats")
+            )
+        request = self._request(task, {**body, "stream_options": asked})
         if isinstance(request, ModelReport):
             yield b"", request
             return
@@ -203,7 +203,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                             report, finish_reason=_finish_reason(item)
                         )
                     if usage is None or wants_usage:
-                        parts.append(item)
+                        parts.append(with_both_names(item))
                 if parts:
                     yield "".join(parts).encode(), None
             yield b"", report
@@ -278,11 +278,9 @@ def _in_own_words(error: ModelError, body: Body) -> ModelError:
     longer = context_length.from_engine(error.message, body)
     if longer is not None:
         return longer
-    if tool_calling.VLLM_CANNOT.search(error.message):
-        message = (
-            "this model cannot call tools; leave tools out, or send tool_choice: none"
-        )
-        return ModelError(message, error.status, "tools", tool_calling.CODE)
+    cannot = capabilities.from_engine(error.message)
+    if cannot is not None:
+        return cannot
     if NO_TOKEN.search(error.message):
         return ModelError(f"prompt: {error.message}", error.status, "prompt")
     if ENGINE_WORDS.search(error.message):
@@ -308,11 +306,8 @@ def refusal(verdict: Verdict, param: str) -> ModelReport:
 
 
 def _schema_path(body: Body) -> str:
-    """The path of what the engine compiles for this request: tools that must be called replace the format."""
-    tools = body.get("tools")
-    if isinstance(tools, list) and compiled_tools(tools, body.get("tool_choice")):
-        return "tools"
-    return "response_format.json_schema.schema"
+    """The path of what the engine compiles for this request."""
+    return constraint_path(body) or "response_format"
 
 
 def _usage(chunk: str) -> dict[str, int] | None:
@@ -376,4 +371,5 @@ def _encode_answer(item: Any) -> bytes:
         if message is not None:
             message.setdefault("content", None)
             message.setdefault("refusal", None)
+            name_thinking(message)
     return msgspec.json.encode(plain)

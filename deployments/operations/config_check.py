@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from deployments.access.api_keys import FILE, ApiKeyStore, creation_hint
+from deployments.models.capabilities import contradictions, lacking, of_application
 from deployments.runtime import LOOPBACK
 from deployments.settings import GatewaySettings, ModelSettings, Tuning, explain
+from policies.capabilities import Capability
 from policies.registry import make_policy
 
 # fields of ray.serve.llm.LLMConfig; to import it takes many seconds, because it imports vLLM
@@ -32,6 +34,7 @@ LLM_CONFIG = (
 MODEL_BUILDERS = ("model", "embedder")
 # the content of serve_config.yaml, or a part of it
 Config = dict[str, Any]
+REDIRECTS = "VLLM_MEDIA_URL_ALLOW_REDIRECTS"
 # Serve's default of a deployment's graceful_shutdown_timeout_s
 DEFAULT_GRACE_S = 20.0
 
@@ -90,6 +93,7 @@ def _counterparts(config: Config) -> list[str]:
                 )
             else:
                 wrong += _served(served[name], model, f"{where}.{name}")
+                wrong += _fetches(served[name], model, settings)
     for name in served.keys() - known if gateways else ():
         wrong.append(
             f"applications.{name}: the gateway has no model of this name, so that no request would reach it; add it to "
@@ -113,10 +117,37 @@ def _served(application: Config, model: ModelSettings, where: str) -> list[str]:
             wrong.append(
                 f"{where}.tasks: its application does not do '{task}'; write: [{does}]"
             )
+    for problem in contradictions(model.capabilities, of_application(arguments)):
+        wrong.append(f"{where}.capabilities.{problem}")
     longest = engine.get("max_model_len")
     if isinstance(longest, int) and model.context_tokens > longest:
         wrong.append(
             f"{where}.context_tokens is {model.context_tokens}, but the engine's max_model_len is {longest}; lower it"
+        )
+    return wrong
+
+
+def _fetches(
+    application: Config, model: ModelSettings, settings: GatewaySettings
+) -> list[str]:
+    """Problems of a model whose engine would fetch images from more hosts than the gateway allows."""
+    arguments = application.get("args") or {}
+    lacks = lacking(model.capabilities, of_application(arguments))
+    if not settings.image_hosts or Capability.IMAGES in lacks:
+        return []
+    where = f"applications.{application['name']}.args"
+    wrong = []
+    engine = arguments.get("engine_kwargs") or {}
+    hosts = list(settings.image_hosts)
+    if sorted(engine.get("allowed_media_domains") or ()) != sorted(hosts):
+        wrong.append(
+            f"{where}.engine_kwargs.allowed_media_domains differs from the gateway's image_hosts; write: {hosts}"
+        )
+    environment = (arguments.get("runtime_env") or {}).get("env_vars") or {}
+    if str(environment.get(REDIRECTS)) != "0":
+        wrong.append(
+            f"{where}.runtime_env.env_vars.{REDIRECTS} lets a host of image_hosts send the engine to any other; write: "
+            '"0"'
         )
     return wrong
 

@@ -31,6 +31,7 @@ from deployments.journal.personal_data import Person
 from deployments.journal.retention import DAY_S
 from deployments.journal.rollout_state import AUTOMATIC
 from deployments.journal.snapshot import Snapshot
+from deployments.models.capabilities import lacking
 from deployments.observability import logs
 from deployments.observability.metrics import Telemetry
 from deployments.privacy.records import Erasure
@@ -137,8 +138,17 @@ class Router:
     def _apply_settings(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._projections.apply_settings(settings)
+        self._read_capabilities()
         self._journal.retention.keep_days = settings.journal_retention_days
         self._journal.retention.max_rows = settings.journal_max_rows
+
+    def _read_capabilities(self) -> None:
+        """Take over what each arm lacks, by the settings and by the applications that are deployed."""
+        known = getattr(self._count_replicas, "capabilities", {})
+        self._arm_stats.lacks = {
+            name: lacking(model.capabilities, known.get(name, {}))
+            for name, model in self._settings.models.items()
+        }
 
     @property
     def _policy(self) -> Roles:
@@ -165,6 +175,7 @@ class Router:
         self._arm_stats.replicas = await asyncio.to_thread(
             self._count_replicas, tuple(self._settings.models)
         )
+        self._read_capabilities()
         digests = getattr(self._count_replicas, "digests", {})
         await self._learner.update_revisions(digests)
         self._telemetry.live(
@@ -375,7 +386,6 @@ class Router:
             self._arm_stats.ingresses,
             self._calibrations.active,
             self._arm_stats.undelivered(ingress),
-            getattr(self._count_replicas, "without_tools", frozenset()),
         )
 
     async def forecaster(self, version: int) -> Forecaster | None:

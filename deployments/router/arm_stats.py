@@ -30,11 +30,13 @@ class ArmStats:
 
     Attributes:
         replicas: number of ready replicas of each arm; empty until they were counted once.
+        lacks: the capabilities that each arm does not have (policies/capabilities.py).
         totals: numbers of decisions, answers and scores since the journal began.
     """
 
     def __init__(self) -> None:
         self.replicas: dict[str, int] = {}
+        self.lacks: dict[str, frozenset[str]] = {}
         self.totals = Totals()
         self._meters: dict[str, ArmMeter] = {}
         # of each ingress: the monotonic time of its report, and its requests in flight on each arm
@@ -130,6 +132,7 @@ class ArmStats:
                 replicas=self.replicas.get(name, 1),
                 tokens_per_s=meter.tokens_per_s(now),
                 healthy=not self.replicas or self.replicas.get(name, 0) > 0,
+                lacks=self.lacks.get(name, frozenset()),
             )
             for name, meter in self._meters.items()
         }

@@ -42,7 +42,6 @@ class IngressView:
     ingresses: number of ingresses that have reported lately.
     calibrating: whether a calibration runs, so that the ingress should ask for work.
     undelivered: what the other ingresses have decided, and this router does not have yet.
-    without_tools: the arms whose engines cannot call tools.
     """
 
     snapshot: Snapshot
@@ -52,7 +51,6 @@ class IngressView:
     ingresses: int
     calibrating: bool = False
     undelivered: Spending = NOTHING
-    without_tools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

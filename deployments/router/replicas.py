@@ -1,9 +1,9 @@
-"""Counts the ready replicas of each model."""
+"""Counts the ready replicas of each model, and reads what each can do."""
 
 from collections.abc import Collection
 
 from deployments import runtime
-from deployments.models.tool_calling import can_call_tools
+from deployments.models.capabilities import Known, of_application
 from deployments.router.model_revisions import digest_of
 
 READY_STATES = ("RUNNING", "RECOVERING")  # of a replica
@@ -15,13 +15,13 @@ class ReplicaCounter:
     Attributes:
         digests: digest of each deployed model, as of the last call (model_revisions.py).
         counts: ready replicas of each model, as of the last call.
-        without_tools: the models whose engines cannot call tools, as of the last call (models/tool_calling.py).
+        capabilities: what is known of each model's, as of the last call (models/capabilities.py).
     """
 
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
         self.counts: dict[str, int] = {}
-        self.without_tools: frozenset[str] = frozenset()
+        self.capabilities: dict[str, Known] = {}
 
     def __call__(self, models: Collection[str]) -> dict[str, int]:
         """Count the ready replicas of these models; blocking. The count of a model that is not deployed is 0.
@@ -34,7 +34,7 @@ class ReplicaCounter:
         if not applications:
             return self.counts
         counts = dict.fromkeys(models, 0)
-        without_tools = set()
+        capabilities = {}
         for name in models:
             application = applications.get(name)
             if application is None:
@@ -44,8 +44,7 @@ class ReplicaCounter:
             )
             if application.args:
                 self.digests[name] = digest_of(application.args)
-            if not can_call_tools(application.args):
-                without_tools.add(name)
+            capabilities[name] = of_application(application.args)
         self.counts = counts
-        self.without_tools = frozenset(without_tools)
+        self.capabilities = capabilities
         return counts

@@ -5,6 +5,11 @@ from pathlib import Path
 
 from docs.reference.errors_table import errors_page
 from docs.reference.metrics_table import alerts_page, metrics_page
+from docs.reference.parameters_table import (
+    capabilities_page,
+    parameters_page,
+    refused_page,
+)
 from docs.reference.routes_table import routes_page
 from docs.reference.settings_tables import settings_page
 
@@ -31,6 +36,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "settings": settings_page,
     "routes": routes_page,
     "errors": errors_page,
+    "capabilities": capabilities_page,
+    "parameters": parameters_page,
+    "refused": refused_page,
     "metrics": metrics_page,
     "alerts": alerts_page,
     "more": more_page,

@@ -319,22 +319,26 @@ def _states(decision: Decision) -> tuple[tuple[str, ModelState], ...]:
     A policy takes the load of all arms as the sum over the states. The logged loads are per replica, so one more state,
     which is no arm's, holds the rest.
     """
-    states = [(e.arm, _state(e)) for e in decision.estimates]
+    needs = frozenset(decision.profile.needs)
+    states = [(e.arm, _state(e, needs)) for e in decision.estimates]
     total = max((e.total_load for e in decision.estimates), default=0.0)
     rest = total - sum(state.in_flight for _, state in states)
     return (*states, ("", ModelState(in_flight=rest)))
 
 
-def _state(estimate: ArmEstimate) -> ModelState:
+def _state(estimate: ArmEstimate, needs: frozenset[str] = frozenset()) -> ModelState:
     """An arm's live state at a decision, from the log: one replica with the load per replica.
 
-    The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error.
+    The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error. An arm
+    that lacked a capability lacks all that the request needs.
     """
+    reason = Exclusion.of(estimate.removed_by)
     answer_s = (
         estimate.ttft_s + max(estimate.output_tokens - 1.0, 0.0) * estimate.tpot_s
     )
     return ModelState(
         in_flight=estimate.load,
-        healthy=Exclusion.of(estimate.removed_by) is not Exclusion.NO_REPLICA,
+        healthy=reason is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
+        lacks=needs if reason is Exclusion.CAPABILITY else frozenset(),
     )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from dataclasses import fields
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from packaging.requirements import Requirement
 from ray.dashboard.modules.metrics import metrics_head
 
 from deployments.access import api_keys
+from deployments.models.capabilities import of_application
 from deployments.operations import haproxy
 from deployments.operations.config_check import check_config
 from deployments.settings import GatewaySettings
+from policies.capabilities import Capability
 from tests.support.balancer import free_port, within
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +79,63 @@ def test_the_rayservice_deploys_serve_config_gpu() -> None:
     assert GatewaySettings.model_validate(gateway["args"]).journal.startswith(
         "postgresql+psycopg://"
     )
+
+
+def engines(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The engine arguments of each model, by its name."""
+    return {
+        application["name"]: application["args"]["engine_kwargs"]
+        for application in config["applications"]
+        if application["import_path"].endswith(":model")
+    }
+
+
+@pytest.mark.parametrize("config", [GPU, CONFIG], ids=["serve_config.gpu", "manifest"])
+def test_the_parsers_and_arguments_of_the_engines_exist(config: dict[str, Any]) -> None:
+    """In the installed vLLM. Both sizes call tools and think."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+    from vllm.parser.parser_manager import ParserManager
+
+    known = {
+        field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in fields(kind)
+    }
+    found = engines(config)
+    for name, engine in found.items():
+        assert set(engine) <= known, set(engine) - known
+        can = of_application({"engine_kwargs": engine})
+        chats = name != "qwen3-embedding"
+        assert can[Capability.TOOLS] is can[Capability.THINKING] is chats
+        if can[Capability.TOOLS]:
+            tools, thinking = engine["tool_call_parser"], engine["reasoning_parser"]
+            assert ParserManager.get_parser(tools, thinking, True) is not None
+    assert {"qwen3-4b", "qwen3-14b"} < set(found)
+
+
+def test_the_vision_model_of_the_comment_can_be_served() -> None:
+    """Without its marks the comment is an application whose engine vLLM knows, and which reads images."""
+    text = (ROOT / "serve_config.gpu.yaml").read_text()
+    marked = re.findall(r"^  # (- name: .*|  .*)$", text, re.M)
+    model = next(line for line in marked if "context_tokens" in line)
+    config = json.loads(json.dumps(GPU))
+    (application,) = yaml.safe_load("\n".join(line for line in marked if line != model))
+    config["applications"].insert(0, application)
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    gateway["args"]["models"] |= yaml.safe_load(model)
+    gateway["args"]["max_body_bytes"] = 8388608
+    assert check_config(config) == []
+    can = of_application(application["args"])
+    assert can[Capability.IMAGES] and can[Capability.TOOLS]
+    # images by URL need the same hosts in the engine, which must not follow redirects
+    gateway["args"]["image_hosts"] = ["images.example.com"]
+    hosts, redirects = check_config(config)
+    assert "allowed_media_domains" in hosts and "ALLOW_REDIRECTS" in redirects
+    application["args"]["engine_kwargs"]["allowed_media_domains"] = [
+        "images.example.com"
+    ]
+    environment = {"env_vars": {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}}
+    application["args"]["runtime_env"] = environment
+    assert check_config(config) == []
 
 
 def test_every_pod_requires_a_token_and_has_limits(

@@ -39,6 +39,10 @@ SCHEMA = {
     "$defs": {"b": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["a"],
 }
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElF"
+    "TkSuQmCC"
+)
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 VALID: list[tuple[str, str, Any]] = [
     ("POST", CHAT, ASK),
@@ -99,8 +103,81 @@ VALID: list[tuple[str, str, Any]] = [
     ),
     (
         "POST",
+        CHAT,
+        {
+            **ASK,
+            "model": "small",
+            "top_k": 5,
+            "min_p": 0.1,
+            "repetition_penalty": 1.1,
+            "min_tokens": 1,
+            "max_tokens": 9,
+            "ignore_eos": True,
+            "stop_token_ids": [5, 7],
+            "allowed_token_ids": [5, 6, 7],
+            "bad_words": ["a"],
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+            "include_stop_str_in_output": True,
+            "truncate_prompt_tokens": 9,
+            "truncation_side": "left",
+            "prompt_logprobs": 1,
+            "return_token_ids": True,
+            "add_generation_prompt": True,
+            "include_reasoning": False,
+            "reasoning_effort": "none",
+            "chat_template_kwargs": {"enable_thinking": False, "a": [1, "b"]},
+            "repetition_detection": {"max_pattern_size": 4, "min_count": 3},
+            "cache_salt": "a",
+        },
+    ),
+    (
+        "POST",
+        CHAT,
+        {
+            "model": "auto",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "b"},
+                        {"type": "image_url", "image_url": {"url": IMAGE}},
+                    ],
+                }
+            ],
+        },
+    ),
+    ("POST", CHAT, {**ASK, "structured_outputs": {"json": SCHEMA}}),
+    ("POST", CHAT, {**ASK, "structured_outputs": {"json": json.dumps(SCHEMA)}}),
+    ("POST", CHAT, {**ASK, "structured_outputs": {"regex": "^(a|b){1,9}[0-9]+$"}}),
+    ("POST", CHAT, {**ASK, "structured_outputs": {"choice": ["yes", "no"]}}),
+    (
+        "POST",
+        CHAT,
+        {
+            **ASK,
+            "structured_outputs": {"json_object": True},
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "stream_interval": 2,
+        },
+    ),
+    (
+        "POST",
         "/v1/completions",
         {"model": "auto", "prompt": "3 plus 5 is", "echo": True, "logprobs": 1},
+    ),
+    (
+        "POST",
+        "/v1/completions",
+        {
+            "model": "small",
+            "prompt": [[1, 2], [3]],
+            "response_format": FORMAT,
+            "logprobs": 1,
+            "logprob_token_ids": [1, 2],
+            "truncate_prompt_tokens": -1,
+        },
     ),
     ("POST", "/v1/completions", {"model": "small", "prompt": "a", "stream": True}),
     (

@@ -1,8 +1,13 @@
 """The reasons why an arm cannot be chosen, and the sentences that decision records store for them."""
 
+from dataclasses import replace
+
 import pytest
 
-from policies.constraints import Exclusion
+from policies.capabilities import Capability
+from policies.constraints import Exclusion, removed
+from policies.types import Arm, ModelState, Objective
+from tests.support.requests import make_profile
 
 STORED = {
     "not among the request's models": (Exclusion.NOT_ALLOWED, ()),
@@ -22,7 +27,7 @@ STORED = {
         Exclusion.COST,
         (0.0012345, 0.001),
     ),
-    "cannot call tools": (Exclusion.TOOLS, ()),
+    "cannot call tools": (Exclusion.CAPABILITY, (Capability.TOOLS.words,)),
     "it gave the first answer": (Exclusion.ANSWERED, ()),
     "it was not idle": (Exclusion.NOT_IDLE, ()),
 }
@@ -45,3 +50,15 @@ def test_every_exclusion_has_a_stored_sentence() -> None:
 def test_an_unknown_sentence_states_no_exclusion(sentence: str) -> None:
     """An arm that was eligible has an empty sentence."""
     assert Exclusion.of(sentence) is None
+
+
+def test_an_arm_that_lacks_a_need_is_excluded() -> None:
+    """Every capability has words for the sentence, which is read back; an arm without the need stays."""
+    arms = (Arm("small"), Arm("large"))
+    for capability in Capability:
+        profile = replace(make_profile(), needs=(capability.value,))
+        states = (ModelState(lacks=frozenset({capability.value})), ModelState())
+        without, able = removed(arms, profile, Objective(), states)
+        assert without == f"cannot {capability.words}" and able == ""
+        assert Exclusion.of(without) is Exclusion.CAPABILITY
+        assert removed(arms, make_profile(), Objective(), states) == ["", ""]

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from deployments.gateway.ingress import Ingress
+from deployments.models.capabilities import Known, lacking, of_application
 from deployments.profiler.deployment import Profiler
 from deployments.router.actor import Router
 from deployments.settings import GatewaySettings
@@ -29,6 +30,17 @@ def eventually(check: Callable[[], Any]) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s"
         time.sleep(0.02)
+
+
+class Watch:
+    """A count of replicas that also knows what the models can do, as router/replicas.py."""
+
+    def __init__(self, replicas: dict[str, int]):
+        self._replicas = replicas
+        self.capabilities: dict[str, Known] = {}
+
+    def __call__(self, _: Any) -> dict[str, int]:
+        return self._replicas
 
 
 class Gateway:
@@ -53,7 +65,8 @@ class Gateway:
         )
         self.models = {name: FakeModel(name) for name in self.settings.models}
         self.replicas = dict.fromkeys(self.models, 1)
-        self.router = Remote(Router(self.settings, lambda _: self.replicas))
+        self.watch = Watch(self.replicas)
+        self.router = Remote(Router(self.settings, self.watch))
         self.profiler = Remote(Profiler(self.settings, lambda _: self.router))
         self.ingress = Ingress.__new__(Ingress)
         self.client = TestClient(
@@ -85,6 +98,14 @@ class Gateway:
 
         app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None)
         return app
+
+    def deploy(self, name: str, args: dict[str, Any]) -> None:
+        """Let the router and the ingress know the arguments of a model's application."""
+        self.watch.capabilities[name] = of_application(args)
+        expected = lacking(
+            self.settings.models[name].capabilities, self.watch.capabilities[name]
+        )
+        eventually(lambda: self.ingress.router_client.lacks(name) == expected)
 
     def tune(self, **changed: Any) -> None:
         """Change the user_config while the gateway runs."""

@@ -133,13 +133,93 @@ CORPUS: dict[str, tuple[Any, int]] = {
         400,
     ),
     "chat_template": (with_(chat_template="{{ 1 }}"), 400),
-    "chat_template_kwargs": (with_(chat_template_kwargs={"a": 1}), 400),
+    "chat_template_kwargs 20 deep": (
+        with_(chat_template_kwargs={"a": nested(20)}),
+        400,
+    ),
+    "chat_template_kwargs that replace the template": (
+        with_(chat_template_kwargs={"chat_template": "{{ 1 }}"}),
+        400,
+    ),
+    "chat_template_kwargs that replace the messages": (
+        with_(chat_template_kwargs={"conversation": []}),
+        400,
+    ),
+    "100 chat_template_kwargs": (
+        with_(chat_template_kwargs={f"a{i}": i for i in range(100)}),
+        400,
+    ),
+    "chat_template_kwargs of 100 kB": (
+        with_(chat_template_kwargs={"a": "x" * 100_000}),
+        400,
+    ),
+    "chat_template_kwargs that are not finite": (
+        with_(chat_template_kwargs={"a": float("nan")}),
+        400,
+    ),
     "mm_processor_kwargs": (with_(mm_processor_kwargs={}), 400),
     "vllm_xargs": (with_(vllm_xargs={}), 400),
-    "cache_salt": (with_(cache_salt="a"), 400),
+    "a cache_salt of 2,000 characters": (with_(cache_salt="a" * 2_000), 400),
     "request_id": (with_(request_id="a"), 400),
-    "ignore_eos": (with_(ignore_eos=True), 400),
-    "min_tokens": (with_(min_tokens=5), 400),
+    "ignore_eos without a limit": (with_(ignore_eos=True), 400),
+    "min_tokens above max_tokens": (with_(min_tokens=5, max_tokens=4), 400),
+    "min_tokens = 1e18": (with_(min_tokens=10**18), 400),
+    "top_k = 1e18": (with_(top_k=10**18), 400),
+    "top_k = true": (with_(top_k=True), 400),
+    "min_p that is not finite": (with_(min_p=float("nan")), 400),
+    "a tiny repetition_penalty": (with_(repetition_penalty=1e-320), 400),
+    "a repetition_penalty that is not finite": (
+        with_(repetition_penalty=float("inf")),
+        400,
+    ),
+    "100,000 allowed_token_ids": (
+        with_(model="small", allowed_token_ids=[1] * 100_000),
+        400,
+    ),
+    "a negative stop_token_id": (with_(model="small", stop_token_ids=[-1]), 400),
+    "a stop_token_id of 2**63": (with_(model="small", stop_token_ids=[2**63]), 400),
+    "1,000 bad_words": (with_(bad_words=["x"] * 1_000), 400),
+    "an empty bad word": (with_(bad_words=[""]), 400),
+    "prompt_logprobs of the whole vocabulary": (with_(prompt_logprobs=-1), 400),
+    "prompt_logprobs = 1e9": (with_(prompt_logprobs=10**9), 400),
+    "a prompt cut to nothing": (with_(truncate_prompt_tokens=0), 400),
+    "beams": (with_(use_beam_search=True, n=128), 400),
+    "a stream_interval of 1e9": (with_(stream=True, stream_interval=10**9), 400),
+    "a regex that counts to 1,000": (
+        with_(structured_outputs={"regex": "a{1000}"}),
+        400,
+    ),
+    "a regex of nested counts": (
+        with_(structured_outputs={"regex": "^((a?){1,100}){1,100}$"}),
+        400,
+    ),
+    "a regex of 100 kB": (with_(structured_outputs={"regex": "a" * 100_000}), 400),
+    "100,000 choices": (with_(structured_outputs={"choice": ["a"] * 100_000}), 400),
+    "a choice with a line break": (
+        with_(structured_outputs={"choice": ["a\n"]}),
+        400,
+    ),
+    "an ambiguous grammar": (
+        with_(structured_outputs={"grammar": 'root ::= "a" | root "a" | "a" root'}),
+        400,
+    ),
+    "a structural tag": (with_(structured_outputs={"structural_tag": "{}"}), 400),
+    "structured_outputs as a text 20,000 deep": (
+        with_(structured_outputs={"json": "[" * 20_000 + "]" * 20_000}),
+        400,
+    ),
+    "structured_outputs 100 deep": (
+        with_(structured_outputs={"json": {"a": nested(100)}}),
+        400,
+    ),
+    "structured_outputs of two kinds": (
+        with_(structured_outputs={"regex": "a", "choice": ["a"]}),
+        400,
+    ),
+    "kv_transfer_params": (with_(kv_transfer_params={"remote_host": "a"}), 400),
+    "documents": (with_(documents=[{"text": "a"}]), 400),
+    "media_io_kwargs": (with_(media_io_kwargs={"image": {}}), 400),
+    "return_token_offsets": (with_(return_token_offsets=True), 400),
     "best_of": (with_(best_of=20), 400),
     "priority as vLLM has it": (with_(priority=-100), 400),
     "a model of 10,000 letters": (with_(model="x" * 10_000), 400),
@@ -179,6 +259,26 @@ CORPUS: dict[str, tuple[Any, int]] = {
 }
 
 
+# vLLM's parameters that depend on others, or on what the models can do
+VLLM_RULES = (
+    "add_generation_prompt",
+    "allowed_token_ids",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "ignore_eos",
+    "logprob_token_ids",
+    "min_tokens",
+    "prompt_logprobs",
+    "repetition_detection",
+    "response_format",
+    "stop_token_ids",
+    "structured_outputs",
+    "thinking_token_budget",
+    "truncate_prompt_tokens",
+    "truncation_side",
+)
+
+
 def consistent(body: dict[str, Any]) -> dict[str, Any]:
     """A body without what only a rule over several fields forbids, which a schema cannot state."""
     alone = ("stream_options", "top_logprobs", "tools", "tool_choice", "best_of", "n")
@@ -186,8 +286,9 @@ def consistent(body: dict[str, Any]) -> dict[str, Any]:
     if kept.get("max_tokens") is not None:
         kept["max_tokens"] = kept["max_tokens"] % 100 + 1
     kept.pop("max_completion_tokens", None)
-    if isinstance(wanted := kept.get("response_format"), dict):
-        kept["response_format"] = {**wanted, "type": "json_object"}
+    # of vLLM's, several need others, a named model or an arm that can do it
+    for name in VLLM_RULES:
+        kept.pop(name, None)
     if isinstance(messages := kept.get("messages"), list):
         kept["messages"] = [
             {**message, "content": message.get("content") or "a", "tool_calls": None}

@@ -157,7 +157,7 @@ BAD = [
     ({"strict": True}, 400, "unknown key 'strict'"),
     ({"str": 1}, 400, "unknown key 'str'"),
     ({"body": 1}, 400, "unknown key 'body'"),
-    ({"structured_outputs": {}}, 400, "unknown key 'structured_outputs'"),
+    ({"structured_outputs": {}}, 400, "structured_outputs: has one of json, regex"),
     ({"stream_options": {"x": 1}}, 400, "unknown key 'stream_options.x'"),
     (
         {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deployments.models import context_length, tool_calling
+from deployments.models import capabilities, context_length
 from deployments.models.report import ModelReport, failure
 from tests.support.gateway import ROOT, Gateway, eventually
 
@@ -438,14 +438,8 @@ def test_an_interface_that_is_not_supported_names_the_one_to_use(
 
 def lacks_tools(gateway: Gateway, *names: str) -> None:
     """Let the router know from their arguments that these models cannot call tools."""
-
-    def count(_: Any) -> dict[str, int]:
-        return gateway.replicas
-
-    count.without_tools = frozenset(names)  # type: ignore[attr-defined]
-    gateway.router.thing._count_replicas = count
-    client = gateway.ingress.router_client
-    eventually(lambda: client.without_tools == frozenset(names))
+    for name in names:
+        gateway.deploy(name, {"engine_kwargs": {"max_model_len": 512}})
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "required"])
@@ -482,7 +476,7 @@ def test_a_refusal_for_want_of_a_capability_is_tried_on_another_model(
         "large": {"context_tokens": 1024, "output_price_usd_per_million": 10},
     }
     made = Gateway(tmp_path, models=sizes)
-    report = failure("no", 400, "tools", tool_calling.CODE)
+    report = failure("no", 400, "tools", capabilities.CODE)
     if kind == "context":
         report = failure("no", 400, "messages", context_length.CODE)
 

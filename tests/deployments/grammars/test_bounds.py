@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from deployments.gateway.schemas import ChatRequest
 from deployments.grammars.bounds import (
     MAX_SIZE,
     check_schema,
@@ -15,6 +14,7 @@ from deployments.grammars.bounds import (
     is_constrained,
     pattern_size,
 )
+from deployments.parameters.chat import ChatRequest
 
 
 def text(pattern: str) -> dict[str, Any]:

@@ -316,7 +316,32 @@ BODIES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "tools",
     ),
+    **{
+        kind: ({"structured_outputs": {kind: value}}, f"structured_outputs.{kind}")
+        for kind, value in (
+            ("json", {"type": "string"}),
+            ("regex", "[a-z]+"),
+            ("choice", ["a", "b"]),
+        )
+    },
 }
+OUTPUTS: list[dict[str, Any]] = [
+    {"json": {"type": "object"}},
+    {"json": '{"type": "object"}'},
+    {"regex": "[a-z]{1,9}"},
+    {"choice": ["yes", "no", 'a "b" \\\\ c']},
+]
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=str)
+def test_each_kind_of_structured_outputs_is_compiled_first(
+    compiler: Any, outputs: dict[str, Any]
+) -> None:
+    """In the form in which the engine compiles it; choices become a grammar."""
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(**outputs))
+    grammar = grammar_of(params)
+    assert grammar is not None
+    assert run(compiler, Job(*grammar, 60, 10 * PATIENCE_S)) == Verdict(OK)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 
+from deployments.dispatch.background import ModelFailedError
 from deployments.journal.ids import sampled
-from deployments.judging.judge import MAX_REPLY, Judge, grade, question_of
-from deployments.models.report import ModelReport
+from deployments.judging.judge import (
+    MAX_REPLY,
+    Judge,
+    after_thinking,
+    grade,
+    question_of,
+)
+from deployments.models.report import ModelError, ModelReport
 from deployments.settings import JudgeSettings
 from policies.events import Decision, Feedback
 from policies.types import Objective, Request
@@ -331,3 +338,63 @@ def test_the_question_is_what_the_first_choice_answers(
 def test_only_the_beginning_of_a_long_reply_is_read() -> None:
     """A reply of megabytes, as a foreign endpoint may send it, costs no more than a short one."""
     assert grade("7" + " " * MAX_REPLY + "3" * 10**6) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("<think>\n7, or 3?\n</think>\n\n9", "9"),
+        ("7, or 3?\n</think>9", "9"),
+        ("\n<think>\n7, or", ""),
+        ("9", "9"),
+        ("a <think> b", "a <think> b"),
+    ],
+)
+def test_thinking_is_no_answer(text: str, rest: str) -> None:
+    """An engine without a reasoning parser returns it within the text."""
+    assert after_thinking(text).strip() == rest
+    assert grade(text) == (0.9 if rest == "9" else None)
+
+
+def test_the_judge_reads_the_answer_without_its_thinking(
+    gateway: Gateway, judging: Judging
+) -> None:
+    """Neither what comes apart nor what comes in the text; and a judge of this system does not think itself."""
+    thought = "I wonder whether the answer is nine"
+
+    async def thinks(_: str, body: dict[str, Any]) -> AsyncIterator[tuple[bytes, Any]]:
+        message = {"content": f"<think>{thought}</think>8", "reasoning": thought}
+        choices = {"choices": [{"message": message}]}
+        yield json.dumps(choices).encode(), ModelReport(7, 2, "stop")
+
+    gateway.models["small"].script = thinks
+    gateway.tune(judge={"sample_rate": 1.0})
+    gateway.chat(router={"models": ["small"]})
+    eventually(lambda: judging.asked)
+    (asked,) = judging.asked
+    told = asked["messages"][0]["content"]
+    assert thought not in told and "<answer>\n8\n</answer>" in told
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_a_judge_without_a_template_of_variables_is_asked_without_them(
+    thinks: bool,
+) -> None:
+    """One that does not think gets none, and one whose engine refuses them is asked again."""
+    asked: list[dict[str, Any]] = []
+
+    async def ask(_: str, body: dict[str, Any]) -> str:
+        asked.append(body)
+        if "chat_template_kwargs" in body:
+            raise ModelFailedError(ModelError("no template", 400))
+        return "8"
+
+    async def submit(_: list[Feedback]) -> None:
+        pass
+
+    judge = Judge(ask, "large", submit, lambda: 0, lambda name: thinks)
+    assert asyncio.run(judge.score("a", "b")) == 0.8
+    assert ["chat_template_kwargs" in body for body in asked] == [True] * thinks + [
+        False
+    ]

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from deployments.models import context_length
-from deployments.models.tool_calling import can_call_tools
 
 HEAD = "This model's maximum context length is 512 tokens. However, you requested "
 CHAT: dict[str, Any] = {"messages": []}
@@ -94,37 +93,3 @@ def test_other_errors_are_left_as_they_are() -> None:
 def test_room_for_the_answer(body: dict[str, Any], tokens: int) -> None:
     """The client's limit; for a completion OpenAI's default; for a chat and an embedding none."""
     assert context_length.answer_tokens(body) == tokens
-
-
-@pytest.mark.parametrize(
-    ("args", "can"),
-    [
-        ({"engine_kwargs": {}}, False),
-        ({"engine_kwargs": {"tool_call_parser": "hermes"}}, False),
-        ({"engine_kwargs": {"enable_auto_tool_choice": True}}, False),
-        (
-            {
-                "engine_kwargs": {
-                    "enable_auto_tool_choice": True,
-                    "tool_call_parser": "hermes",
-                }
-            },
-            True,
-        ),
-        (
-            {
-                "engine_kwargs": {},
-                "model_loading_config": {"model_source": "openai/gpt-oss-20b"},
-            },
-            True,
-        ),
-        ({"model_id": "minilm", "source": "assets/embedder"}, True),
-        ({}, True),
-    ],
-    ids=str,
-)
-def test_tool_calling_is_read_from_the_engine_arguments(
-    args: dict[str, Any], can: bool
-) -> None:
-    """Both arguments are needed, unless the model has a way of its own; without engine arguments nothing is known."""
-    assert can_call_tools(args) == can

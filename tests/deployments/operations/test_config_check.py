@@ -471,3 +471,23 @@ def test_a_judge_that_is_no_model_here_is_refused() -> None:
     assert "there is no model 'lage'" in wrong
     tuning["judge"]["url"] = "https://example.com/v1"
     assert check_config(config) == []
+
+
+def test_a_declared_capability_that_the_engine_does_not_have_is_refused() -> None:
+    """Both are compared, and the line says what to change; switching one off is no contradiction."""
+    config = copy.deepcopy(read("serve_config.gpu.yaml"))
+    gateway = next(a for a in config["applications"] if a["name"] == "gateway")
+    models = gateway["args"]["models"]
+    models["qwen3-4b"]["capabilities"] = {"tools": False, "thinking": True}
+    assert check_config(config) == []
+    models["qwen3-4b"]["capabilities"] = {"images": True}
+    assert check_config(config) == []
+    engine = config["applications"][0]["args"]["engine_kwargs"]
+    del engine["reasoning_parser"]
+    models["qwen3-4b"]["capabilities"] = {"thinking": True}
+    (problem,) = check_config(config)
+    assert problem.startswith("applications.gateway.args.models.qwen3-4b.capabilities")
+    assert "reasoning_parser; add it there, or write false" in problem
+    models["qwen3-4b"]["capabilities"] = {"thinkin": True}
+    (problem,) = check_config(config)
+    assert "did you mean 'thinking'?" in problem

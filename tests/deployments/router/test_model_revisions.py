@@ -13,6 +13,7 @@ from deployments.router.learner import Learner
 from deployments.router.model_revisions import ModelRevisions, RevisionChange, digest_of
 from deployments.router.replay import JournalView, catch_up
 from deployments.router.replicas import ReplicaCounter
+from policies.capabilities import Capability
 from policies.rollout.roles import CHAMPION, SHADOW, Roles
 from policies.thompson.policy import Thompson, ThompsonSettings
 from policies.types import Arm, Objective, Request
@@ -206,7 +207,7 @@ def test_replica_counter_computes_digests_of_deployed_models(
     assert watch.digests == {"large": digest_of(CONFIG)}
 
 
-def test_replica_counter_knows_the_models_that_cannot_call_tools(
+def test_replica_counter_knows_what_models_can_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It reads the engine arguments that are deployed; of an application without arguments it knows nothing."""
@@ -227,10 +228,13 @@ def test_replica_counter_knows_the_models_that_cannot_call_tools(
     monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: Client())
     watch = ReplicaCounter()
     watch(("with", "without", "unknown", "gone"))
-    assert watch.without_tools == {"without"}
+    tools = {
+        name: known.get(Capability.TOOLS) for name, known in watch.capabilities.items()
+    }
+    assert tools == {"with": True, "without": False, "unknown": None}
     engines["without"] = parsing
     watch(("with", "without"))
-    assert watch.without_tools == frozenset()
+    assert watch.capabilities["without"][Capability.TOOLS]
 
 
 def test_replica_counts_survive_a_restart_of_the_controller(

@@ -1,0 +1,154 @@
+"""Images in messages: data URLs of bounded size, or URLs of hosts that the settings name."""
+
+import binascii
+import re
+from collections.abc import Iterator
+from math import ceil
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PrivateAttr, field_validator
+
+from deployments.errors import field_error
+from deployments.settings import StrictModel
+
+MAX_IMAGES = 16  # of one request
+MAX_BYTES = 20 * 2**20  # of one image; max_body_bytes bounds them before
+MAX_PIXELS = 2**24
+MAX_URL = 2_048  # characters of a URL that is no data URL
+PATCH = 28  # pixels of a side that become one token, as in Qwen's models; others differ
+MAX_TOKENS = 16_384  # of one image; models scale larger ones down
+UNKNOWN_TOKENS = 1_024  # of an image that is fetched, whose size is not known here
+DATA_URL = re.compile(r"data:image/(png|jpeg|webp|gif);base64,")
+JPEG_SIZES = {*range(0xC0, 0xD0)} - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # markers of segments with a size
+Size = tuple[int, int]
+
+
+def size_of(data: bytes) -> Size | None:
+    """Width and height that the head of an image states; None if it is no PNG, JPEG, WebP or GIF.
+
+    Nothing is decoded, so a small file of a huge image costs nothing.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
+        return _big(data[16:20]), _big(data[20:24])
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return _little(data[6:8]), _little(data[8:10])
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _webp_size(data)
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_size(data)
+    return None
+
+
+def _big(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
+
+def _little(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _webp_size(data: bytes) -> Size | None:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return _little(data[24:27]) + 1, _little(data[27:30]) + 1
+    if kind == b"VP8L":
+        bits = _little(data[21:25])
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return _little(data[26:28]) & 0x3FFF, _little(data[28:30]) & 0x3FFF
+    return None
+
+
+def _jpeg_size(data: bytes) -> Size | None:
+    """The size of a JPEG, which one of its segments has."""
+    for marker, at in _jpeg_segments(data):
+        if marker in JPEG_SIZES:
+            return _big(data[at + 5 : at + 7]), _big(data[at + 3 : at + 5])
+    return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment, and where the segment begins after it."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        yield marker, at + 2
+        at += 2 + max(2, _big(data[at + 2 : at + 4]))
+
+
+class ImageUrl(StrictModel):
+    """Where an image is."""
+
+    url: str = Field(
+        description="A data URL with a PNG, JPEG, WebP or GIF; other URLs only of hosts that the operator names."
+    )
+    detail: Literal["auto", "low", "high"] | None = None
+    _tokens: int = PrivateAttr(UNKNOWN_TOKENS)
+
+    @field_validator("url")
+    @classmethod
+    def _check_scheme(cls, url: str) -> str:
+        if url.startswith("data:"):
+            return url
+        if len(url) > MAX_URL:
+            raise ValueError(f"has more than {MAX_URL} characters; shorten it")
+        try:
+            known = urlsplit(url).scheme in ("http", "https")
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("is no data URL of an image, and no URL of http or https")
+        return url
+
+    def model_post_init(self, _: object) -> None:
+        """Check a data URL, and estimate the tokens of its image.
+
+        Raises:
+            ValueError: it is no image, or too large.
+        """
+        if not self.url.startswith("data:"):
+            return
+        head = DATA_URL.match(self.url)
+        if head is None:
+            raise field_error(
+                "url",
+                "a data URL begins with data:image/png;base64, (or jpeg, webp, gif)",
+            )
+        encoded = self.url[head.end() :]
+        if len(encoded) > MAX_BYTES * 4 // 3 + 4:
+            raise field_error(
+                "url", f"the image has more than {MAX_BYTES} bytes; shrink it"
+            )
+        try:
+            data = binascii.a2b_base64(encoded, strict_mode=True)
+        except ValueError:
+            raise field_error("url", "the data is no base64; correct it") from None
+        size = size_of(data)
+        if size is None or not all(size):
+            raise field_error("url", "the data is no PNG, JPEG, WebP or GIF")
+        width, height = size
+        if width * height > MAX_PIXELS:
+            raise field_error(
+                "url", f"the image has more than {MAX_PIXELS} pixels; shrink it"
+            )
+        self._tokens = min(MAX_TOKENS, ceil(width / PATCH) * ceil(height / PATCH))
+
+    @property
+    def tokens(self) -> int:
+        """An estimate of the tokens that a model reads."""
+        return self._tokens
+
+    @property
+    def host(self) -> str | None:
+        """The host of the URL; None for a data URL."""
+        return (
+            None if self.url.startswith("data:") else urlsplit(self.url).hostname or ""
+        )
