@@ -504,6 +504,8 @@ class Tuning(StrictModel):
     hedge_after_fraction: fraction of `max_latency_s` after which a second model is asked if no byte has arrived; the
         first to answer wins. Default: never.
     admission: how many requests one ingress replica admits.
+    scarcity_price: requests pay for a place at a model that has too many of them, so those that gain little from it
+        leave it first (policies/scarcity.py). Requests of high priority pay nothing.
     breaker: when the circuit breaker of an arm opens.
     judge: grades a share of the answers in the background. Default: none.
     """
@@ -519,8 +521,14 @@ class Tuning(StrictModel):
     chunk_timeout_s: float = Field(60.0, gt=0)
     hedge_after_fraction: float | None = Field(None, gt=0, le=1)
     admission: AdmissionSettings = AdmissionSettings()
+    scarcity_price: bool = True
     breaker: BreakerSettings = BreakerSettings()
     judge: JudgeSettings | None = None
+
+    @property
+    def priced_slots(self) -> float:
+        """Requests of one ingress that a replica may have at once, from which the prices follow; 0 without prices."""
+        return self.admission.max_running if self.scarcity_price else 0.0
 
     @model_validator(mode="after")
     def _check_presets(self) -> "Tuning":

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -108,15 +109,15 @@ class TaskProfile:
             raise ValueError("a profile has features that are not finite")
 
 
-@dataclass(frozen=True)
-class ModelState:
-    """Live measurements of one arm.
+class ModelState(msgspec.Struct, frozen=True, gc=False):
+    """Live measurements of one arm. A struct, because each decision makes one for every arm.
 
     in_flight: requests being answered now; a fraction where it stands for the load per replica.
     replicas: number of ready replicas.
     tokens_per_s: recent output tokens per second of all requests together.
     healthy: False excludes the arm from the choice.
     wait_s: expected time in the queue before the request is sent to the arm.
+    price: score points that a request pays for each second that the arm works on it (scarcity.py); 0 with room.
     """
 
     in_flight: float = 0
@@ -124,6 +125,7 @@ class ModelState:
     tokens_per_s: float = 0.0
     healthy: bool = True
     wait_s: float = 0.0
+    price: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,8 @@ class Request:
     explore: probability with which the arm is drawn uniformly from the eligible ones.
     pair: see Decision.pair.
     paced_weight: the part of the objective's cost weight that the budget pacer added; -1 if no pacer saw the request.
+    pays_price: whether the prices of scarce arms count (ModelState.price). A request of high priority pays none, so
+        other requests do not push it from the arm that it would get otherwise.
     """
 
     id: str
@@ -154,3 +158,4 @@ class Request:
     pair: str = ""
     paced_weight: float = -1.0
     users: tuple[str, ...] = ()
+    pays_price: bool = True

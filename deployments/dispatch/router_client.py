@@ -37,6 +37,7 @@ from policies.objectives import paced, with_text_sensitivity
 from policies.profiling import features
 from policies.profiling.forecast import Forecaster
 from policies.registry import RULES, make_policy
+from policies.scarcity import ScarcityPrices
 from policies.types import ModelState, Objective, Request, TaskProfile
 
 REFRESH_EVERY_S = 1.0
@@ -107,6 +108,8 @@ class RouterClient:
         self._forecaster = Forecaster.prior(self._local_policy.arms)
         # of each arm, with the load of the other ingresses
         self._states: Mapping[str, ModelState] = {}
+        self._prices = ScarcityPrices(settings.arms())
+        self._ingresses = 1
         self._scoring_rates: Mapping[str, float] = {}  # by API key
         self._pacer = IngressPacer(settings.max_mean_cost_usd or inf)
         self._snapshot_taken_s = -inf
@@ -152,6 +155,7 @@ class RouterClient:
         )
         snapshot = view.snapshot
         self._states = view.states
+        self._ingresses = max(1, view.ingresses)
         self.calibrating = view.calibrating
         self.without_tools = view.without_tools
         self.on_refresh()
@@ -300,6 +304,7 @@ class RouterClient:
         for decision in decisions:
             if decision.arm:
                 self._pacer.decided(decision)
+                self._prices.decided(decision)
         return decisions
 
     def pair_decision(self, first: Decision, request: Request) -> Decision:
@@ -355,19 +360,20 @@ class RouterClient:
         )
 
     def _states_now(self, rank: int) -> dict[str, ModelState]:
-        """The arms' states with the load of this ingress now, and that of the others as of the last snapshot."""
+        """The arms' states: the load of this ingress now, that of the others as of the last snapshot, and prices."""
         states = {}
         for arm in self._local_policy.arms:
             state = self._states.get(arm.name, UNKNOWN_STATE)
             own_in_flight = self.in_flight[arm.name]
             if own_in_flight:
-                state = replace(
+                state = structs.replace(
                     state,
                     in_flight=state.in_flight + own_in_flight,
                     wait_s=self.wait_s(arm.name, rank),
                 )
             states[arm.name] = state
-        return states
+        slots = self.tuning.priced_slots * self._ingresses
+        return self._prices.priced(states, time.monotonic(), slots)
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Queue the outcome of a decision for the router and the log. Does not wait."""

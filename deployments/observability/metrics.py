@@ -104,6 +104,11 @@ class Telemetry:
             "router_in_flight", "Requests being answered now.", ("arm",)
         )
         self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
+        self._price = Gauge(
+            "router_scarcity_price",
+            "Score points that a request pays for each second at a scarce arm.",
+            ("arm",),
+        )
         self._score = Gauge(
             "router_score", "Mean score of its latest unflawed answers.", ("arm",)
         )
@@ -235,6 +240,7 @@ class Telemetry:
             tags = {"arm": arm}
             self._in_flight.set(state.in_flight, tags)
             self._replicas.set(state.replicas, tags)
+            self._price.set(state.price, tags)
             self._share.set(shares.get(arm), tags)
             self._quality.set(quality.get(arm), tags)
             known = figures.arms.get(arm)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
+from msgspec import structs
 from pydantic import ValidationError
 
 from deployments import runtime
@@ -136,6 +137,7 @@ class Router:
 
     def _apply_settings(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self._arm_stats.priced_slots = (self._tuning or Tuning()).priced_slots
         self._projections.apply_settings(settings)
         self._journal.retention.keep_days = settings.journal_retention_days
         self._journal.retention.max_rows = settings.journal_max_rows
@@ -233,9 +235,10 @@ class Router:
         return self._settings
 
     async def report_tuning(self, tuning: Tuning) -> None:
-        """Take note of the settings with which the ingresses work now, for MLflow. They decide nothing here."""
+        """Take note of the settings with which the ingresses work now, for the prices of scarce arms and for MLflow."""
         if tuning != self._tuning:
             self._tuning = tuning
+            self._arm_stats.priced_slots = tuning.priced_slots
             self._journal.put_metadata(TUNING_KEY, tuning.model_dump_json().encode())
             self._telemetry.configured(time.time())
 
@@ -268,7 +271,7 @@ class Router:
         states = self._arm_stats.states()
         for arm, wait_s in waits_s.items():
             if arm in states:
-                states[arm] = replace(states[arm], wait_s=wait_s)
+                states[arm] = structs.replace(states[arm], wait_s=wait_s)
         decided = self._policy.decide(requests, states, self._rng, self._sequence)
         self._learner.sequence += len(decided)
         now = time.time()

@@ -128,8 +128,8 @@ class ArmSummary:
     def plain(self) -> dict[str, object]:
         """Plain data: the fields of the state stand beside the others."""
         fields = asdict(self)
-        state: dict[str, object] = fields.pop("state")
-        return state | fields
+        state: ModelState = fields.pop("state")
+        return structs.asdict(state) | fields
 
 
 @dataclass(frozen=True)

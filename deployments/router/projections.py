@@ -89,7 +89,7 @@ class RouterProjections(Projection):
     def apply_settings(self, settings: GatewaySettings) -> None:
         """Use the models and the budget of these settings; the budget starts anew until `restore`."""
         self._models = settings.models
-        self.arm_stats.set_arms(settings.models)
+        self.arm_stats.set_arms(settings.arms())
         self.pacer = BudgetPacer(settings.max_mean_cost_usd or inf)
 
     def record(self, event: Event, record: Record) -> None:

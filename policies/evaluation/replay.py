@@ -236,7 +236,7 @@ def to_log(
 
 
 def _utility_of(estimate: ArmEstimate) -> float:
-    return estimate.utility
+    return estimate.expected_reward
 
 
 def _quality_of(estimate: ArmEstimate) -> float:
@@ -257,7 +257,7 @@ def _expected_answer(record: Record, reward: Reward) -> float:
         return quality
     outcome = record.outcome
     if outcome is None or outcome.status != "ok":
-        return expected.utility
+        return expected.expected_reward
     worth = record.decision.objective.utility(
         quality, outcome.latency_s, outcome.cost_usd
     )
@@ -328,13 +328,13 @@ def _states(decision: Decision) -> tuple[tuple[str, ModelState], ...]:
 def _state(estimate: ArmEstimate) -> ModelState:
     """An arm's live state at a decision, from the log: one replica with the load per replica.
 
-    The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error.
+    The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error. The price
+    of a second is what the request paid, over the seconds for which it did.
     """
-    answer_s = (
-        estimate.ttft_s + max(estimate.output_tokens - 1.0, 0.0) * estimate.tpot_s
-    )
+    answer_s = estimate.answer_s
     return ModelState(
         in_flight=estimate.load,
         healthy=Exclusion.of(estimate.removed_by) is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
+        price=estimate.scarcity / answer_s if estimate.scarcity else 0.0,
     )
