@@ -506,6 +506,9 @@ class Tuning(StrictModel):
     admission: how many requests one ingress replica admits.
     scarcity_price: requests pay for a place at a model that has too many of them, so those that gain little from it
         leave it first (policies/scarcity.py). Requests of high priority pay nothing.
+    demand_autoscaling: the router's demand for a model that is cold or full counts for its autoscaling, if its
+        application names the policy (deployments/models/autoscaling.py). Without it, a model at zero replicas is never
+        started.
     breaker: when the circuit breaker of an arm opens.
     judge: grades a share of the answers in the background. Default: none.
     """
@@ -522,6 +525,7 @@ class Tuning(StrictModel):
     hedge_after_fraction: float | None = Field(None, gt=0, le=1)
     admission: AdmissionSettings = AdmissionSettings()
     scarcity_price: bool = True
+    demand_autoscaling: bool = True
     breaker: BreakerSettings = BreakerSettings()
     judge: JudgeSettings | None = None
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -42,6 +42,7 @@ from policies.types import ModelState, Objective, Request, TaskProfile
 
 REFRESH_EVERY_S = 1.0
 REFRESH_TIMEOUT_S = 5.0
+MAX_UNSERVED = 100
 START_TIMEOUT_S = 60.0  # the router may have many rows to read first
 UNKNOWN_STATE = ModelState()
 WARM_UP_REQUEST = Request(
@@ -109,6 +110,8 @@ class RouterClient:
         # of each arm, with the load of the other ingresses
         self._states: Mapping[str, ModelState] = {}
         self._prices = ScarcityPrices(settings.arms())
+        # requests that no arm could answer, and that the router does not know yet
+        self._unserved: deque[Decision] = deque(maxlen=MAX_UNSERVED)
         self._ingresses = 1
         self._scoring_rates: Mapping[str, float] = {}  # by API key
         self._pacer = IngressPacer(settings.max_mean_cost_usd or inf)
@@ -150,6 +153,10 @@ class RouterClient:
             tuning = self.tuning
             await self.router.report_tuning.remote(tuning)
             self._reported_tuning = tuning
+        if self._unserved:
+            unserved = [*self._unserved]
+            self._unserved.clear()  # one that is lost comes again with the client's next try
+            await self.router.report_unserved.remote(unserved)
         view = await self.router.snapshot.remote(
             self.ingress_id, dict(self.in_flight), self._pacer.undelivered
         )
@@ -305,6 +312,8 @@ class RouterClient:
             if decision.arm:
                 self._pacer.decided(decision)
                 self._prices.decided(decision)
+            else:
+                self._unserved.append(decision)
         return decisions
 
     def pair_decision(self, first: Decision, request: Request) -> Decision:
