@@ -69,7 +69,7 @@ class DemandPolicy:
         if now_s - self._answered_s < self._stale_s:
             demand = self._demand
         target: float = ctx.config.get_target_ongoing_requests()
-        wanted = (ctx.total_num_requests + demand) / target
+        wanted: float = (ctx.total_num_requests + demand) / target
         if ctx.current_num_replicas == 0:
             # a replica that is being started is kept, as in Serve's own policy
             wanted = max(float(ctx.target_num_replicas), wanted)
