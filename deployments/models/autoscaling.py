@@ -3,7 +3,7 @@
 Serve sees the requests that were sent to a model. The router also knows those that went elsewhere, because the model
 has no replica or is full (policies/demand.py). serve_config.yaml names the class in a model's `autoscaling_config`:
 
-    policy: {policy_function: "deployments.models.autoscaling:DemandPolicy", policy_kwargs: {model: large}}
+    policy: {policy_function: "deployments.models.autoscaling:DemandPolicy"}
 
 Serve sends the class by value to its controller, which makes it once and calls it ten times a second, and applies the
 delays, factors and bounds of `autoscaling_config` to the number. So this module imports nothing of this project. An
@@ -26,10 +26,9 @@ log = logging.getLogger("ray.serve")
 
 
 class DemandPolicy:
-    """Autoscaling policy of one model.
+    """Autoscaling policy of one model, whose application has its name.
 
     Args:
-        model: its name at the gateway.
         router, namespace: of the router actor.
         every_s: time between two questions to the router.
         stale_s: time after which an answer counts no more.
@@ -37,13 +36,11 @@ class DemandPolicy:
 
     def __init__(
         self,
-        model: str,
         router: str = "router",
         namespace: str = "router",
         every_s: float = 1.0,
         stale_s: float = 15.0,
     ):
-        self._model = model
         self._router = router
         self._namespace = namespace
         self._every_s = every_s
@@ -58,13 +55,13 @@ class DemandPolicy:
         try:
             return self._wanted(ctx), {}
         except Exception as error:
-            log.warning("no figure for %s (%s)", self._model, type(error).__name__)
+            log.warning("no figure for %s (%s)", ctx.app_name, type(error).__name__)
             return ctx.target_num_replicas, {}
 
     def _wanted(self, ctx: AutoscalingContext) -> float:
         now_s = time.monotonic()
         with suppress(Exception):
-            self._ask(now_s)
+            self._ask(str(ctx.app_name), now_s)
         demand = 0.0
         if now_s - self._answered_s < self._stale_s:
             demand = self._demand
@@ -75,22 +72,22 @@ class DemandPolicy:
             wanted = max(float(ctx.target_num_replicas), wanted)
         return wanted
 
-    def _ask(self, now_s: float) -> None:
+    def _ask(self, model: str, now_s: float) -> None:
         """Ask the router in the background, unless it was asked just now."""
         waits = self._task is not None and not self._task.done()
         if waits or now_s - self._asked_s < self._every_s:
             return
         self._asked_s = now_s
-        self._task = asyncio.get_running_loop().create_task(self._poll())
+        self._task = asyncio.get_running_loop().create_task(self._poll(model))
 
-    async def _poll(self) -> None:
+    async def _poll(self, model: str) -> None:
         try:
             async with asyncio.timeout(ANSWER_S):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(
                         ray.get_actor, self._router, namespace=self._namespace
                     )
-                demand = float(await self._actor.demand.remote(self._model))
+                demand = float(await self._actor.demand.remote(model))
             if math.isfinite(demand):
                 self._demand = max(0.0, demand)
                 self._answered_s = time.monotonic()

@@ -67,7 +67,7 @@ def state_of(running: int = 0, **options: Any) -> DeploymentAutoscalingState:
             "downscale_delay_s": 0,
             "policy": {
                 "policy_function": PATH,
-                "policy_kwargs": {"model": "large", "every_s": 0},
+                "policy_kwargs": {"every_s": 0},
             },
             **options,
         }
@@ -190,7 +190,7 @@ def test_the_demand_survives_a_short_absence_of_the_router_and_then_fades(
     router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last answer counts for `stale_s`; a router that is back is found again."""
-    policy = DemandPolicy("large", every_s=0, stale_s=0.3)
+    policy = DemandPolicy(every_s=0, stale_s=0.3)
     state = state_of(0)
     state._policy = policy
 
@@ -216,8 +216,8 @@ def test_the_demand_survives_a_short_absence_of_the_router_and_then_fades(
 
 def test_the_router_is_asked_at_most_once_in_a_while(router: FakeRouter) -> None:
     """Ten calls a second are no ten questions, and an open question is not asked again."""
-    often = DemandPolicy("large", every_s=3600)
-    slow = DemandPolicy("large", every_s=0)
+    often = DemandPolicy(every_s=3600)
+    slow = DemandPolicy(every_s=0)
     state = state_of(0)
 
     async def calls(policy: DemandPolicy) -> int:
@@ -237,10 +237,10 @@ def test_the_router_is_asked_at_most_once_in_a_while(router: FakeRouter) -> None
 
 def test_it_is_sent_to_the_controller_without_this_project() -> None:
     """Serve pickles the class by value; its module must not name another one of the project."""
-    policy = AutoscalingPolicy(policy_function=PATH, policy_kwargs={"model": "large"})
+    policy = AutoscalingPolicy(policy_function=PATH)
     body = policy.get_serialized_policy_def()
     assert body is not None and b"deployments.settings" not in body
-    made = cloudpickle.loads(body)(model="large")
+    made = cloudpickle.loads(body)()
     ctx = state_of(1).get_autoscaling_context(1)
     assert made(ctx) == (0.0, {})  # and without an event loop
     module = __import__("deployments.models.autoscaling", fromlist=["x"])
@@ -256,4 +256,4 @@ def test_a_broken_context_raises_nothing(router: FakeRouter) -> None:
     """An exception would stop the controller's update of the other applications."""
     ctx = state_of(1).get_autoscaling_context(1)
     ctx.config = None
-    assert DemandPolicy("large")(ctx) == (1, {})
+    assert DemandPolicy()(ctx) == (1, {})
