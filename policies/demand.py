@@ -21,7 +21,7 @@ import numpy as np
 
 from policies.base import Policy
 from policies.constraints import Exclusion
-from policies.events import NOT_ROUTED, Decision, Outcome
+from policies.events import BACKGROUND, FORCED, Decision, Outcome
 from policies.types import ModelState, Request
 
 IDLE = ModelState()
@@ -87,10 +87,14 @@ class DemandMeter:
         self._ready_s: dict[str, float] = {}
 
     def decided(self, decision: Decision, now_s: float) -> None:
-        """Take note of a request: one that the router decided, or one that no arm could answer."""
-        if decision.arm and (decision.fallback in NOT_ROUTED or decision.retry_of):
-            return
-        self._recent.append((now_s, decision))
+        """Take note of a request: one that the router decided, or one that no arm could answer.
+
+        Second answers in the background and second tries leave out the first arm, so they say nothing here. A request
+        that named its arm and got it would not have gone elsewhere.
+        """
+        named = decision.arm and decision.fallback == FORCED
+        if not named and decision.fallback not in (*BACKGROUND, "model", "hedge"):
+            self._recent.append((now_s, decision))
 
     def measure(
         self, policy: Policy, states: Mapping[str, ModelState], now_s: float

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from policies.constraints import Exclusion
 from policies.demand import Demand, DemandMeter, DemandSettings
-from policies.events import CALIBRATION, FORCED, Decision, Outcome
+from policies.events import CALIBRATION, FORCED, PAIR, Decision, Outcome
 from policies.registry import make_policy
 from policies.thompson.policy import Thompson
 from policies.types import Arm, ModelState, Objective, Request
@@ -157,13 +158,10 @@ def test_answers_that_no_client_asked_for_and_named_models_are_no_demand() -> No
     """They would not have gone elsewhere."""
     policy = taught()
     meter = DemandMeter()
-    for fallback in (CALIBRATION, FORCED):
-        meter.decided(
-            Decision(
-                "d", "small", 0, "v1", make_profile(), Objective(), fallback=fallback
-            ),
-            0.0,
-        )
+    made = Decision("d", "small", 0, "v1", make_profile(), Objective())
+    for fallback in (CALIBRATION, PAIR, FORCED, "model", "hedge"):
+        meter.decided(structs.replace(made, fallback=fallback), 0.0)
+    meter.decided(structs.replace(made, arm="", fallback=PAIR), 0.0)
     assert meter.measure(policy, COLD, 1.0)["large"] == Demand()
 
 
