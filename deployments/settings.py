@@ -533,6 +533,11 @@ class Tuning(StrictModel):
     hedge_after_fraction: fraction of `max_latency_s` after which a second model is asked if no byte has arrived; the
         first to answer wins. Default: never.
     admission: how many requests one ingress replica admits.
+    scarcity_price: requests pay for a place at a model that has too many of them, so those that gain little from it
+        leave it first (policies/scarcity.py). Requests of high priority pay nothing.
+    demand_autoscaling: the router's demand for a model that is cold or full counts for its autoscaling, if its
+        application names the policy (deployments/models/autoscaling.py). Without it, a model at zero replicas is never
+        started.
     breaker: when the circuit breaker of an arm opens.
     judge: grades a share of the answers in the background. Default: none.
     """
@@ -548,8 +553,15 @@ class Tuning(StrictModel):
     chunk_timeout_s: float = Field(60.0, gt=0)
     hedge_after_fraction: float | None = Field(None, gt=0, le=1)
     admission: AdmissionSettings = AdmissionSettings()
+    scarcity_price: bool = True
+    demand_autoscaling: bool = True
     breaker: BreakerSettings = BreakerSettings()
     judge: JudgeSettings | None = None
+
+    @property
+    def priced_slots(self) -> float:
+        """Requests of one ingress that a replica may have at once, from which the prices follow; 0 without prices."""
+        return self.admission.max_running if self.scarcity_price else 0.0
 
     @model_validator(mode="after")
     def _check_presets(self) -> "Tuning":

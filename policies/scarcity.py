@@ -4,72 +4,138 @@ Each arm has a price in score points for a request of usual duration. It is the 
 found by projected subgradient steps (Nedić and Ozdaglar, IEEE TAC 2009): it rises while more requests are in flight
 than the arm is meant to have, and falls to 0 while there is room. A request pays in proportion to the time for which it
 will hold its place. So requests that gain little from a scarce arm leave it first. A price removes no arm.
+
+The steps are in proportion to the time that passes, so several ingresses that see the same load find the same prices,
+and an old price fades.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
-import numpy as np
+from msgspec import structs
 
-from policies.types import ModelState, Vector
+from policies.events import Decision
+from policies.types import Arm, ModelState
+
+IDLE = ModelState()
+EVERY = 8  # decisions, of which one shows the usual durations
 
 
 @dataclass(frozen=True)
 class ScarcitySettings:
-    """What an operator can tune.
+    """The constants of the rule.
 
-    step: score points by which the price changes at a decision while an arm has twice its target in flight.
+    target: share of its slots that an arm is meant to have in flight.
+    step: score points by which the dual changes in one usual duration while an arm has twice its target in flight.
     gain: score points by which the price is higher at once while an arm has twice its target in flight. It damps the
         oscillation that the delay between a choice and its end would cause.
     most: highest price in score points.
     memory: number of decisions over which the usual duration is averaged.
     """
 
-    step: float = 0.0005
+    target: float = 0.25
+    step: float = 0.02
     gain: float = 0.2
     most: float = 1.0
     memory: float = 500.0
 
 
 class ScarcityPrices:
-    """The prices of K arms, from the load that the router sees.
+    """The prices of the arms, from the load that one ingress or the router sees.
 
     Args:
-        targets: [K] requests in flight per replica that each arm is meant to have.
+        arms: all arms.
         settings: see ScarcitySettings.
     """
 
     def __init__(
-        self, targets: Sequence[float], settings: ScarcitySettings = ScarcitySettings()
+        self, arms: Sequence[Arm] = (), settings: ScarcitySettings = ScarcitySettings()
     ):
-        self.prices: Vector = np.zeros(len(targets))
-        self._duals: Vector = np.zeros(len(targets))
-        self._targets = np.array(targets, float)
         self._settings = settings
-        self._usual_s: Vector = np.zeros(len(targets))  # 0: not known yet
+        self._names = [arm.name for arm in arms]
+        # arms with the same alternatives, each group with the arms that share a task with it
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for n, arm in enumerate(arms):
+            rivals = [not set(other.tasks).isdisjoint(arm.tasks) for other in arms]
+            groups.setdefault(
+                tuple(k for k, is_one in enumerate(rivals) if is_one), []
+            ).append(n)
+        self._groups = list(groups.items())
+        self._duals = [0.0] * len(arms)  # score points
+        self._usual_s = [0.0] * len(arms)  # 0: not known yet
+        self._at_s = 0.0
+        self._decisions = 0
 
-    def observe(self, states: Sequence[ModelState]) -> None:
-        """Move the prices by one step, by the states [K] of the arms before a decision.
+    def priced(
+        self, states: dict[str, ModelState], now_s: float, slots: float
+    ) -> dict[str, ModelState]:
+        """The states with their prices, moved by one step for the time since the last call.
 
-        If every arm has more than its target, only what an arm has more than the others counts, because a request must
-        go to one of them.
-        """
-        loads = [state.in_flight / max(1, state.replicas) for state in states]
-        given = self._settings
-        excess = np.maximum(np.array(loads) / self._targets - 1.0, -1.0)
-        excess -= max(0.0, float(excess.min()))
-        moved = self._duals + given.step * np.minimum(excess, 1.0)
-        self._duals = np.clip(moved, 0.0, given.most)
-        self.prices = np.clip(self._duals + given.gain * excess, 0.0, given.most)
-
-    def charges(self, seconds: Vector) -> Vector:
-        """[K] score points that a request pays on each arm.
+        If all arms for a task have more than their target, only what an arm has more than the others counts, because a
+        request must go to one of them.
 
         Args:
-            seconds: [K] expected time for which it holds its place.
+            states: of the arms before a decision, by name. An arm without a state is idle.
+            now_s: monotonic.
+            slots: requests that a replica may have at once, over all ingresses; 0 switches the prices off.
         """
-        known = self._usual_s > 0
-        weight = 1.0 / self._settings.memory
-        averaged = self._usual_s + weight * (seconds - self._usual_s)
-        self._usual_s = np.where(known, averaged, seconds)
-        return np.asarray(self.prices * seconds / np.maximum(self._usual_s, 1e-9))
+        passed_s = now_s - self._at_s
+        self._at_s = now_s
+        target = self._settings.target * slots
+        if target <= 0.0:
+            self._duals = [0.0] * len(self._duals)
+            return states
+        for state in states.values():
+            if state.in_flight > target * state.replicas:
+                break
+        else:
+            if not any(self._duals):
+                return states
+        live = [states.get(name, IDLE) for name in self._names]
+        excess = [
+            s.in_flight / (target * (s.replicas or 1)) - 1.0 if s.healthy else inf
+            for s in live
+        ]
+        priced = dict(states)
+        for k, price in self._step(excess, passed_s):
+            priced[self._names[k]] = structs.replace(live[k], price=price)
+        return priced
+
+    def _step(
+        self, excess: list[float], passed_s: float
+    ) -> Iterator[tuple[int, float]]:
+        """Move the duals; gives the numbers of the arms that have a price, and the price of a second.
+
+        Args:
+            excess: of each arm, the load beyond its target as a share of that; infinite without a replica.
+            passed_s: time since the last step.
+        """
+        given = self._settings
+        for rivals, members in self._groups:
+            common = max(0.0, min([excess[n] for n in rivals]))
+            for k in members:
+                usual_s = self._usual_s[k]
+                beyond = excess[k] - common
+                if not usual_s or excess[k] == inf:
+                    continue
+                share = passed_s / usual_s
+                if beyond > 0.0 and share > 1.0:
+                    share = 1.0  # a longer gap says nothing of the load within it
+                dual = self._duals[k] + given.step * min(beyond, 1.0) * share
+                self._duals[k] = dual = min(max(dual, 0.0), given.most)
+                price = min(dual + given.gain * beyond, given.most)
+                if price > 0.0:
+                    yield k, price / usual_s
+
+    def decided(self, decision: Decision) -> None:
+        """Take note of how long a request would hold a place at each arm; most decisions are skipped to save time."""
+        self._decisions += 1
+        if self._decisions % EVERY != 1:
+            return
+        weight = EVERY / self._settings.memory
+        for k, name in enumerate(self._names):
+            seconds = decision.estimate(name).answer_s
+            if seconds > 0.0:
+                usual_s = self._usual_s[k] or seconds
+                self._usual_s[k] = usual_s + weight * (seconds - usual_s)

@@ -189,13 +189,16 @@ def _table(decision: Decision, found: Sequence[Worth], room: int) -> list[str]:
 
 
 def _in_full(row: Worth) -> str:
-    """The worth of an arm with its three parts."""
+    """The worth of an arm with its parts; a price that is 0 is left out."""
     made = row.made
     busy = f" with {made.load:.3g} in flight" if made.load >= 0.5 else ""
+    scarce = ""
+    if row.scarcity:
+        scarce = f" - scarcity {row.scarcity:.3f} (many requests want it)"
     drawn = f", drawn {row.drawn:.3f}" if row.differs else ""
     return (
         f"worth {row.worth:.3f} = quality {row.quality:.3f} - time {row.time:.3f} ({seconds(made.latency_s)}{busy}) "
-        f"- money {row.money:.3f} ({dollars(made.cost_usd)}){drawn}"
+        f"- money {row.money:.3f} ({dollars(made.cost_usd)}){scarce}{drawn}"
     )
 
 

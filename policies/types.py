@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isfinite
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -112,9 +113,8 @@ class TaskProfile:
             raise ValueError("a profile has features that are not finite")
 
 
-@dataclass(frozen=True)
-class ModelState:
-    """Live measurements of one arm.
+class ModelState(msgspec.Struct, frozen=True, gc=False):
+    """Live measurements of one arm. A struct, because each decision makes one for every arm.
 
     in_flight: requests being answered now; a fraction where it stands for the load per replica.
     replicas: number of ready replicas.
@@ -122,6 +122,7 @@ class ModelState:
     healthy: False excludes the arm from the choice.
     wait_s: expected time in the queue before the request is sent to the arm.
     lacks: the capabilities that the arm does not have (capabilities.py).
+    price: score points that a request pays for each second that the arm works on it (scarcity.py); 0 with room.
     """
 
     in_flight: float = 0
@@ -130,6 +131,7 @@ class ModelState:
     healthy: bool = True
     wait_s: float = 0.0
     lacks: frozenset[str] = frozenset()
+    price: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,8 @@ class Request:
     explore: probability with which the arm is drawn uniformly from the eligible ones.
     pair: see Decision.pair.
     paced_weight: the part of the objective's cost weight that the budget pacer added; -1 if no pacer saw the request.
+    pays_price: whether the prices of scarce arms count (ModelState.price). A request of high priority pays none, so
+        other requests do not push it from the arm that it would get otherwise.
     """
 
     id: str
@@ -160,3 +164,4 @@ class Request:
     pair: str = ""
     paced_weight: float = -1.0
     users: tuple[str, ...] = ()
+    pays_price: bool = True

@@ -1,7 +1,8 @@
-"""What an arm was worth at a decision: quality - time - money, as plain numbers and in words.
+"""What an arm was worth at a decision: quality - time - money - scarcity, as plain numbers and in words.
 
 Quality is the expected score. Time is the expected latency times the objective's latency_weight, money the expected
-cost times its cost_weight. All three are score points.
+cost times its cost_weight. Scarcity is what the request pays for its place at an arm with too many requests
+(scarcity.py). All four are score points.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,12 +21,12 @@ LEAST_SHOWN = 1e-4  # a smaller probability is shown as "under 0.0001"
 
 @dataclass(frozen=True)
 class Worth:
-    """The worth of one arm, rounded so that worth = quality - time - money holds for the numbers shown.
+    """The worth of one arm, rounded so that worth = quality - time - money - scarcity holds for the numbers shown.
 
     It may differ from the utility that decided by the rounding, and the draw by as much.
 
-    quality, time, money, worth, drawn: score points. None if the policy made no estimate, or if the task has no
-        quality, as embeddings have none. `drawn` is the draw of Thompson sampling.
+    quality, time, money, scarcity, worth, drawn: score points. None if the policy made no estimate, or if the task has
+        no quality, as embeddings have none. `drawn` is the draw of Thompson sampling.
     scored_answers: number of scored answers of this arm and kind in the window of the figures; None if not known.
     made: the estimate as the decision has it.
     known: whether the policy made an estimate for this task; otherwise the numbers in `made` mean nothing.
@@ -35,6 +36,7 @@ class Worth:
     quality: float | None = None
     time: float | None = None
     money: float | None = None
+    scarcity: float | None = None
     worth: float | None = None
     drawn: float | None = None
     scored_answers: int | None = None
@@ -72,6 +74,7 @@ class Worth:
             "quality": self.quality,
             "time": self.time,
             "money": self.money,
+            "scarcity": self.scarcity,
             "drawn": self.drawn,
             "scored_answers": self.scored_answers,
             **numbers,
@@ -103,10 +106,13 @@ def _worth(
     objective = decision.objective
     time = round(objective.latency_weight * estimate.latency_s, PLACES)
     money = round(objective.cost_weight * estimate.cost_usd, PLACES)
+    scarcity = round(estimate.scarcity, PLACES)
     if decision.profile.task == "embed":
-        return Worth(arm, time=time, money=money, made=estimate, known=True)
+        return Worth(
+            arm, time=time, money=money, scarcity=scarcity, made=estimate, known=True
+        )
     quality = round(estimate.quality, PLACES)
-    worth = round(quality - time - money, PLACES)
+    worth = round(quality - time - money - scarcity, PLACES)
     drawn = None
     if estimate.sampled_utility and not estimate.removed_by:
         drawn = round(worth + estimate.sampled_utility - estimate.utility, PLACES)
@@ -115,6 +121,7 @@ def _worth(
         quality=quality,
         time=time,
         money=money,
+        scarcity=scarcity,
         worth=worth,
         drawn=drawn,
         scored_answers=scored,

@@ -7,7 +7,7 @@ and what is not. The command prints a table for each load and event; --json and 
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +86,11 @@ def measure(
     wanted = arguments.router or routers.names(world)
     for name in dict.fromkeys([*wanted, HINDSIGHT]):
         fixed = name.startswith(routers.FIXED)
+        priced = name != routers.UNPRICED
         made = simulation.Simulation(
             world.sizes,
             world.load,
-            plan,
+            plan if priced else replace(plan, scarcity=None),
             world.cost,
             world.objective,
             setting.seed,

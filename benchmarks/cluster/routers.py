@@ -16,7 +16,6 @@ from benchmarks.cluster.peers import (
     Neighbours,
     Queueing,
     RouteBalance,
-    ScarcePolicy,
 )
 from benchmarks.cluster.simulation import arms_of
 from benchmarks.cluster.workload import Workload
@@ -28,8 +27,7 @@ from policies.types import Objective, Vector
 
 OURS = "thompson"
 COLD = "thompson, uncalibrated"
-SCARCE = "thompson, scarcity price"
-TARGET = 0.25  # of the slots of a replica, for the scarcity price
+UNPRICED = "thompson, no price"
 FIXED = "always "  # before the name of a size
 
 
@@ -64,7 +62,7 @@ def names(world: World) -> list[str]:
     fixed = [FIXED + size.name for size in world.sizes]
     balanced = [f"routebalance {preset}" for preset in PRESETS]
     rules = ["static", "uniform", "least loaded", "nearest prompts", *balanced]
-    return [OURS, SCARCE, COLD, *fixed, *rules, "acqb", "hindsight"]
+    return [OURS, UNPRICED, COLD, *fixed, *rules, "acqb", "hindsight"]
 
 
 def make(name: str, world: World) -> Policy:
@@ -75,16 +73,11 @@ def make(name: str, world: World) -> Policy:
     """
     arms = arms_of(world.sizes, world.cost, world.answer_tokens)
     weight = world.objective.cost_weight
-    if name in (OURS, COLD):
+    if name in (OURS, UNPRICED, COLD):
         policy = make_policy("thompson", arms)
-        if name == OURS:
+        if name != COLD:
             _calibrate(policy, world)
         return policy
-    if name == SCARCE:
-        targets = [TARGET * size.engine.max_running for size in world.sizes]
-        scarce = ScarcePolicy(arms, targets)
-        _calibrate(scarce, world)
-        return scarce
     if name.startswith(FIXED):
         return make_policy("always", arms)
     if name in ("static", "uniform"):
@@ -123,8 +116,6 @@ def reprice(world: World) -> Callable[[Policy, Vector], Policy]:
             router.cost = cost
             return router
         arms = arms_of(world.sizes, cost, world.answer_tokens)
-        if isinstance(router, ScarcePolicy):
-            return router.rearmed(arms)
         return rearm(router, arms)
 
     return changed

@@ -16,6 +16,7 @@ from deployments.settings import AdmissionSettings
 from policies.base import Policy
 from policies.constraints import Exclusion
 from policies.events import Decision, Outcome
+from policies.scarcity import ScarcityPrices, ScarcitySettings
 from policies.types import Arm, Objective, Request, Vector
 
 EXPLORE = 0.2  # as the judge's default
@@ -33,6 +34,7 @@ class Plan:
     event: "", or what happens at noon, half of the way: "degrade", "death" or "price" (see `run`).
     autoscale: whether replicas come and go by Ray Serve's stock rule.
     scale_delays_s: its delays up and down.
+    scarcity: the constants of the scarcity price; None switches it off.
     """
 
     rate: float
@@ -42,6 +44,7 @@ class Plan:
     autoscale: bool = False
     scale_delays_s: tuple[float, float] = (30.0, 120.0)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    scarcity: ScarcitySettings | None = field(default_factory=ScarcitySettings)
 
     def rates(self, count: int) -> Vector:
         """[N] the probability of each request that its answer is scored."""
@@ -112,6 +115,7 @@ class Simulation:
         self._plan = plan
         self._objective = objective
         self._rng = np.random.default_rng(seed)
+        self._slots = max(size.engine.max_running for size in sizes)
         places = np.random.default_rng(seed + 1)
         self._names = [size.name for size in sizes]
         self._column = {name: k for k, name in enumerate(self._names)}
@@ -119,6 +123,8 @@ class Simulation:
         self._pools = [
             Pool(size, plan.admission, lambda: self._now_s, places) for size in sizes
         ]
+        arms = [Arm(size.name, ("chat",)) for size in sizes]
+        self._prices = ScarcityPrices(arms, plan.scarcity or ScarcitySettings())
         count = len(load)
         self._rates = plan.rates(count)
         self._scored = np.random.default_rng(seed + 2).random(count) < self._rates
@@ -193,6 +199,8 @@ class Simulation:
         """Decide, and send the request to the queue of the chosen size, unless all queues are full."""
         n = job.number
         states = {pool.size.name: pool.state() for pool in self._pools}
+        if self._plan.scarcity is not None:
+            states = self._prices.priced(states, self._now_s, self._slots)
         full = [pool.size.name for pool in self._pools if pool.full()]
         sentence = Exclusion.QUEUE_FULL.sentence()
         objective = replace(
@@ -212,6 +220,7 @@ class Simulation:
         started = time.process_time()
         (decision,) = self._router.decide([request], states, self._rng, self._decided)
         self._decision_s[n] = time.process_time() - started
+        self._prices.decided(decision)
         self._decided += 1
         if not decision.arm:
             job.size = -1  # refused: 429

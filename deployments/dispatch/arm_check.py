@@ -6,9 +6,13 @@ from collections.abc import Awaitable, Callable
 
 from ray.serve.exceptions import BackPressureError
 
-from deployments.dispatch.scale_from_zero import BODIES
-from deployments.models.handle import CompleteMethod
+from deployments.models.handle import Body, CompleteMethod
 
+BODIES: dict[str, Body] = {
+    "chat": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
+    "completion": {"prompt": "Hello", "max_tokens": 1},
+    "embed": {"input": "Hello"},
+}
 DEADLINE_S = 5.0
 VALID_S = 1.0  # how long the result of a successful check is used again
 

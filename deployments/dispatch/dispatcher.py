@@ -15,7 +15,6 @@ from deployments.dispatch.background import BackgroundCalls
 from deployments.dispatch.circuit_breaker import Breaker
 from deployments.dispatch.failover import StrandedRequests
 from deployments.dispatch.router_client import RouterClient
-from deployments.dispatch.scale_from_zero import ZeroScaler
 from deployments.errors import ApiError
 from deployments.models import capabilities, context_length
 from deployments.models.handle import (
@@ -161,7 +160,6 @@ class Dispatcher:
         router_client.wait_s = self.admission.wait_s
         self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
         self._stranded = StrandedRequests(router_client.replicas)
-        self._zero_scaler = ZeroScaler(self._complete_method)
         self.background = BackgroundCalls(
             router_client,
             self.admission.queues,
@@ -207,8 +205,6 @@ class Dispatcher:
         ]
         unavailable: dict[str, Exclusion] = {}
         for arm in candidates:
-            if not self._router_client.replicas(arm):
-                self._zero_scaler.request_replica(arm, task)
             reason = self._unavailable_reason(arm, rank)
             if reason is not None:
                 unavailable[arm] = reason

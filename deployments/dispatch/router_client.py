@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -37,10 +37,12 @@ from policies.objectives import paced, with_text_sensitivity
 from policies.profiling import features
 from policies.profiling.forecast import Forecaster
 from policies.registry import RULES, make_policy
+from policies.scarcity import ScarcityPrices
 from policies.types import ModelState, Objective, Request, TaskProfile
 
 REFRESH_EVERY_S = 1.0
 REFRESH_TIMEOUT_S = 5.0
+MAX_UNSERVED = 100
 START_TIMEOUT_S = 60.0  # the router may have many rows to read first
 UNKNOWN_STATE = ModelState()
 WARM_UP_REQUEST = Request(
@@ -105,6 +107,10 @@ class RouterClient:
         self._forecaster = Forecaster.prior(self._local_policy.arms)
         # of each arm, with the load of the other ingresses
         self._states: Mapping[str, ModelState] = {}
+        self._prices = ScarcityPrices(settings.arms())
+        # requests that no arm could answer, and that the router does not know yet
+        self._unserved: deque[Decision] = deque(maxlen=MAX_UNSERVED)
+        self._ingresses = 1
         self._scoring_rates: Mapping[str, float] = {}  # by API key
         self._pacer = IngressPacer(settings.max_mean_cost_usd or inf)
         self._snapshot_taken_s = -inf
@@ -145,11 +151,16 @@ class RouterClient:
             tuning = self.tuning
             await self.router.report_tuning.remote(tuning)
             self._reported_tuning = tuning
+        if self._unserved:
+            unserved = [*self._unserved]
+            self._unserved.clear()  # one that is lost comes again with the client's next try
+            await self.router.report_unserved.remote(unserved)
         view = await self.router.snapshot.remote(
             self.ingress_id, dict(self.in_flight), self._pacer.undelivered
         )
         snapshot = view.snapshot
         self._states = view.states
+        self._ingresses = max(1, view.ingresses)
         self.calibrating = view.calibrating
         self.on_refresh()
         self._local_policy_version = view.policy_version
@@ -301,6 +312,9 @@ class RouterClient:
         for decision in decisions:
             if decision.arm:
                 self._pacer.decided(decision)
+                self._prices.decided(decision)
+            else:
+                self._unserved.append(decision)
         return decisions
 
     def pair_decision(self, first: Decision, request: Request) -> Decision:
@@ -356,19 +370,20 @@ class RouterClient:
         )
 
     def _states_now(self, rank: int) -> dict[str, ModelState]:
-        """The arms' states with the load of this ingress now, and that of the others as of the last snapshot."""
+        """The arms' states: the load of this ingress now, that of the others as of the last snapshot, and prices."""
         states = {}
         for arm in self._local_policy.arms:
             state = self._states.get(arm.name, UNKNOWN_STATE)
             own_in_flight = self.in_flight[arm.name]
             if own_in_flight:
-                state = replace(
+                state = structs.replace(
                     state,
                     in_flight=state.in_flight + own_in_flight,
                     wait_s=self.wait_s(arm.name, rank),
                 )
             states[arm.name] = state
-        return states
+        slots = self.tuning.priced_slots * self._ingresses
+        return self._prices.priced(states, time.monotonic(), slots)
 
     def report(self, decision: Decision, outcome: Outcome) -> None:
         """Queue the outcome of a decision for the router and the log. Does not wait."""

@@ -162,7 +162,7 @@ SCHEMAS: Mapping[str, Schema] = {
         ),
     ),
     "ArmWorth": _object(
-        "One model at the decision: worth = quality - time - money, in score points. Unknown is null.",
+        "One model at the decision: worth = quality - time - money - scarcity, in score points. Unknown is null.",
         arm=_of("string", "Name of the model."),
         removed_by=_of("string", "The limit that excluded it; empty for none."),
         propensity=_of("number", "Probability with which it is chosen, in [0, 1]."),
@@ -177,6 +177,10 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         money={
             "description": "Expected US dollars times cost_weight.",
+            "type": ["number", "null"],
+        },
+        scarcity={
+            "description": "What the request pays for its place at a model that has too many requests.",
             "type": ["number", "null"],
         },
         drawn={

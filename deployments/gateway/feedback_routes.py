@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
+from msgspec import structs
 from pydantic import Field, StringConstraints
 
 from deployments.access.middleware import identity_of
@@ -181,7 +182,8 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
         models = {}
         for name, arm in summary.models.items():
             wait_s = router_client.wait_s(name, NORMAL)
-            models[name] = replace(arm, state=replace(arm.state, wait_s=wait_s))
+            live = structs.replace(arm.state, wait_s=wait_s)
+            models[name] = replace(arm, state=live)
         plain = replace(summary, models=models).plain()
         return {**plain, "objective": router_client.tuning.objective.model_dump()}
 

@@ -314,6 +314,7 @@ class Ingress:
             owner=owner,
             users=self.router_client.user_hashes(request.users()),
             score_chance=self.router_client.scoring_rate(owner),
+            pays_price=request.rank() != HIGH,
         )
 
     def _objective(self, task: str, request: AnyRequest) -> tuple[Objective, bool]:
@@ -439,8 +440,7 @@ def _request_id(http: HttpRequest) -> str:
 
 def _late_only_by_queue(estimate: ArmEstimate) -> bool:
     """Whether an arm was removed for its expected latency, and a shorter queue could bring it below the limit."""
-    answer_s = estimate.ttft_s + max(estimate.output_tokens - 1, 0) * estimate.tpot_s
     return (
         Exclusion.of(estimate.removed_by) is Exclusion.LATENCY
-        and estimate.latency_s > answer_s + WAITED_S
+        and estimate.latency_s > estimate.answer_s + WAITED_S
     )

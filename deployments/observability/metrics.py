@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from policies.demand import Demand
 from policies.evaluation.kind_figures import Counts, FigureTable, is_routed
 from policies.events import (
     ACCEPTED,
@@ -104,6 +105,26 @@ class Telemetry:
             "router_in_flight", "Requests being answered now.", ("arm",)
         )
         self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
+        self._price = Gauge(
+            "router_scarcity_price",
+            "Score points that a request pays for each second at a scarce arm.",
+            ("arm",),
+        )
+        self._demand = Gauge(
+            "router_demand",
+            "Requests that would be in flight beyond those that are, were the model warm and idle.",
+            ("arm",),
+        )
+        self._lost = Gauge(
+            "router_lost_utility",
+            "Score points a minute that are lost because the model is cold or full.",
+            ("arm",),
+        )
+        self._start = Gauge(
+            "router_start_seconds",
+            "From the wish for a first replica to its first token.",
+            ("arm",),
+        )
         self._score = Gauge(
             "router_score", "Mean score of its latest unflawed answers.", ("arm",)
         )
@@ -235,12 +256,21 @@ class Telemetry:
             tags = {"arm": arm}
             self._in_flight.set(state.in_flight, tags)
             self._replicas.set(state.replicas, tags)
+            self._price.set(state.price, tags)
             self._share.set(shares.get(arm), tags)
             self._quality.set(quality.get(arm), tags)
             known = figures.arms.get(arm)
             self._score.set(known.score if known else None, tags)
         self._kinds.set(figures, states)
         self._routing.set(routed)
+
+    def demand(self, demands: Mapping[str, Demand]) -> None:
+        """Record the demand that the autoscaler does not see, by arm."""
+        for arm, demand in demands.items():
+            self._demand.set(demand.requests, {"arm": arm})
+            self._lost.set(demand.loss, {"arm": arm})
+            if demand.start_s:
+                self._start.set(demand.start_s, {"arm": arm})
 
     def record_check(
         self,

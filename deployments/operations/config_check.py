@@ -30,6 +30,8 @@ LLM_CONFIG = (
     "log_engine_metrics",
     "callback_config",
 )
+# asks the router for the demand of a model (deployments/models/autoscaling.py)
+DEMAND_POLICY = "deployments.models.autoscaling:DemandPolicy"
 # the builders of deployments/app.py that serve a model
 MODEL_BUILDERS = ("model", "embedder")
 # the content of serve_config.yaml, or a part of it
@@ -94,6 +96,7 @@ def _counterparts(config: Config) -> list[str]:
             else:
                 wrong += _served(served[name], model, f"{where}.{name}")
                 wrong += _fetches(served[name], model, settings)
+                wrong += _from_zero(served[name])
     for name in served.keys() - known if gateways else ():
         wrong.append(
             f"applications.{name}: the gateway has no model of this name, so that no request would reach it; add it to "
@@ -150,6 +153,24 @@ def _fetches(
             '"0"'
         )
     return wrong
+
+
+def _from_zero(application: Config) -> list[str]:
+    """A problem if the model may have no replica, and nothing would ever start one."""
+    name = application.get("name")
+    own = (application.get("args") or {}).get("deployment_config") or {}
+    for deployment in (own, *application.get("deployments", ())):
+        scaling = deployment.get("autoscaling_config")
+        if not isinstance(scaling, dict) or scaling.get("min_replicas") != 0:
+            continue
+        policy = (scaling.get("policy") or {}).get("policy_function")
+        if policy != DEMAND_POLICY:
+            return [
+                f"applications.{name}: with min_replicas: 0, no request would ever start a replica, because a model "
+                "without one gets none; add to its autoscaling_config "
+                f'`policy: {{policy_function: "{DEMAND_POLICY}"}}`'
+            ]
+    return []
 
 
 def _judge(gateway: Config, settings: GatewaySettings) -> list[str]:

@@ -9,9 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from types import MappingProxyType
 
+import msgspec
 import numpy as np
+from msgspec import structs
 from pydantic import ValidationError
 
 from deployments import runtime
@@ -57,6 +60,7 @@ from deployments.router.role_table import champion_of
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings, Tuning, encoded, latest
 from policies.budget import NOTHING, Spending
+from policies.demand import Demand
 from policies.evaluation.kind_figures import Figures
 from policies.events import ACCEPTED, Decision, Feedback, Outcome, Record
 from policies.objectives import paced, with_text_sensitivity
@@ -70,6 +74,8 @@ MAINTENANCE_EVERY_S = 2.0
 MAX_CLOCK_LEAD_S = 3600.0
 SETTINGS_KEY = "settings"  # name of the current settings in the journal's metadata
 TUNING_KEY = "tuning"  # name of the ingresses' settings there
+START_KEY = "start_s"  # name of the times that first replicas need there
+DEMAND_EVERY_S = 1.0
 log = logging.getLogger(__name__)
 
 CountReplicas = Callable[[Collection[str]], dict[str, int]]
@@ -134,9 +140,15 @@ class Router:
             lambda: self._settings.mlflow_uri is not None,
         )
         self._restored = self._sequence > 0
+        self._demanded: dict[str, Demand] = {}
+        self._demanded_s = -inf
+        kept = self._journal.metadata(START_KEY)
+        self._saved_start_s = msgspec.json.decode(kept or b"{}", type=dict[str, float])
+        self._projections.demand.start_s |= self._saved_start_s
 
     def _apply_settings(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self._arm_stats.priced_slots = (self._tuning or Tuning()).priced_slots
         self._projections.apply_settings(settings)
         self._read_capabilities()
         self._journal.retention.keep_days = settings.journal_retention_days
@@ -185,6 +197,8 @@ class Router:
             self._arm_stats.figures(),
             self._arm_stats.routed_metrics(),
         )
+        self._telemetry.demand(self._demands())
+        self._save_start_times()
         self._telemetry.record_check(
             time.time(),
             self._journal.waiting_rows,
@@ -244,9 +258,10 @@ class Router:
         return self._settings
 
     async def report_tuning(self, tuning: Tuning) -> None:
-        """Take note of the settings with which the ingresses work now, for MLflow. They decide nothing here."""
+        """Take note of the settings with which the ingresses work now, for the prices of scarce arms and for MLflow."""
         if tuning != self._tuning:
             self._tuning = tuning
+            self._arm_stats.priced_slots = tuning.priced_slots
             self._journal.put_metadata(TUNING_KEY, tuning.model_dump_json().encode())
             self._telemetry.configured(time.time())
 
@@ -279,9 +294,12 @@ class Router:
         states = self._arm_stats.states()
         for arm, wait_s in waits_s.items():
             if arm in states:
-                states[arm] = replace(states[arm], wait_s=wait_s)
+                states[arm] = structs.replace(states[arm], wait_s=wait_s)
         decided = self._policy.decide(requests, states, self._rng, self._sequence)
         self._learner.sequence += len(decided)
+        for decision in decided:
+            if not decision.arm:
+                self._projections.demand.decided(decision, time.monotonic())
         now = time.time()
         label_of = self._rollout.label_of
         decisions = [
@@ -318,6 +336,34 @@ class Router:
         self._telemetry.observed(
             [(decisions[outcome.decision_id], outcome) for outcome in new]
         )
+
+    async def report_unserved(self, decisions: list[Decision]) -> None:
+        """Take note of requests that no arm could answer now: they are demand for those that have no replica."""
+        for decision in decisions:
+            self._projections.demand.decided(decision, time.monotonic())
+
+    async def demand(self, model: str) -> float:
+        """Requests that a model would have in flight beyond those it has, were it warm and idle."""
+        return self._demands().get(model, Demand()).requests
+
+    def _demands(self) -> dict[str, Demand]:
+        """The demand of each arm, at most a second old; empty if it is switched off or no replicas were counted yet."""
+        tuning = self._tuning or Tuning()
+        if not tuning.demand_autoscaling or not self._arm_stats.replicas:
+            return {}
+        now_s = time.monotonic()
+        if now_s - self._demanded_s >= DEMAND_EVERY_S:
+            self._demanded_s = now_s
+            self._demanded = self._projections.demand.measure(
+                self._policy.members[CHAMPION], self._arm_stats.states(), now_s
+            )
+        return self._demanded
+
+    def _save_start_times(self) -> None:
+        times = self._projections.demand.start_s
+        if times != self._saved_start_s:
+            self._saved_start_s = dict(times)
+            self._journal.put_metadata(START_KEY, msgspec.json.encode(times))
 
     async def feedback(self, items: list[Feedback], key: str = "") -> list[str]:
         """Learn from scores; returns the status of each (Learner.feedback) when all of them are durable.
@@ -401,6 +447,7 @@ class Router:
         figures = self._arm_stats.figures()
         arms = {arm.name: arm for arm in self._policy.arms}
         quarantined = self._learner.quarantined
+        demands = self._demands()
         models = {
             name: ArmSummary(
                 state=state,
@@ -411,6 +458,7 @@ class Router:
                 tasks=arms[name].tasks,
                 figures=figures.arms.get(name, Figures()),
                 kinds=figures.kinds.get(name, {}),
+                demand=demands.get(name),
             )
             for name, state in states.items()
         }

@@ -6,7 +6,7 @@ and throughput start anew.
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from policies.evaluation.kind_figures import (
 )
 from policies.evaluation.recent_metrics import SIZE, Window
 from policies.events import Decision, Event, Outcome, Record
-from policies.types import ModelState
+from policies.scarcity import ScarcityPrices
+from policies.types import Arm, ModelState
 
 STALE_S = 30.0  # after this time without a report, an ingress counts as having no requests in flight
 WINDOW_S = 10.0  # window over which tokens per second are measured
@@ -29,12 +30,14 @@ class ArmStats:
     """Replicas, requests in flight, shares and figures of each arm.
 
     Attributes:
+        priced_slots: of one ingress, see Tuning.priced_slots.
         replicas: number of ready replicas of each arm; empty until they were counted once.
         lacks: the capabilities that each arm does not have (policies/capabilities.py).
         totals: numbers of decisions, answers and scores since the journal began.
     """
 
     def __init__(self) -> None:
+        self.priced_slots = 0.0
         self.replicas: dict[str, int] = {}
         self.lacks: dict[str, frozenset[str]] = {}
         self.totals = Totals()
@@ -46,10 +49,14 @@ class ArmStats:
         self._recent: deque[Decision] = deque(maxlen=SIZE)
         self._figures = RecentFigures()
         self._window = Window()
+        self._prices = ScarcityPrices()
 
-    def set_arms(self, arms: Collection[str]) -> None:
-        """Replace the arms; arms that stay keep their statistics."""
-        self._meters = {name: self._meters.get(name) or ArmMeter() for name in arms}
+    def set_arms(self, arms: Sequence[Arm]) -> None:
+        """Replace the arms; arms that stay keep their statistics, and the prices start anew."""
+        self._meters = {
+            arm.name: self._meters.get(arm.name) or ArmMeter() for arm in arms
+        }
+        self._prices = ScarcityPrices(arms)
 
     def reset(self) -> None:
         """Clear the totals and the windows, because the whole journal is about to be replayed."""
@@ -95,6 +102,8 @@ class ArmStats:
         """Measure an event that changed this decision record."""
         self.totals.add(event, record)
         self.rebuild(event, record)
+        if isinstance(event, Decision):
+            self._prices.decided(event)
         if isinstance(event, Outcome):
             meter = self._meters.get(record.decision.arm)
             if meter is not None:
@@ -111,7 +120,7 @@ class ArmStats:
         """The current state of every arm.
 
         Args:
-            exclude: an ingress whose own requests in flight are left out.
+            exclude: an ingress whose own requests in flight are left out. It finds the prices by itself.
         """
         now = time.time()
         stale_s = time.monotonic() - STALE_S
@@ -126,7 +135,7 @@ class ArmStats:
         for ingress, (_, counts) in self._in_flight.items():
             if ingress != exclude:
                 in_flight.update(counts)
-        return {
+        states = {
             name: ModelState(
                 in_flight=in_flight[name],
                 replicas=self.replicas.get(name, 1),
@@ -136,6 +145,10 @@ class ArmStats:
             )
             for name, meter in self._meters.items()
         }
+        if exclude:
+            return states
+        slots = self.priced_slots * max(1, self.ingresses)
+        return self._prices.priced(states, time.monotonic(), slots)
 
     @property
     def recent(self) -> int:

@@ -24,6 +24,7 @@ from deployments.privacy.records import PrivacyHandle
 from deployments.remote import Method
 from deployments.settings import GatewaySettings, Tuning
 from policies.budget import NOTHING, Spending
+from policies.demand import Demand
 from policies.evaluation.kind_figures import Figures, Totals
 from policies.events import Decision, Feedback, Outcome, Record
 from policies.profiling.forecast import Forecaster
@@ -111,6 +112,7 @@ class ArmSummary:
     expected_quality: mean score that these decisions expected of it, in [0, 1]; None if none of them could choose it.
     prompt_price_usd, output_price_usd: per token.
     tasks: what it can do.
+    demand: what the autoscaler does not see; None if that is switched off.
     figures: what its latest decisions show; kinds: the same by kind of work (kind_figures.py).
     """
 
@@ -122,12 +124,14 @@ class ArmSummary:
     tasks: tuple[str, ...]
     figures: Figures
     kinds: Mapping[str, Figures]
+    demand: Demand | None = None
 
     def plain(self) -> dict[str, object]:
         """Plain data: the fields of the state stand beside the others."""
         fields = asdict(self)
-        state: dict[str, object] = fields.pop("state")
-        return state | fields
+        state: ModelState = fields.pop("state")
+        fields["demand"] = None if self.demand is None else self.demand._asdict()
+        return structs.asdict(state) | fields
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,8 @@ class RouterHandle(PrivacyHandle, Protocol):
         [list[Request], str, dict[str, int], Mapping[str, float]], list[Decision]
     ]
     observe: Method[[list[tuple[Decision, Outcome]], str, dict[str, int]], None]
+    report_unserved: Method[[list[Decision]], None]
+    demand: Method[[str], float]
     feedback: Method[[list[Feedback], str], list[str]]
     salt: Method[[], bytes]
     rows: Method[[int, int], list[tuple[int, float, str, bytes]]]

@@ -1,5 +1,6 @@
 """Projections: the state that the router derives from the journal's events, beside the policy."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
@@ -13,6 +14,7 @@ from deployments.router.learner import Projection
 from deployments.router.rollout import Rollout
 from deployments.settings import GatewaySettings
 from policies.budget import BudgetPacer
+from policies.demand import DemandMeter
 from policies.evaluation.kind_figures import ROWS, Totals
 from policies.events import Decision, Event, Feedback, Outcome, Record
 from policies.feedback.scoring_rates import ScoringRates
@@ -57,6 +59,7 @@ class RouterProjections(Projection):
     Attributes:
         pacer: charges the cost of each decision to the budget.
         scoring_rates: how often each API key scores its answers.
+        demand: what the autoscaler does not see.
     export: how far the export to MLflow is, by the tracker's reports.
     last_used_s: by API key, the time of its latest decision since the start, and of those that `rebuild` has seen.
 
@@ -81,6 +84,7 @@ class RouterProjections(Projection):
         self.trainer = trainer
         self.telemetry = telemetry
         self.pacer = BudgetPacer(inf)
+        self.demand = DemandMeter()
         self.export = ExportSummary()
         self.last_used_s: dict[str, float] = {}
         self.scoring_rates = ScoringRates()
@@ -89,7 +93,7 @@ class RouterProjections(Projection):
     def apply_settings(self, settings: GatewaySettings) -> None:
         """Use the models and the budget of these settings; the budget starts anew until `restore`."""
         self._models = settings.models
-        self.arm_stats.set_arms(settings.models)
+        self.arm_stats.set_arms(settings.arms())
         self.pacer = BudgetPacer(settings.max_mean_cost_usd or inf)
 
     def record(self, event: Event, record: Record) -> None:
@@ -99,6 +103,10 @@ class RouterProjections(Projection):
         self.scoring_rates.record(event, record)
         if not self.replaying:
             self.telemetry.routed(event, record)
+            if isinstance(event, Decision):
+                self.demand.decided(event, time.monotonic())
+            elif isinstance(event, Outcome):
+                self.demand.answered(record.decision.arm, event)
             if isinstance(event, Feedback):
                 self.telemetry.score_counted(event, record)
         if isinstance(event, Decision):

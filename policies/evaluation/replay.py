@@ -236,7 +236,7 @@ def to_log(
 
 
 def _utility_of(estimate: ArmEstimate) -> float:
-    return estimate.utility
+    return estimate.expected_reward
 
 
 def _quality_of(estimate: ArmEstimate) -> float:
@@ -257,7 +257,7 @@ def _expected_answer(record: Record, reward: Reward) -> float:
         return quality
     outcome = record.outcome
     if outcome is None or outcome.status != "ok":
-        return expected.utility
+        return expected.expected_reward
     worth = record.decision.objective.utility(
         quality, outcome.latency_s, outcome.cost_usd
     )
@@ -330,15 +330,15 @@ def _state(estimate: ArmEstimate, needs: frozenset[str] = frozenset()) -> ModelS
     """An arm's live state at a decision, from the log: one replica with the load per replica.
 
     The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error. An arm
-    that lacked a capability lacks all that the request needs.
+    that lacked a capability lacks all that the request needs. The price of a second is what the request paid, over the
+    seconds for which it did.
     """
     reason = Exclusion.of(estimate.removed_by)
-    answer_s = (
-        estimate.ttft_s + max(estimate.output_tokens - 1.0, 0.0) * estimate.tpot_s
-    )
+    answer_s = estimate.answer_s
     return ModelState(
         in_flight=estimate.load,
         healthy=reason is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
         lacks=needs if reason is Exclusion.CAPABILITY else frozenset(),
+        price=estimate.scarcity / answer_s if estimate.scarcity else 0.0,
     )

@@ -22,6 +22,7 @@ LEAST_SPREAD = 1e-6
 LATENCY = 0
 VARIANCE = 1
 COST = 2
+SCARCITY = 8
 
 # Mean [K, D], covariance [K, D, D], variance of the noise [K].
 Posterior = tuple[Vector, Vector, Vector]
@@ -211,9 +212,10 @@ def expect(
 
     Args:
         x: [B, D] their features.
-        asked: [B, 8] prompt tokens, usual output tokens, limit of output tokens, the arm that the client named or -1,
-            the weights λ_latency and λ_cost, the chance to be scored, and the probability of a uniform draw.
-        load: [3, K] requests in flight, replicas, and the seconds in the queue of each arm.
+        asked: [B, 9] prompt tokens, usual output tokens, limit of output tokens, the arm that the client named or -1,
+            the weights λ_latency and λ_cost, the chance to be scored, the probability of a uniform draw, and 1 if the
+            request pays the prices of scarce arms.
+        load: [4, K] requests in flight, replicas, the seconds in the queue, and the price of a second of each arm.
         total: requests in flight over all arms.
         terms: [5, K] context tokens, price of a prompt token, of an output token, factors on the output tokens and on
             TPOT.
@@ -222,8 +224,9 @@ def expect(
         further: posterior of the logarithm of TPOT, by `pace_features`.
 
     Returns:
-        [B, 8, K] latency_s, its variance, cost_usd, ttft_s, tpot_s, output_tokens, and the load per replica and over
-        all arms. Requests of the same batch that name their arm count as in flight.
+        [B, 9, K] latency_s, its variance, cost_usd, ttft_s, tpot_s, output_tokens, the load per replica and over all
+        arms, and what the request pays for a scarce arm. Requests of the same batch that name their arm count as in
+        flight.
     """
     (tokens_mean, _, tokens_noise), (ttft_mean, ttft_covariance, ttft_noise) = (
         length,
@@ -234,7 +237,7 @@ def expect(
     arms = load.shape[1]
     spread = np.empty(4)
     at = np.empty(4)
-    found = np.empty((requests, 8, arms))
+    found = np.empty((requests, 9, arms))
     named = np.zeros(arms)
     naming = 0.0
     for b in range(requests):
@@ -270,6 +273,7 @@ def expect(
             found[b, 5, k] = tokens
             found[b, 6, k] = here
             found[b, 7, k] = others
+            found[b, SCARCITY, k] = asked[b, 8] * load[3, k] * (ttft + decoding)
     return found
 
 
@@ -295,7 +299,8 @@ def draw(
     eligible: Mask,
     quadrature: Quadrature,
 ) -> tuple[Vector, NDArray[np.int64]]:
-    """Each arm's utility μ = availability · quality - λ_latency latency - λ_cost cost, and a draw from N(μ, s²).
+    """Each arm's utility μ = availability · quality - λ_latency latency - λ_cost cost - scarcity, and a draw from
+    N(μ, s²).
 
     s² is the variance of what the answer will show, see policy.py. The expected quality is clipped to [0, 1], because
     scores are in [0, 1] and a linear model may leave that range.
@@ -314,7 +319,7 @@ def draw(
         quadrature: see `probability_best`.
 
     Returns:
-        [12, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the chosen arm: the one with the
+        [13, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the chosen arm: the one with the
         largest draw, or one that was drawn uniformly.
     """
     score, variance = quality
@@ -323,7 +328,7 @@ def draw(
     most, fade, least = exploration
     alpha = exploration_factor(most, fade, total_scores)
     requests, arms = score.shape
-    table = np.empty((12, requests, arms))
+    table = np.empty((13, requests, arms))
     best = np.zeros(requests, np.int64)
     mean = np.empty((requests, arms))
     spread = np.empty((requests, arms))
@@ -335,7 +340,9 @@ def draw(
             cost = expected[b, COST, k]
             unflawed = min(max(score[b, k], 0.0), 1.0)
             expected_score = available[k] * unflawed
-            mean[b, k] = expected_score - by_latency * latency - by_cost * cost
+            scarcity = expected[b, SCARCITY, k]
+            worth = expected_score - by_latency * latency - by_cost * cost
+            mean[b, k] = worth - scarcity
             shown = unflawed * unflawed * doubt[k]
             shown += by_latency * by_latency * expected[b, VARIANCE, k]
             sampled = sqrt(asked[b, 6]) * available[k] * available[k] * variance[b, k]
@@ -353,6 +360,7 @@ def draw(
             table[9, b, k] = expected[b, 6, k]
             table[10, b, k] = expected[b, 7, k]
             table[11, b, k] = available[k]
+            table[12, b, k] = scarcity
             if table[4, b, k] > table[4, b, best[b]]:
                 best[b] = k
     table[8] = probability_best(mean, spread, eligible, quadrature)

@@ -57,7 +57,7 @@ class LatencyModel:
     def asked(
         self, requests: Sequence[Request], objectives: Sequence[Objective]
     ) -> Vector:
-        """[B, 8] the requests' own numbers, as kernels.expect and kernels.draw take them."""
+        """[B, 9] the requests' own numbers, as kernels.expect and kernels.draw take them."""
         rows = [
             (
                 request.profile.prompt_tokens,
@@ -68,6 +68,7 @@ class LatencyModel:
                 objective.cost_weight,
                 request.score_chance,
                 request.explore,
+                request.pays_price,
             )
             for request, objective in zip(requests, objectives)
         ]
@@ -88,6 +89,7 @@ class LatencyModel:
             [s.in_flight for s in live],
             [max(1, s.replicas) for s in live],
             [s.wait_s for s in live],
+            [s.price for s in live],
         )
         load = np.array(rows, np.float64)
         posteriors = (

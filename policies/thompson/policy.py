@@ -5,12 +5,13 @@ the arms share what they have in common (hierarchical_posterior.py). Availabilit
 (availability.py). Latency and cost are modelled in latency.py. With the request's own weights λ,
 
     utility = availability · quality - λ_latency (TTFT + tokens · TPOT)
-              - λ_cost (prompt · price_in + tokens · price_out).
+              - λ_cost (prompt · price_in + tokens · price_out) - scarcity.
 
-Its mean is μ. Each arm that no limit excludes gets one draw u ~ N(μ, s²), and the largest draw wins (Thompson,
-Biometrika 1933; Agrawal and Goyal, ICML 2013). An exploring choice pays only if the answer will show something. So s²
-is α² times the variance of each part as far as the answer will show it: that of availability and latency always, that
-of the quality with the factor √c. Here c is the request's chance to be scored; the root was compared with c itself
+Scarcity is what the request pays for its place at an arm that has too many requests (scarcity.py). The mean of
+this is μ. Each arm that no limit excludes gets one draw u ~ N(μ, s²), and the largest draw wins (Thompson, Biometrika
+1933; Agrawal and Goyal, ICML 2013). An exploring choice pays only if the answer will show something. So s² is α² times
+the variance of each part as far as the answer will show it: that of availability and latency always, that of the
+quality with the factor √c. Here c is the request's chance to be scored; the root was compared with c itself
 (benchmarks/LOG.md, 2026-11-29). α decays as scores arrive, and rises again when drift.py finds the arm changed. The
 draws are normal, so the propensities are exact integrals (propensity.py). A request of a small sample that will be
 scored may bear more: it says with which probability its arm is drawn uniformly.
@@ -144,9 +145,13 @@ class Thompson:
         )
         names = self._names
         arms = len(names)
-        *numbers, available = table.reshape(len(table), -1).tolist()  # [12][B·K]
+        *numbers, available, scarcity = table.reshape(len(table), -1).tolist()
         fields = zip(
-            names * len(requests), *numbers, chain.from_iterable(removed), available
+            names * len(requests),
+            *numbers,  # [11][B·K]
+            chain.from_iterable(removed),
+            available,
+            scarcity,
         )
         estimates = list(map(ArmEstimate._make, fields))
         known = self.drift.known

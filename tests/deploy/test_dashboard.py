@@ -32,6 +32,7 @@ from deployments.observability.metrics import (
     Telemetry,
     TrackerTelemetry,
 )
+from policies.demand import Demand
 from policies.evaluation.kind_figures import Figures, FigureTable
 from policies.events import ArmEstimate, Decision, Feedback, Outcome, Record
 from policies.types import ModelState, Objective
@@ -320,6 +321,7 @@ def record_traffic(
         ),
         {"reward": 0.6, "votes": 40.0, "regret": 0.01, "estimated_saving": 0.3},
     )
+    telemetry.demand({arm: Demand(2.0, 1.5, 40.0) for arm in arms})
     telemetry.roles({"champion": (3, 0.8), "challenger": (4, 0.2)})
     telemetry.suspended(1, 2)
     telemetry.record_check(time.time(), 3, "thompson", 1, 0, 7)

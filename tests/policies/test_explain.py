@@ -82,40 +82,46 @@ def test_a_decision_reads_as_a_story() -> None:
         assert f"\n{arm}: worth " in told and "(n = 0)" in told
 
 
-def test_worth_is_quality_less_time_less_money() -> None:
+def test_worth_is_quality_less_time_less_money_less_scarcity() -> None:
     """In the table and in the story, for the numbers that are shown; and it is the utility that decided."""
     for seed in range(20):
         policy = make_policy("thompson", ARMS)
         rng = np.random.default_rng(seed)
         objective = Objective(*rng.uniform((0.0, 0.0), (2.0, 6000.0)))
-        (made,) = policy.decide([make_request(objective=objective)], {}, rng, 0)
+        states = {"large": ModelState(price=float(rng.choice([0.0, 0.1])))}
+        (made,) = policy.decide([make_request(objective=objective)], states, rng, 0)
         table = explain(Record(made))["models"]
         for row, estimate in zip(table, made.estimates, strict=True):
             if row["worth"] is None:
                 assert row["arm"] == "minilm"
                 continue
-            parts = row["quality"] - row["time"] - row["money"]
+            parts = row["quality"] - row["time"] - row["money"] - row["scarcity"]
             assert row["worth"] == pytest.approx(parts, abs=1e-9)
             assert row["worth"] == pytest.approx(estimate.utility, abs=2e-3)
             assert row["drawn"] == pytest.approx(estimate.sampled_utility, abs=3e-3)
         for line in story(Record(made)):
             found = re.match(
-                r"\w+: worth (\S+) = quality (\S+) - time (\S+) \(.*\) - money (\S+) ",
+                r"(\w+): worth (\S+) = quality (\S+) - time (\S+) \([^)]*\) - money (\S+) \([^)]*\)"
+                r"(?: - scarcity (\S+) )?",
                 line,
             )
             if found:
-                worth, quality, time, money = map(float, found.groups())
-                assert worth == pytest.approx(quality - time - money, abs=1e-9)
+                arm, *numbers = found.groups(default="0")
+                worth, quality, time, money, scarcity = map(float, numbers)
+                parts = quality - time - money - scarcity
+                assert worth == pytest.approx(parts, abs=1e-9)
+                assert (scarcity > 0) == (states.get(arm, ModelState()).price > 0)
 
 
 def test_a_model_of_another_task_gets_no_invented_numbers() -> None:
     """Of an embedder nothing is said for a chat; for embeddings there is no quality, but a latency."""
     chat = explain(Record(decided()), {})["models"][-1]
     assert chat["arm"] == "minilm"
-    invented = ("worth", "quality", "time", "money", "drawn", "scored_answers")
+    invented = ("worth", "quality", "time", "money", "scarcity", "drawn")
+    invented = (*invented, "scored_answers")
     assert [chat[name] for name in (*invented, "latency_s", "availability")] == [
         None
-    ] * 8
+    ] * 9
     request = Request("r", make_profile(task="embed"), Objective(models=("minilm",)))
     (made,) = make_policy("thompson", ARMS).decide(
         [request], {}, np.random.default_rng(0), 0

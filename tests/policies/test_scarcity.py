@@ -1,62 +1,163 @@
 """Tests of the price of a scarce arm."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from policies.events import ArmEstimate, Decision
 from policies.scarcity import ScarcityPrices, ScarcitySettings
-from policies.types import ModelState
+from policies.thompson.policy import Thompson
+from policies.types import Arm, ModelState, Objective
+from tests.support.requests import make_profile, make_request
 
-SECONDS = np.array([2.0, 8.0])
+ARMS = (Arm("small"), Arm("large"), Arm("embedder", ("embed",)))
+SECONDS = {"small": 2.0, "large": 8.0}
+DEFAULT = ScarcitySettings()
+SLOTS = 40.0  # a quarter of them is the target
 
 
-def states(*in_flight: float, replicas: int = 1) -> list[ModelState]:
-    return [ModelState(in_flight=number, replicas=replicas) for number in in_flight]
+def known(settings: ScarcitySettings = DEFAULT) -> ScarcityPrices:
+    """Prices that know the usual durations of two arms."""
+    prices = ScarcityPrices(ARMS, settings)
+    estimates = tuple(ArmEstimate(arm, ttft_s=s) for arm, s in SECONDS.items())
+    prices.decided(
+        Decision("d", "small", 0, "v1", make_profile(), Objective(), estimates)
+    )
+    return prices
+
+
+def states(
+    small: float, large: float, replicas: int = 1, healthy: bool = True
+) -> dict[str, ModelState]:
+    return {
+        "small": ModelState(small, replicas, healthy=healthy),
+        "large": ModelState(large, replicas),
+        "embedder": ModelState(),
+    }
+
+
+def price(prices: ScarcityPrices, now_s: float, *load: float) -> tuple[float, float]:
+    """Score points of a request of usual duration on each arm, at a load."""
+    found = prices.priced(states(*load), now_s, SLOTS)
+    return found["small"].price * 2.0, found["large"].price * 8.0
 
 
 def test_arms_with_room_cost_nothing() -> None:
-    """An arm at or below its target has no price."""
-    prices = ScarcityPrices([10.0, 10.0])
-    for _ in range(100):
-        prices.observe(states(10.0, 3.0))
-    assert (prices.prices == 0.0).all()
-    assert (prices.charges(SECONDS) == 0.0).all()
+    """An arm at or below its target has no price, however long that lasts."""
+    prices = known()
+    for second in range(1000):
+        assert price(prices, float(second), 10.0, 3.0) == (0.0, 0.0)
 
 
-def test_the_price_of_a_scarce_arm_rises_and_falls_again() -> None:
-    """It rises at once by the gain, and further by steps; once there is room, it falls back to 0."""
-    given = ScarcitySettings(step=0.01, gain=0.1)
-    prices = ScarcityPrices([10.0, 10.0], given)
-    prices.observe(states(5.0, 20.0))
-    assert prices.prices.tolist() == pytest.approx([0.0, 0.11])
-    for _ in range(9):
-        prices.observe(states(5.0, 20.0))
-    assert prices.prices.tolist() == pytest.approx([0.0, 0.2])
-    for _ in range(20):
-        prices.observe(states(5.0, 5.0))
-    assert (prices.prices == 0.0).all()
+def test_the_price_rises_at_once_and_with_time_and_falls_again() -> None:
+    """It has the gain at once, and one step more after a usual duration; once there is room, it falls back to 0."""
+    prices = known(ScarcitySettings(step=0.01, gain=0.1))
+    assert price(prices, 0.0, 5.0, 20.0) == pytest.approx((0.0, 0.1))
+    for second in range(1, 81):
+        found = price(prices, float(second), 5.0, 20.0)
+    assert found == pytest.approx((0.0, 0.2))
+    assert price(prices, 81.0, 5.0, 10.0) == pytest.approx((0.0, 0.1))
+    assert price(prices, 240.0, 5.0, 0.0) == (0.0, 0.0)
+    assert price(prices, 240.0, 5.0, 10.0)[1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_several_observers_find_the_same_price() -> None:
+    """The price depends on the time that passed, not on the number of decisions in it."""
+    often, rarely = known(), known()
+    for tick in range(801):
+        seen = price(often, tick / 10.0, 5.0, 30.0)
+    for tick in range(41):
+        other = price(rarely, tick * 2.0, 5.0, 30.0)
+    assert seen == pytest.approx(other, rel=1e-6) and seen[1] > 0.4
+
+
+def test_a_pause_does_not_raise_a_price() -> None:
+    """What happened while none was decided is unknown: a rise counts for one usual duration at most."""
+    prices = known(ScarcitySettings(step=0.01, gain=0.0))
+    price(prices, 0.0, 5.0, 20.0)
+    assert price(prices, 3600.0, 5.0, 20.0) == pytest.approx((0.0, 0.01))
 
 
 def test_the_price_is_that_of_the_load_per_replica() -> None:
     """Twice the requests on twice the replicas have the same price."""
-    one, two = (ScarcityPrices([10.0, 10.0]) for _ in range(2))
-    one.observe(states(5.0, 30.0))
-    two.observe(states(10.0, 60.0, replicas=2))
-    assert one.prices.tolist() == two.prices.tolist()
+    one = known().priced(states(5.0, 30.0), 0.0, SLOTS)
+    two = known().priced(states(10.0, 60.0, replicas=2), 0.0, SLOTS)
+    assert one["large"].price == two["large"].price > 0.0
 
 
-def test_prices_stay_apart_when_every_arm_has_too_many_requests() -> None:
-    """Only what an arm has more than the others counts, and no price exceeds its bound."""
-    prices = ScarcityPrices([10.0, 10.0])
-    for _ in range(5000):
-        prices.observe(states(40.0, 50.0))
-    assert prices.prices[0] == 0.0
-    assert 0.0 < prices.prices[1] <= ScarcitySettings().most
+def test_only_the_difference_counts_when_all_arms_for_a_task_are_full() -> None:
+    """An idle arm for another task changes nothing, and no price exceeds its bound."""
+    prices = known()
+    for second in range(5000):
+        small, large = price(prices, float(second), 40.0, 50.0)
+    assert small == 0.0
+    assert 0.2 < large <= DEFAULT.most
+
+
+def test_an_arm_without_replicas_is_no_alternative() -> None:
+    """If the other arm is down, the arm that is left has no price, because there is no choice."""
+    down = known().priced(states(0.0, 50.0, healthy=False), 0.0, SLOTS)
+    assert down["large"].price == 0.0
+    up = known().priced(states(0.0, 50.0), 0.0, SLOTS)
+    assert up["large"].price > 0.0
+
+
+def test_no_slots_mean_no_prices() -> None:
+    """The setting that switches the prices off also forgets what they were."""
+    prices = known(ScarcitySettings(gain=0.0))
+    for second in range(100):
+        before = price(prices, float(second), 5.0, 50.0)
+    off = prices.priced(states(5.0, 50.0), 100.0, 0.0)
+    assert before[1] > 0.0 and off["large"].price == 0.0
+    assert price(prices, 100.0, 5.0, 50.0)[1] == 0.0
 
 
 def test_a_request_pays_for_the_time_it_holds_its_place() -> None:
-    """A request of twice the usual duration pays twice the price."""
-    prices = ScarcityPrices([10.0, 10.0])
-    prices.observe(states(5.0, 20.0))
-    usual = prices.charges(SECONDS)
-    assert usual[1] == pytest.approx(prices.prices[1])
-    assert prices.charges(2 * SECONDS)[1] == pytest.approx(2 * usual[1], rel=0.01)
+    """The utility falls by the price of a second, times the seconds of work; the wait in the queue is not charged."""
+    policy = Thompson(ARMS)
+    request = make_request(objective=Objective(latency_weight=0.01, cost_weight=3.0))
+    rng = np.random.default_rng(0)
+    loaded = {"large": ModelState(in_flight=9, wait_s=2.0)}
+    priced = {"large": ModelState(in_flight=9, wait_s=2.0, price=0.05)}
+    (free,) = policy.decide([request], loaded, rng, 0)
+    (charged,) = policy.decide([request], priced, rng, 0)
+    one, other = free.estimate("large"), charged.estimate("large")
+    assert other.scarcity == pytest.approx(0.05 * (other.latency_s - 2.0))
+    assert other.utility == pytest.approx(one.utility - other.scarcity)
+    assert other.expected_reward == pytest.approx(one.utility)
+    assert other.propensity < one.propensity
+    assert charged.estimate("small").utility == free.estimate("small").utility
+
+
+def test_a_request_of_high_priority_pays_nothing() -> None:
+    """It decides as if no arm were scarce."""
+    policy = Thompson(ARMS)
+    states = {"large": ModelState(in_flight=9, price=0.5)}
+    request = replace(make_request(), pays_price=False)
+    (decision,) = policy.decide([request], states, np.random.default_rng(0), 0)
+    assert decision.estimate("large").scarcity == 0.0
+
+
+def test_requests_that_gain_little_leave_a_scarce_arm_first() -> None:
+    """At a price between the two gains, one of the requests stays and the other leaves; hard limits hold."""
+    policy = Thompson(ARMS)
+    rng = np.random.default_rng(0)
+    hard, easy = "Prove that the square root of 2 is irrational.", "hi"
+
+    def decided(
+        text: str, states: dict[str, ModelState], arms: tuple[str, ...] = ()
+    ) -> Decision:
+        request = make_request(text, objective=Objective(models=arms))
+        return policy.decide([request], states, rng, 600)[0]
+
+    for _ in range(300):
+        for text, gain in ((hard, 0.3), (easy, 0.0)):
+            for arm in ("small", "large"):
+                decision = decided(text, {}, (arm,))
+                policy.score(decision, 0.6 + gain * (arm == "large"))
+    seconds = decided(hard, {}).estimate("large").answer_s
+    scarce = {"large": ModelState(price=0.15 / seconds)}
+    assert decided(hard, scarce).estimate("large").propensity > 0.9
+    assert decided(easy, scarce).estimate("large").propensity < 0.1
+    assert decided(easy, scarce, ("large",)).arm == "large"

@@ -491,3 +491,28 @@ def test_a_declared_capability_that_the_engine_does_not_have_is_refused() -> Non
     models["qwen3-4b"]["capabilities"] = {"thinkin": True}
     (problem,) = check_config(config)
     assert "did you mean 'thinking'?" in problem
+
+
+def test_a_model_at_zero_needs_the_policy_that_starts_it() -> None:
+    """Serve starts no replica of a model that gets no request; an embedding model has its settings elsewhere."""
+    policy = {"policy_function": "deployments.models.autoscaling:DemandPolicy"}
+
+    def problems(application: str, scaling: dict[str, Any]) -> list[str]:
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        (found,) = [a for a in config["applications"] if a["name"] == application]
+        if "deployment_config" in found["args"]:
+            replicas = dict(found["args"]["deployment_config"])
+            found["args"]["deployment_config"] = replicas
+            replicas["autoscaling_config"] = scaling
+        else:
+            found["deployments"][0]["autoscaling_config"] = scaling
+        return check_config(config)
+
+    for name in ("large", "minilm"):
+        least = {"min_replicas": 0, "max_replicas": 2}
+        (problem,) = problems(name, least)
+        assert (
+            f"applications.{name}" in problem and policy["policy_function"] in problem
+        )
+        assert not problems(name, {**least, "policy": policy})
+        assert not problems(name, {"min_replicas": 1, "max_replicas": 2})

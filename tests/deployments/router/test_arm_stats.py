@@ -7,7 +7,7 @@ import pytest
 
 from deployments.router.arm_stats import ArmStats
 from policies.events import Decision, Event, Feedback, Outcome, Record
-from policies.types import Objective
+from policies.types import Arm, Objective
 from tests.support import exposition
 from tests.support.fakes import failing
 from tests.support.gateway import Gateway, eventually
@@ -133,7 +133,7 @@ def test_gauges_of_a_kind_that_has_left_the_window_are_unknown(
 def test_events_before_the_snapshot_rebuild_the_windows_and_not_the_totals() -> None:
     """The snapshot has the totals, so an event that is given again does not count twice."""
     stats = ArmStats()
-    stats.set_arms(["small"])
+    stats.set_arms([Arm("small")])
     decision = Decision("d", "small", 0, "v1", make_profile(), Objective())
     record = Record(decision, Outcome("d", latency_s=1.0), {"user": 1.0})
     events: list[Event] = [decision, record.outcome or decision, Feedback("d", 1.0)]

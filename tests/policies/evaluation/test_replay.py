@@ -163,6 +163,30 @@ def test_a_target_gets_the_logged_queue_wait(
     assert not any(replay._state(e).wait_s for r in ruled for e in r.decision.estimates)
 
 
+def test_a_target_pays_the_logged_price_of_a_scarce_arm(arms: tuple[Arm, ...]) -> None:
+    """A replay of the same policy has the same propensities; the reward does not contain the price."""
+    policy = make_policy("thompson", arms)
+    rng = np.random.default_rng(1)
+    busy = {
+        "small": ModelState(in_flight=2),
+        "large": ModelState(in_flight=9, price=0.5),
+    }
+    free = policy.decide([make_request()], {**busy, "large": ModelState(9)}, rng, 0)
+    records = [
+        Record(policy.decide([make_request()], busy, rng, i)[0]) for i in range(3)
+    ]
+    paid = records[0].decision.estimate("large")
+    assert paid.scarcity > 0.0
+    assert paid.propensity < free[0].estimate("large").propensity
+    names = replay.arms_of(records)
+    logged = replay.to_log(records, names).propensities
+    found = replay.target_probabilities(records, policy, names)
+    np.testing.assert_allclose(found, logged, atol=1e-6)
+    prices = [replay._state(e).price for e in records[0].decision.estimates]
+    assert prices == pytest.approx([0.0, 0.5, 0.0])
+    assert paid.expected_reward == pytest.approx(free[0].estimate("large").utility)
+
+
 def test_a_target_keeps_the_logged_limits_and_health(
     arms: tuple[Arm, ...],
 ) -> None:

@@ -92,7 +92,7 @@ def test_latency_and_cost_by_the_formulas_of_latency_py(
     features = np.array([request.profile.features for request in requests])
     live = [
         ModelState(in_flight=3, replicas=2),
-        ModelState(in_flight=5, wait_s=0.7),
+        ModelState(in_flight=5, wait_s=0.7, price=0.02),
     ]
     asked = model.asked(requests, [r.objective for r in requests])
     found = model.expect(asked, features, live, total=15.0)
@@ -122,8 +122,9 @@ def test_latency_and_cost_by_the_formulas_of_latency_py(
         )
         variance = ttft**2 * doubt + decoding**2 * doubts
         latency = (0.0, 0.7)[k] + ttft + decoding
+        scarcity = (0.0, 0.02)[k] * (ttft + decoding)
         assert found[b, :, k] == pytest.approx(
-            [latency, variance, cost, ttft, tpot, tokens, load, total]
+            [latency, variance, cost, ttft, tpot, tokens, load, total, scarcity]
         )
 
 

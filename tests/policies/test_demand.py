@@ -1,0 +1,199 @@
+"""Tests of the demand that the autoscaler does not see."""
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from policies.constraints import Exclusion
+from policies.demand import Demand, DemandMeter, DemandSettings
+from policies.events import CALIBRATION, FORCED, PAIR, Decision, Outcome
+from policies.registry import make_policy
+from policies.thompson.policy import Thompson
+from policies.types import Arm, ModelState, Objective, Request
+from tests.support.requests import make_profile
+
+ARMS = (Arm("small"), Arm("large"), Arm("embedder", ("embed",)))
+WARM = {arm.name: ModelState() for arm in ARMS}
+COLD = {**WARM, "large": ModelState(replicas=0, healthy=False)}
+GAIN = 0.3  # of large over small
+
+
+def taught(gain: float = GAIN) -> Thompson:
+    """A policy that knows what large gains, and that its answers take about two seconds."""
+    policy = Thompson(ARMS)
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        for arm in ("small", "large"):
+            (decision,) = policy.decide([request((arm,))], WARM, rng, i)
+            score = 0.5 + gain * (arm == "large")
+            policy.score(decision, score)
+            policy.learn(
+                decision, Outcome("", ttft_s=0.5, latency_s=2.0, output_tokens=31)
+            )
+    return policy
+
+
+def request(arms: tuple[str, ...] = (), task: str = "chat") -> Request:
+    return Request("r", make_profile(task=task), Objective(models=arms))
+
+
+def run(
+    meter: DemandMeter,
+    policy: Thompson,
+    states: dict[str, ModelState],
+    rate: float,
+    since_s: float,
+    seconds: float,
+    arms: tuple[str, ...] = (),
+) -> dict[str, Demand]:
+    """Requests at a rate, decided in these states; the demand at the end."""
+    rng = np.random.default_rng(1)
+    for i in range(int(rate * seconds)):
+        (decision,) = policy.decide([request(arms)], states, rng, 1000)
+        meter.decided(decision, since_s + i / rate)
+    return meter.measure(policy, states, since_s + seconds)
+
+
+def test_a_cold_arm_has_the_demand_that_it_would_get() -> None:
+    """Little's law: rate times duration, whether the requests have come for a long or for a short time."""
+    policy = taught()
+    duration_s = (
+        policy.decide([request()], WARM, np.random.default_rng(0), 0)[0]
+        .estimate("large")
+        .answer_s
+    )
+    assert 1.0 < duration_s < 4.0
+    for seconds in (10.0, 100.0):
+        found = run(DemandMeter(), policy, COLD, 4.0, 0.0, seconds)
+        assert found["large"].requests == pytest.approx(4.0 * duration_s, rel=0.15)
+        assert found["small"] == found["embedder"] == Demand()
+    assert found["large"].loss == pytest.approx(60.0 * 4.0 * GAIN, rel=0.4)
+
+
+def test_two_replicas_are_wanted_at_once() -> None:
+    """A surge of many requests is not a demand of one."""
+    found = run(DemandMeter(), taught(), COLD, 40.0, 0.0, 5.0)
+    assert found["large"].requests > 48.0
+
+
+def test_an_idle_arm_has_no_demand() -> None:
+    """What it gets is in flight already, and the autoscaler sees that."""
+    assert run(DemandMeter(), taught(), WARM, 4.0, 0.0, 60.0)["large"] == Demand()
+
+
+def test_a_full_arm_has_the_demand_that_goes_elsewhere() -> None:
+    """Requests that a price or a full queue sends to another arm would come back to an idle one."""
+    policy = taught()
+    loaded = {**WARM, "large": ModelState(in_flight=20.0, price=1.0)}
+    priced = run(DemandMeter(), policy, loaded, 4.0, 0.0, 60.0)["large"]
+    assert priced.requests > 2.0 and priced.loss > 0.0
+    busy = {**WARM, "large": ModelState(in_flight=20.0)}
+    sentence = Exclusion.QUEUE_FULL.sentence()
+    meter = DemandMeter()
+    full = Request("r", make_profile(), Objective(unavailable=(("large", sentence),)))
+    for i in range(60):
+        (decision,) = policy.decide([full], busy, np.random.default_rng(i), 1000)
+        assert decision.arm == "small"
+        meter.decided(decision, float(i))
+    assert meter.measure(policy, busy, 60.0)["large"].requests > 1.0
+
+
+def test_crumbs_start_no_replica() -> None:
+    """A gain of almost nothing counts for almost nothing, however many the requests."""
+    policy = taught(gain=0.004)
+    found = run(DemandMeter(), policy, COLD, 0.5, 0.0, 100.0)["large"]
+    much = run(DemandMeter(), taught(), COLD, 0.5, 0.0, 100.0)["large"]
+    assert found.requests == 0.0 < found.loss < 0.5
+    assert much.requests > 0.5
+
+
+def test_one_request_starts_no_replica_and_some_do() -> None:
+    """The loss must pay for what a replica costs."""
+    policy = taught()
+    assert run(DemandMeter(), policy, COLD, 1.0, 0.0, 1.0)["large"].requests == 0.0
+    assert run(DemandMeter(), policy, COLD, 1.0, 0.0, 10.0)["large"].requests > 0.0
+
+
+def test_the_demand_fades_without_traffic() -> None:
+    """So a size can return to zero."""
+    meter, policy = DemandMeter(), taught()
+    before = run(meter, policy, COLD, 4.0, 0.0, 60.0)["large"]
+    later = meter.measure(policy, COLD, 60.0 + 60.0)["large"]
+    assert 0.0 < later.loss < 0.4 * before.loss
+    assert later.requests < 0.6 * before.requests
+    gone = meter.measure(policy, COLD, 60.0 + 400.0)["large"]
+    assert gone.requests == gone.loss == 0.0
+
+
+def test_a_slow_start_needs_more_demand() -> None:
+    """The time from the wish to the first token is learned, and a start that takes longer must pay for it."""
+    policy = taught()
+    meter = DemandMeter()
+    run(meter, policy, COLD, 1.0, 0.0, 10.0)
+    assert meter.measure(policy, WARM, 910.0)["large"].start_s == 0.0
+    meter.answered("large", Outcome("", latency_s=30.0, ttft_s=20.0, waited_s=2.0))
+    learned = meter.measure(policy, WARM, 911.0)["large"].start_s
+    assert learned == pytest.approx(918.0)  # seen at 10 s and at 910 s
+    needed = DemandSettings().replica * (1.0 + learned / 300.0)
+    quick = DemandMeter()
+    for one, wanted in ((meter, False), (quick, True)):
+        found = run(one, policy, COLD, 1 / 15, 2000.0, 120.0)["large"]
+        assert 0.6 < found.loss < needed
+        assert (found.requests > 0.0) == wanted
+
+
+def test_a_request_that_no_arm_could_answer_is_demand() -> None:
+    """With all sizes at zero, one refused request starts those that could answer it, and no other one."""
+    policy = taught()
+    cold = {name: ModelState(replicas=0, healthy=False) for name in WARM}
+    found = run(DemandMeter(), policy, cold, 1.0, 0.0, 1.0)
+    assert found["large"].requests > 0.0
+    assert found["small"].requests > 0.0
+    assert found["embedder"].requests == 0.0
+    named = run(DemandMeter(), policy, cold, 1.0, 0.0, 1.0, ("small",))
+    assert named["small"].requests > 0.0 == named["large"].requests
+
+
+def test_answers_that_no_client_asked_for_and_named_models_are_no_demand() -> None:
+    """They would not have gone elsewhere."""
+    policy = taught()
+    meter = DemandMeter()
+    made = Decision("d", "small", 0, "v1", make_profile(), Objective())
+    for fallback in (CALIBRATION, PAIR, FORCED, "model", "hedge"):
+        meter.decided(structs.replace(made, fallback=fallback), 0.0)
+    meter.decided(structs.replace(made, arm="", fallback=PAIR), 0.0)
+    assert meter.measure(policy, COLD, 1.0)["large"] == Demand()
+
+
+def test_the_demand_of_a_rule_counts_in_full() -> None:
+    """A rule says which arm it wants, and not what it gains."""
+    rule = make_policy("always", ARMS, {"arm": "large"})
+    meter = DemandMeter()
+    cold = {**COLD, "small": ModelState(replicas=0, healthy=False)}
+    (decision,) = rule.decide([request()], cold, np.random.default_rng(0), 0)
+    assert decision.arm == ""
+    meter.decided(decision, 0.0)
+    assert meter.measure(rule, cold, 1.0)["large"].requests > 0.0
+
+
+def test_measuring_changes_nothing_that_was_learned() -> None:
+    """The policy decides once more, and forgets and learns nothing by that."""
+    policy = taught()
+    meter = DemandMeter()
+    run(meter, policy, COLD, 4.0, 0.0, 20.0)
+    before = policy.state()
+    assert meter.measure(policy, COLD, 21.0)["large"].requests > 0.0
+    after = policy.state()
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_long_list_is_a_sample() -> None:
+    """More requests than are decided again, or kept, give the same rate, as if it had lasted for ever."""
+    few = DemandSettings(sample=4, kept=40)
+    policy = taught()
+    all_of_them = run(DemandMeter(), policy, COLD, 4.0, 0.0, 60.0)["large"]
+    some = run(DemandMeter(few), policy, COLD, 4.0, 0.0, 60.0)["large"]
+    assert some.requests == pytest.approx(all_of_them.requests, rel=0.3)
+    lasting = all_of_them.loss / (1.0 - np.exp(-1.0))
+    assert some.loss == pytest.approx(lasting, rel=0.2)
