@@ -6,7 +6,7 @@ ingress's `user_config`: a change takes effect at the next request and restarts 
 
 import re
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from policies.profiling.features import KINDS
 from policies.registry import RULES, make_policy
 from policies.types import Arm, Objective
 
@@ -26,6 +27,7 @@ SECRET_PARAMETERS = ("password", "sslpassword")  # of a PostgreSQL URL
 # what clients send as `model` and get in a header: visible ASCII without commas, quotes and white space
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 AUTO = "auto"  # the router's own name; its presets are auto:NAME
+Score = Annotated[float, Field(ge=0, le=1)]
 # keys that release 0.1.0 knew under another name, each with its section: the name now (CHANGELOG.md, "Renamed")
 RENAMED = {
     ("", "journal_keep_days"): "journal_retention_days",
@@ -60,6 +62,9 @@ class ModelSettings(StrictModel):
     """One arm. The application that serves it has the same name.
 
     prior_quality: expected score before there is any feedback. Default: by the price (policies/base.py).
+    prior_quality_by_kind: the same for single kinds of work, as {arithmetic: 0.1, writing: 0.6}; other kinds keep
+        prior_quality. The kinds are code, writing, translation, extraction, arithmetic, strings, question and other.
+    prior_scores: number of scores that prior_quality_by_kind counts for. With 0 it only moves the prior.
     tasks: what it can do, of chat, completion and embed.
     context_tokens: maximum number of tokens of prompt and answer together.
     prompt_price_usd_per_million, output_price_usd_per_million: price of a million tokens; for your own GPU, its hourly
@@ -78,9 +83,21 @@ class ModelSettings(StrictModel):
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float | None = Field(None, ge=0, le=1)
+    prior_quality_by_kind: dict[str, Score] = {}
+    prior_scores: float = Field(10.0, ge=0)
     parent: str = ""
     inherited_events: float = Field(50.0, gt=0)
     revision: str = ""
+
+    @field_validator("prior_quality_by_kind")
+    @classmethod
+    def _check_kinds(cls, priors: dict[str, float]) -> dict[str, float]:
+        for kind in priors:
+            if kind not in KINDS:
+                raise ValueError(
+                    f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
+                )
+        return priors
 
     def arm(self, name: str) -> Arm:
         """The arm as policies/ knows it."""
@@ -91,6 +108,8 @@ class ModelSettings(StrictModel):
             prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
             output_price_usd=self.output_price_usd_per_million / 1e6,
             prior_quality=self.prior_quality,
+            prior_by_kind=tuple(self.prior_quality_by_kind.items()),
+            prior_scores=self.prior_scores,
             parent=self.parent,
             inherit=self.inherited_events,
             revision=self.revision,
