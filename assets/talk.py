@@ -151,8 +151,9 @@ def _greet(rng: random.Random) -> Task:
     form = rng.choice(
         (
             "Say hello to {}.",
-            "Greet my friend {} in one sentence.",
-            "Welcome {} with one friendly sentence.",
+            "Say good morning to {}.",
+            "Say hi to my friend {}.",
+            "Say hello to {} by name.",
         )
     )
     return Task(

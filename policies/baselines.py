@@ -34,7 +34,7 @@ class Static:
         self.arms = tuple(arms)
         self.threshold = threshold
         names = [arm.name for arm in arms]
-        self._by_kind = {}
+        self._by_kind: dict[str, int] = {}
         for kind, name in (by_kind or {}).items():
             if kind not in KINDS:
                 raise ValueError(
@@ -54,7 +54,7 @@ class Static:
         """Probability of each eligible arm's index; an arm that is left out has probability 0."""
         profile = request.profile
         special = self._by_kind.get(profile.kind)
-        if special in eligible:
+        if special is not None and special in eligible:
             return {special: 1.0}
         others = [k for k in eligible if k not in self._by_kind.values()] or eligible
         complex_task = profile.complexity >= self.threshold

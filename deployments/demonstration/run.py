@@ -158,11 +158,13 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
 
     auto = frames["auto"]
     levels = [level for level in LEVELS if (auto.level == level).any()]
-    layout = [["easy", "medium"], ["hard", "utility"]]
+    rows = ["easy medium", "hard utility"]
     if talk.LEVEL in levels:
-        layout = [["easy", "medium"], ["hard", talk.LEVEL], ["utility", "utility"]]
+        rows = ["easy medium", f"hard {talk.LEVEL}", "utility utility"]
     figure, axes = plt.subplot_mosaic(
-        layout, figsize=(11, 3.8 * len(layout)), layout="constrained"
+        [row.split() for row in rows],  # type: ignore[arg-type]
+        figsize=(11, 3.8 * len(rows)),
+        layout="constrained",
     )
     colours = {"auto": AUTO, "static rules": STATIC, **colours_of(names)}
     for level in levels:
