@@ -14,7 +14,7 @@ from assets.tasks import KINDS, Task, make_task
 
 COUNT = 150
 SEED = 150
-MAX_TOKENS = 200  # as the demo asks
+MAX_TOKENS = 100  # as the demo asks
 PATH = Path(__file__).with_suffix(".jsonl")
 
 

@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
         "--concurrency",
         type=int,
         default=4,
-        help="requests in flight; more make the answers slower than in the demo, which has one",
+        help="requests in flight; more make the answers slower",
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_FILE)
     return parser.parse_args()

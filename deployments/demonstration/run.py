@@ -224,7 +224,7 @@ class Options:
     seed: int = 1
     requests: int = 750
     scored: float = 1.0
-    concurrency: int = 1
+    concurrency: int = 8
     threshold: float = 0.5
     out: Path = Path("var")
     headers: Mapping[str, str] = field(default_factory=dict)
