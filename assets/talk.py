@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from assets.tasks import Task, draw
 
-KINDS = ("capital", "continent", "greet", "opposite", "plural", "sentence")
+KINDS = ("capital", "continent", "opposite", "plural", "sentence")
 LEVEL = "talk"
 MODEL = "general"  # the language model of the default portfolio
 
@@ -71,18 +71,12 @@ PLURALS = _pairs(
     "person=people,plate=plates,river=rivers,road=roads,school=schools,shelf=shelves,shoe=shoes,story=stories,"
     "table=tables,tooth=teeth,toy=toys,train=trains,tree=trees,watch=watches,window=windows,wolf=wolves,woman=women"
 )
-NAMES = _words(
-    "Ada Anna Carla Clara Daniel David Elena Emma Felix Frida George Hannah Hugo Ida Ivan Jack Jane John Julia Karl "
-    "Laura Lena Leo Linda Lucy Maria Mark Martin Mary Mia Nina Nora Olga Oscar Paul Peter Rosa Ruth Sam Sara Simon "
-    "Sofia Susan Thomas Tina Victor"
-)
 WORDS = _words(
     "apple bicycle bird book bread bridge candle castle chair child city cloud coffee doctor door dream farmer fire "
     "flower forest friend garden guitar hat horse house island kitchen lake lamp market mirror moon morning mountain "
     "museum music ocean painter park piano rain river road school ship shoe snow song star storm street student "
     "summer sun table teacher train tree village wind window winter"
 )
-GREETINGS = "hello|hi|hey|welcome|greetings|dear|good|nice|pleased|glad"
 
 
 def make_talk(
@@ -146,25 +140,6 @@ def _plural(rng: random.Random) -> Task:
     return _named(rng, "plural", PLURALS, forms)
 
 
-def _greet(rng: random.Random) -> Task:
-    name = rng.choice(NAMES)
-    form = rng.choice(
-        (
-            "Say hello to {}.",
-            "Say good morning to {}.",
-            "Say hi to my friend {}.",
-            "Say hello to {} by name.",
-        )
-    )
-    return Task(
-        "greet",
-        form.format(name),
-        name,
-        text=name,
-        rule=rf"(?=.*\b{name}\b).*\b(?:{GREETINGS})\b.*",
-    )
-
-
 def _sentence(rng: random.Random) -> Task:
     word = rng.choice(WORDS)
     form = rng.choice(
@@ -187,7 +162,6 @@ def _sentence(rng: random.Random) -> Task:
 _MAKERS: dict[str, Callable[[random.Random], Task]] = {
     "capital": _capital,
     "continent": _continent,
-    "greet": _greet,
     "opposite": _opposite,
     "plural": _plural,
     "sentence": _sentence,

@@ -32,7 +32,7 @@ TITLES = {
     "easy": "easy calculations",
     "medium": "medium calculations",
     "hard": "hard calculations",
-    talk.LEVEL: "facts, words and small talk",
+    talk.LEVEL: "facts, words and sentences",
 }
 LEVELS = tuple(TITLES)
 WINDOW = 50  # requests over which a share is averaged
@@ -161,10 +161,9 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
     rows = ["easy medium", "hard utility"]
     if talk.LEVEL in levels:
         rows = ["easy medium", f"hard {talk.LEVEL}", "utility utility"]
+    layout: list[Any] = [row.split() for row in rows]
     figure, axes = plt.subplot_mosaic(
-        [row.split() for row in rows],  # type: ignore[arg-type]
-        figsize=(11, 3.8 * len(rows)),
-        layout="constrained",
+        layout, figsize=(11, 3.8 * len(rows)), layout="constrained"
     )
     colours = {"auto": AUTO, "static rules": STATIC, **colours_of(names)}
     for level in levels:

@@ -14,7 +14,6 @@ from policies.profiling.features import profile
 RIGHT = {
     "capital": "The capital of Japan is Tokyo.",
     "continent": "Japan is a country in Asia, and it has many islands.",
-    "greet": "Hello Ada, how are you today?",
     "opposite": 'The opposite of "hot" is "cold".',
     "plural": "The plural of mouse is mice.",
     "sentence": "The old tree stands beside the river.",
@@ -22,7 +21,6 @@ RIGHT = {
 WRONG = {
     "capital": "The capital of Japan is Kyoto.",
     "continent": "Japan is a country in Europe.",
-    "greet": "Hello, how are you today?",
     "opposite": "The opposite of hot is coldness",
     "plural": "The plural of mouse is mouses.",
     "sentence": "tree",
@@ -41,9 +39,7 @@ def task_of(kind: str, asked: str) -> Task:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rule_accepts_right_replies_and_no_wrong_ones(kind: str) -> None:
     """Whatever the case, and with spaces around; what the models that calculate say is wrong."""
-    task = task_of(
-        kind, ASKED.get(kind, {"greet": "Ada", "sentence": "tree"}.get(kind, ""))
-    )
+    task = task_of(kind, ASKED.get(kind, "tree"))
     assert check(task, RIGHT[kind]) and check(task, f"\n{RIGHT[kind].upper()} ")
     assert not check(task, WRONG[kind])
     rng = random.Random(1)
@@ -90,10 +86,10 @@ def test_the_demo_talks_if_the_language_model_is_served() -> None:
     """Every kind about equally often with it; without it the stream is that of the calculations alone."""
     names = ["nano", "small", "large"]
     assert stream_for(names, 3, 50) == make_stream(3, 50)
-    stream = stream_for([*names, talk.MODEL], 3, 3400)
+    stream = stream_for([*names, talk.MODEL], 3, 3200)
     kinds = [task.kind for task in stream]
     for kind in (*KINDS, *CALCULATIONS):
         assert 150 < kinds.count(kind) < 250
     assert {level_of(kind) for kind in KINDS} == {"talk"}
     assert {level_of(kind) for kind in CALCULATIONS} == {"easy", "medium", "hard"}
-    assert stream == stream_for([*names, talk.MODEL], 3, 3400)
+    assert stream == stream_for([*names, talk.MODEL], 3, 3200)

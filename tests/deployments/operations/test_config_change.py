@@ -61,7 +61,7 @@ def test_a_changed_objective_restarts_nothing() -> None:
     change = change_of(edit)
     path = "deployments.Ingress.user_config"
     assert set(change.changes) == {
-        Change("gateway", f"{path}.objective.latency_weight", 0.02, 0.7),
+        Change("gateway", f"{path}.objective.latency_weight", 0.005, 0.7),
         Change("gateway", f"{path}.judge.sample_rate", NOT_SET, 0.05),
     }
     assert restarted(change) == set()
