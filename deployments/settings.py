@@ -6,7 +6,7 @@ ingress's `user_config`: a change takes effect at the next request and restarts 
 
 import re
 from difflib import get_close_matches
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
@@ -27,7 +27,6 @@ SECRET_PARAMETERS = ("password", "sslpassword")  # of a PostgreSQL URL
 # what clients send as `model` and get in a header: visible ASCII without commas, quotes and white space
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 AUTO = "auto"  # the router's own name; its presets are auto:NAME
-Score = Annotated[float, Field(ge=0, le=1)]
 # keys that release 0.1.0 knew under another name, each with its section: the name now (CHANGELOG.md, "Renamed")
 RENAMED = {
     ("", "journal_keep_days"): "journal_retention_days",
@@ -83,7 +82,7 @@ class ModelSettings(StrictModel):
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float | None = Field(None, ge=0, le=1)
-    prior_quality_by_kind: dict[str, Score] = {}
+    prior_quality_by_kind: dict[str, float] = {}
     prior_scores: float = Field(10.0, ge=0)
     parent: str = ""
     inherited_events: float = Field(50.0, gt=0)
@@ -92,10 +91,14 @@ class ModelSettings(StrictModel):
     @field_validator("prior_quality_by_kind")
     @classmethod
     def _check_kinds(cls, priors: dict[str, float]) -> dict[str, float]:
-        for kind in priors:
+        for kind, expected in priors.items():
             if kind not in KINDS:
                 raise ValueError(
                     f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
+                )
+            if not 0 <= expected <= 1:
+                raise ValueError(
+                    f"'{kind}' is {expected:g}; a score is between 0 and 1"
                 )
         return priors
 
