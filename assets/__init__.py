@@ -1,1 +1,1 @@
-"""The embedder and the three small models that the product ships, with the scripts that make them."""
+"""The embedder and the small models, with the scripts that make them."""

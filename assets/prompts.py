@@ -1,4 +1,4 @@
-"""The bundled prompts to calibrate the three default models: `python -m assets.prompts` writes assets/prompts.jsonl.
+"""The bundled prompts to calibrate the default models: `python -m assets.prompts` writes assets/prompts.jsonl.
 
 The questions are reserved (tasks.is_reserved), so no stream of the demo has any of them. A reference matches the same
 replies as the demo's checker (tasks.check) accepts.
@@ -9,11 +9,12 @@ import random
 import re
 from pathlib import Path
 
+from assets import talk
 from assets.tasks import KINDS, Task, make_task
 
 COUNT = 150
 SEED = 150
-MAX_TOKENS = 200  # as the demo asks
+MAX_TOKENS = 100  # as the demo asks
 PATH = Path(__file__).with_suffix(".jsonl")
 
 
@@ -23,17 +24,23 @@ def reserved_tasks() -> list[Task]:
     Answers that end in "so" are left out: in `tasks.check` these letters begin the answer.
     """
     rng = random.Random(SEED)
+    kinds = KINDS + talk.KINDS
     tasks: dict[str, Task] = {}
     while len(tasks) < COUNT:
-        kind = KINDS[len(tasks) % len(KINDS)]
-        task = make_task(rng, kind, wishes=False, reserved=True)
+        kind = kinds[len(tasks) % len(kinds)]
+        if kind in talk.KINDS:
+            task = talk.make_talk(rng, kind, reserved=True)
+        else:
+            task = make_task(rng, kind, wishes=False, reserved=True)
         if not task.answer.endswith("so"):
             tasks.setdefault(task.question, task)
     return list(tasks.values())
 
 
 def pattern(task: Task) -> str:
-    """A regular expression for the right replies: the answer, which words that end in "so " may precede."""
+    """A regular expression for right replies: the rule; or the answer, which words that end in "so " may precede."""
+    if task.rule:
+        return f"(?is){task.rule}"
     return rf"(?s)(?:.*so )?\s*{re.escape(task.answer)}\s*\.?"
 
 

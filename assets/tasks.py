@@ -1,12 +1,14 @@
 """Generated tasks whose answers a program can check.
 
-The three small models are trained on these tasks, the demo streams them, and the tests use them as ground truth.
+The three models that calculate are trained on these tasks, the demo streams them, and the tests use them as ground
+truth. What a language model can do is in talk.py.
 
 A task is a question in words. `reply` writes the answer that a model of a given size is trained to give: `nano`
 answers directly, `small` writes the steps of three medium kinds, `large` writes the steps of all medium and hard kinds.
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -52,6 +54,7 @@ class Task:
     question: the prompt of the user.
     answer: the only right answer, without surrounding words.
     numbers, text: operands of the question, for the worked reply.
+    rule: a regular expression that the whole right reply matches in any case; "" if the reply ends in the answer.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Task:
     answer: str
     numbers: tuple[int, ...] = ()
     text: str = ""
+    rule: str = ""
 
 
 def is_reserved(question: str) -> bool:
@@ -85,13 +89,20 @@ def make_task(
         wishes: add words of urgency or care to some questions.
         reserved: draw a task whose question is reserved.
     """
-    kind = kind or rng.choice(KINDS)
-    task = _MAKERS[kind](rng)
-    other = random.Random(task.question)
-    while is_reserved(task.question) != reserved:
-        task = _MAKERS[kind](other)
+    task = draw(rng, _MAKERS[kind or rng.choice(KINDS)], reserved)
     wish = rng.choice(WISHES) if wishes else ""
     return Task(task.kind, wish + task.question, task.answer, task.numbers, task.text)
+
+
+def draw(
+    rng: random.Random, maker: Callable[[random.Random], Task], reserved: bool
+) -> Task:
+    """A task of this maker whose question is reserved, or is not."""
+    task = maker(rng)
+    other = random.Random(task.question)
+    while is_reserved(task.question) != reserved:
+        task = maker(other)
+    return task
 
 
 def level_of(kind: str) -> str:
@@ -104,7 +115,9 @@ def level_of(kind: str) -> str:
 
 
 def check(task: Task, reply: str) -> bool:
-    """Whether the reply ends in the right answer (a worked reply ends in `so ANSWER`)."""
+    """Whether the reply matches the task's rule, or ends in the right answer (a worked reply ends in `so ANSWER`)."""
+    if task.rule:
+        return re.fullmatch(task.rule, reply.strip(), re.I | re.S) is not None
     return reply.strip().removesuffix(".").rsplit("so ", 1)[-1].strip() == task.answer
 
 

@@ -6,16 +6,18 @@ from collections import defaultdict
 
 import numpy as np
 
-from assets.tasks import KINDS, level_of, make_task
+from assets import talk
+from assets.tasks import KINDS, make_task
 from deployments.demonstration.client import (
     DEFAULT_URL,
     Answer,
     chat_models,
     run_stream,
 )
+from deployments.demonstration.run import level_of
 
 
-def table(answers: dict[str, list[Answer]]) -> str:
+def table(answers: dict[str, list[Answer]], kinds: list[str]) -> str:
     """A Markdown table: for each kind of task the share of right answers and the mean latency of each model."""
     names = list(answers)
     lines = ["| kind | " + " | ".join(f"{n} right | {n} s" for n in names) + " |"]
@@ -25,7 +27,7 @@ def table(answers: dict[str, list[Answer]]) -> str:
         for answer in given:
             by_kind[name, answer.task.kind].append(answer)
             by_kind[name, "all"].append(answer)
-    for kind in (*KINDS, "all"):
+    for kind in (*kinds, "all"):
         cells = []
         for name in names:
             group = by_kind[name, kind]
@@ -44,15 +46,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    models = chat_models(arguments.url)
     tasks = [make_task(rng, kind) for kind in KINDS for _ in range(arguments.each)]
+    if talk.MODEL in models:
+        tasks += [
+            talk.make_talk(rng, kind)
+            for kind in talk.KINDS
+            for _ in range(arguments.each)
+        ]
+    kinds = list(dict.fromkeys(task.kind for task in tasks))
     rng.shuffle(tasks)
     answers = {
         name: run_stream(
             arguments.url, tasks, lambda _, name=name: name, name, concurrency=1
         )  # type: ignore[misc]
-        for name in chat_models(arguments.url)
+        for name in models
     }
-    print(table(answers))
+    print(table(answers, kinds))
     for name, given in answers.items():
         tokens = np.mean([a.output_tokens for a in given])
         print(f"{name}: {tokens:.1f} tokens per answer")

@@ -1,5 +1,6 @@
 """Where the files of this installation and of an instance are, in a checkout and where the package is installed."""
 
+import sys
 from pathlib import Path
 
 # the folder that has deployments/, policies/ and assets/: the checkout, or site-packages
@@ -23,15 +24,28 @@ def default_config() -> Path:
     return own if own.exists() else BUNDLED_CONFIG
 
 
+def fetched_roots() -> list[Path]:
+    """Where weights are kept that are not part of this installation: in the virtual environment, or in the instance.
+
+    The first one that can be written gets them (operations/weights.py).
+    """
+    in_environment = [Path(sys.prefix, "share/adaptive-llm-router")]
+    return [
+        *(in_environment if sys.prefix != sys.base_prefix else []),
+        home() / "var/fetched",
+    ]
+
+
 def bundled(path: str) -> str:
     """A path as it is, unless the current folder does not have it and this installation has.
 
-    So `assets/models/nano` in a configuration means the bundled model wherever the package is installed. Of an
-    installed package only assets/ counts: ROOT has other packages, too, and a path may be the name of a model hub.
+    So `assets/models/nano` in a configuration means the bundled model wherever the package is installed, and
+    `assets/models/general` the fetched one. Of an installed package only assets/ counts: ROOT has other packages, too,
+    and a path may be the name of a model hub.
     """
     own = Path(path)
     is_ours = IS_CHECKOUT or own.parts[:1] == ("assets",)
     if own.is_absolute() or own.exists() or not is_ours:
         return path
-    shipped = ROOT / own
-    return str(shipped) if shipped.exists() else path
+    places = [root / own for root in (ROOT, *fetched_roots())]
+    return next((str(place) for place in places if place.exists()), path)

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from policies.profiling.features import KINDS
 from policies.registry import RULES, make_policy
 from policies.types import Arm, Objective
 
@@ -84,6 +85,9 @@ class ModelSettings(StrictModel):
     """One arm. The application that serves it has the same name.
 
     prior_quality: expected score before there is any feedback. Default: by the price (policies/base.py).
+    prior_quality_by_kind: the same for single kinds of work, as {arithmetic: 0.1, writing: 0.6}; other kinds keep
+        prior_quality. The kinds are code, writing, translation, extraction, arithmetic, strings, question and other.
+    prior_scores: number of scores that prior_quality_by_kind counts for. With 0 it only moves the prior.
     tasks: what it can do, of chat, completion and embed.
     context_tokens: maximum number of tokens of prompt and answer together.
     prompt_price_usd_per_million, output_price_usd_per_million: price of a million tokens; for your own GPU, its hourly
@@ -103,10 +107,26 @@ class ModelSettings(StrictModel):
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float | None = Field(None, ge=0, le=1)
+    prior_quality_by_kind: dict[str, float] = {}
+    prior_scores: float = Field(10.0, ge=0)
     parent: str = ""
     inherited_events: float = Field(50.0, gt=0)
     revision: str = ""
     capabilities: CapabilitySettings = CapabilitySettings()
+
+    @field_validator("prior_quality_by_kind")
+    @classmethod
+    def _check_kinds(cls, priors: dict[str, float]) -> dict[str, float]:
+        for kind, expected in priors.items():
+            if kind not in KINDS:
+                raise ValueError(
+                    f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
+                )
+            if not 0 <= expected <= 1:
+                raise ValueError(
+                    f"'{kind}' is {expected:g}; a score is between 0 and 1"
+                )
+        return priors
 
     def arm(self, name: str) -> Arm:
         """The arm as policies/ knows it."""
@@ -117,6 +137,8 @@ class ModelSettings(StrictModel):
             prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
             output_price_usd=self.output_price_usd_per_million / 1e6,
             prior_quality=self.prior_quality,
+            prior_by_kind=tuple(self.prior_quality_by_kind.items()),
+            prior_scores=self.prior_scores,
             parent=self.parent,
             inherit=self.inherited_events,
             revision=self.revision,

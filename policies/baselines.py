@@ -6,29 +6,59 @@ import numpy as np
 
 from policies import base, constraints
 from policies.events import ArmEstimate, Decision, Outcome
+from policies.profiling.features import KINDS
 from policies.types import Arm, ModelState, Request
 
 
 class Static:
-    """A complexity threshold: complex requests go to the largest eligible arm, all others to the smallest.
+    """A complexity threshold: complex requests go to the last eligible arm, all others to the first.
 
     Args:
-        arms: in the order of their size, smallest first.
-        threshold: complexity from which a request goes to the largest arm.
+        arms: in the order of their size or price, smallest first.
+        threshold: complexity from which a request goes to the last arm.
+        by_kind: by kind of work, the arm that gets its requests whatever their complexity, as long as it is eligible.
+            The other kinds are divided among the arms that are not named here.
+
+    Raises:
+        ValueError: `by_kind` names an unknown kind or arm, or all arms.
     """
 
     name = "static"
 
-    def __init__(self, arms: Sequence[Arm], threshold: float = 0.5):
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        threshold: float = 0.5,
+        by_kind: Mapping[str, str] | None = None,
+    ):
         self.arms = tuple(arms)
         self.threshold = threshold
+        names = [arm.name for arm in arms]
+        self._by_kind: dict[str, int] = {}
+        for kind, name in (by_kind or {}).items():
+            if kind not in KINDS:
+                raise ValueError(
+                    f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
+                )
+            if name not in names:
+                raise ValueError(
+                    f"unknown arm '{name}'; choose one of: {', '.join(names)}"
+                )
+            self._by_kind[kind] = names.index(name)
+        if len(names) == len(set(self._by_kind.values())):
+            raise ValueError("by_kind names all arms; leave one for the other kinds")
 
     def wants(
         self, request: Request, eligible: Sequence[int], rng: np.random.Generator
     ) -> dict[int, float]:
         """Probability of each eligible arm's index; an arm that is left out has probability 0."""
-        complex_task = request.profile.complexity >= self.threshold
-        return {eligible[-1] if complex_task else eligible[0]: 1.0}
+        profile = request.profile
+        special = self._by_kind.get(profile.kind)
+        if special is not None and special in eligible:
+            return {special: 1.0}
+        others = [k for k in eligible if k not in self._by_kind.values()] or eligible
+        complex_task = profile.complexity >= self.threshold
+        return {others[-1] if complex_task else others[0]: 1.0}
 
     def decide(
         self,

@@ -27,6 +27,8 @@ class Arm:
     context_tokens: prompt and answer together.
     prompt_price_usd, output_price_usd: per token; for your own GPU, its hourly price divided by its tokens an hour.
     prior_quality: expected score in [0, 1] before any score arrives; None derives it from the price (base.py).
+    prior_by_kind: pairs of a kind of work and the expected score for it, in place of prior_quality.
+    prior_scores: number of scores that prior_by_kind counts for.
     parent: the arm from which a new arm inherits what was learned; "" for none.
     inherit: number of events that the inherited past counts for. It also limits what was learned of the same name
         while other weights served it.
@@ -39,6 +41,8 @@ class Arm:
     prompt_price_usd: float = 0.0
     output_price_usd: float = 0.0
     prior_quality: float | None = None
+    prior_by_kind: tuple[tuple[str, float], ...] = ()
+    prior_scores: float = 10.0
     parent: str = ""
     inherit: float = 50.0
     revision: str = ""

@@ -105,9 +105,12 @@ def parts(state: Path) -> list[Part]:
 
 
 def environment() -> dict[str, str]:
-    """Environment of every part: one thread for each process that computes, and no bars of progress in the log."""
+    """Environment of every part: one thread for each process that computes, and no bars of progress in the log.
+
+    No part needs the language model. A fault that starts the system again leaves it out, too.
+    """
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, **one, "TQDM_DISABLE": "1"}
+    return {**os.environ, **one, "TQDM_DISABLE": "1", "ROUTER_WITHOUT": "general"}
 
 
 @contextmanager

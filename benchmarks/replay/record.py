@@ -15,7 +15,7 @@ from tqdm import tqdm
 from assets.tasks import Task
 from benchmarks.replay.recording import Recording, recorded
 from deployments.demonstration.client import DEFAULT_URL, ask, chat_models
-from deployments.demonstration.run import make_stream
+from deployments.demonstration.run import stream_for
 
 DEFAULT_FILE = Path("var/recordings/demo.jsonl")
 
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
         "--concurrency",
         type=int,
         default=4,
-        help="requests in flight; more make the answers slower than in the demo, which has one",
+        help="requests in flight; more make the answers slower",
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_FILE)
     return parser.parse_args()
@@ -89,7 +89,9 @@ def main() -> None:
     arguments = parse_arguments()
     models = chat_models(arguments.url)
     recording = Recording(arguments.out)
-    streams = {seed: make_stream(seed, arguments.requests) for seed in arguments.seeds}
+    streams = {
+        seed: stream_for(models, seed, arguments.requests) for seed in arguments.seeds
+    }
 
     async def run() -> int:
         limits = httpx.Limits(max_connections=2 * arguments.concurrency)

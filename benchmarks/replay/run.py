@@ -15,7 +15,7 @@ from benchmarks.replay.figures import report
 from benchmarks.replay.player import Delays, Player
 from benchmarks.replay.record import DEFAULT_FILE
 from benchmarks.replay.recording import Recording
-from deployments.demonstration.run import make_stream
+from deployments.demonstration.run import stream_for
 from deployments.settings import GatewaySettings, Tuning
 
 
@@ -72,7 +72,9 @@ def main() -> None:
         ]
         seeds = arguments.seeds or recording.seeds()
         streams = {
-            seed: recording.stream(seed, make_stream(seed, arguments.requests), models)
+            seed: recording.stream(
+                seed, stream_for(models, seed, arguments.requests), models
+            )
             for seed in seeds
         }
     except (OSError, ValueError) as error:

@@ -115,7 +115,9 @@ def theirs(name: str, x: Vector, y: Vector) -> Play:
 
 def learner(arms: int, dims: int, x: Vector, y: Vector) -> Play:
     """Play of the posterior of the scores alone: predict, draw, choose the best, add. Without propensities."""
-    posterior = HierarchicalPosterior(np.full(arms, 0.5), dims, 0.15, 0.9995)
+    prior = np.zeros((arms, dims))
+    prior[:, 0] = 0.5
+    posterior = HierarchicalPosterior(prior, 0.15, 0.9995)
     rng = np.random.default_rng(0)
     many = getattr(posterior, "add_many", None)
 

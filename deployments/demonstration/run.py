@@ -1,6 +1,7 @@
 """Demonstration of learning on a running server: `router demo`.
 
-A seeded, mixed stream of tasks goes through `auto`. A program checks each answer and posts the result as feedback.
+A seeded, mixed stream of tasks goes through `auto`: calculations, and questions for a language model if one is served.
+A program checks each answer and posts the result as feedback.
 Then the same stream goes to each model by name, and to the models that static rules choose.
 
 The demo prints a table, saves a picture, logs an MLflow run with one below it for each strategy, and registers the
@@ -10,7 +11,7 @@ learned policy as a version.
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,62 @@ import httpx
 import numpy as np
 import pandas as pd
 
-from assets.tasks import Task, level_of, make_task
+from assets import talk, tasks
+from assets.tasks import Task
 from deployments.demonstration.client import DEFAULT_URL, Answer, run_stream, state
 from deployments.observability.colours import AUTO, STATIC, colours_of
 from policies.baselines import Static
 from policies.profiling import features
 from policies.types import Arm, Objective, Request
 
+TITLES = {
+    "easy": "easy calculations",
+    "medium": "medium calculations",
+    "hard": "hard calculations",
+    talk.LEVEL: "facts, words and sentences",
+}
+LEVELS = tuple(TITLES)
 WINDOW = 50  # requests over which a share is averaged
 DEFAULT_MLFLOW = "http://127.0.0.1:5000"
 
 
-def make_stream(seed: int, count: int) -> list[Task]:
+def make_stream(seed: int, count: int, with_talk: bool = False) -> list[Task]:
     """A stream with every kind of task equally often.
 
     The tasks contain no words of urgency or care, so that every strategy has the same objective.
+
+    Args:
+        seed: another seed is another stream.
+        count: number of tasks.
+        with_talk: also the kinds of talk.py, which a language model answers.
     """
     rng = random.Random(seed)
-    return [make_task(rng, wishes=False) for _ in range(count)]
+    kinds = tasks.KINDS + talk.KINDS if with_talk else tasks.KINDS
+    stream = []
+    for _ in range(count):
+        kind = rng.choice(kinds)
+        if kind in talk.KINDS:
+            stream.append(talk.make_talk(rng, kind))
+        else:
+            stream.append(tasks.make_task(rng, kind, wishes=False))
+    return stream
+
+
+def stream_for(names: Collection[str], seed: int, count: int) -> list[Task]:
+    """The demo's stream for these models: with talk, if the language model of the default portfolio is among them."""
+    return make_stream(seed, count, with_talk=talk.MODEL in names)
 
 
 def static_rule(names: list[str], threshold: float) -> Any:
-    """The model that the policy `static` would choose, as a function of the task."""
-    policy = Static([Arm(name) for name in names], threshold)
+    """The model that the policy `static` would choose, as a function of the task.
+
+    A language model, if there is one, gets everything but calculations.
+    """
+    by_kind = {}
+    if talk.MODEL in names and len(names) > 1:
+        others = set(features.KINDS) - {"arithmetic", "strings"}
+        by_kind = dict.fromkeys(others, talk.MODEL)
+    policy = Static([Arm(name) for name in names], threshold, by_kind)
     rng = np.random.default_rng(0)
 
     def choose(task: Task) -> str:
@@ -49,6 +83,11 @@ def static_rule(names: list[str], threshold: float) -> Any:
         return policy.decide([Request("", profile, Objective())], {}, rng, 0)[0].arm
 
     return choose
+
+
+def level_of(kind: str) -> str:
+    """`easy`, `medium` or `hard` for a calculation, else `talk`."""
+    return talk.LEVEL if kind in talk.KINDS else tasks.level_of(kind)
 
 
 def as_frame(
@@ -117,11 +156,18 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
-    axes = list(grid.flat)
-    colours = {"auto": AUTO, "static rules": STATIC, **colours_of(names)}
     auto = frames["auto"]
-    for axis, level in zip(axes[:3], ("easy", "medium", "hard"), strict=True):
+    levels = [level for level in LEVELS if (auto.level == level).any()]
+    rows = ["easy medium", "hard utility"]
+    if talk.LEVEL in levels:
+        rows = ["easy medium", f"hard {talk.LEVEL}", "utility utility"]
+    layout: list[Any] = [row.split() for row in rows]
+    figure, axes = plt.subplot_mosaic(
+        layout, figsize=(11, 3.8 * len(rows)), layout="constrained"
+    )
+    colours = {"auto": AUTO, "static rules": STATIC, **colours_of(names)}
+    for level in levels:
+        axis = axes[level]
         part = auto[auto.level == level].reset_index(drop=True)
         shares = []
         for name in names:
@@ -131,25 +177,25 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
             part.i, shares, labels=names, colors=[colours[name] for name in names]
         )
         axis.set(
-            title=f"{level} tasks",
+            title=TITLES[level],
             xlabel="request",
             ylabel="share of the last 50",
             ylim=(0, 1),
         )
-    axes[0].legend(loc="lower left")
+    axes[levels[0]].legend(loc="lower left")
     for name, frame in frames.items():
         mean = frame.utility.rolling(2 * WINDOW, min_periods=WINDOW).mean()
-        axes[3].plot(
+        axes["utility"].plot(
             frame.i,
             mean,
             label=name,
             color=colours[name],
             linewidth=2.5 if name == "auto" else 1.2,
         )
-    axes[3].set(
+    axes["utility"].set(
         title="utility, mean of the last 100", xlabel="request", ylabel="utility"
     )
-    axes[3].legend(fontsize=8)
+    axes["utility"].legend(fontsize=8)
     figure.suptitle(
         "Models that `auto` chooses as it learns, and the utility of every strategy"
     )
@@ -177,7 +223,7 @@ class Options:
     seed: int = 1
     requests: int = 750
     scored: float = 1.0
-    concurrency: int = 1
+    concurrency: int = 8
     threshold: float = 0.5
     out: Path = Path("var")
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -256,20 +302,20 @@ def play_strategies(
     options: Options, names: list[str], live: dict[str, Any]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Span]]:
     """Answers of `auto`, of each model by name and of the static rules, by strategy; and when each was played."""
-    tasks = make_stream(options.seed, options.requests)
+    stream = stream_for(names, options.seed, options.requests)
     strategies: dict[str, Any] = {"auto": lambda _: "auto"}
     for name in names:
         strategies[name] = lambda _, name=name: name
     strategies["static rules"] = static_rule(names, options.threshold)
     rng = random.Random(options.seed)
-    scored = {i for i in range(len(tasks)) if rng.random() < options.scored}
+    scored = {i for i in range(len(stream)) if rng.random() < options.scored}
     frames = {}
     spans = {}
     for name, choose in strategies.items():
         begin = time.time()
         answers = run_stream(
             options.url,
-            tasks,
+            stream,
             choose,
             f"{name:>12}",
             options.concurrency,

@@ -1,4 +1,4 @@
-"""Bodies and parameters that run as they stand against the default models: nano, small, large, minilm and auto."""
+"""Bodies and parameters that run as they stand against the default models: four that chat, minilm, and auto."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 from deployments.errors import NoAnswerError
-from deployments.operations import haproxy
+from deployments.operations import haproxy, weights
 from deployments.operations.config_change import ConfigChange, compare
 from deployments.operations.config_check import Config, check_config, check_keys
 from deployments.paths import IS_CHECKOUT, ROOT, home
@@ -151,19 +151,27 @@ def unchecked(path: Path, state: Path, offset: int) -> Cluster:
     return Cluster(read_config(path), state.resolve(), offset)
 
 
-def load(path: Path, state: Path, offset: int, keys: Path | None = None) -> Cluster:
-    """Read and check the config of an instance.
+def load(
+    path: Path,
+    state: Path,
+    offset: int,
+    keys: Path | None = None,
+    without: Sequence[str] = (),
+) -> Cluster:
+    """Read and check the config of an instance. Weights that it needs and that are not here are fetched.
 
     Args:
         path: of the config.
         state: folder of the instance.
         offset: added to all ports.
         keys: file of the API keys to ask for; None for what the config says.
+        without: names of models to leave out. A model whose weights cannot be had is left out, too.
 
     Raises:
         SystemExit: the config is not valid. The message lists what is wrong.
     """
-    config = read_config(path)
+    config = weights.without(read_config(path), without)
+    config = weights.with_weights(config, _tell)
     for application in config.get("applications", ()):
         if keys is not None and str(application.get("import_path")).endswith(
             ":gateway"
@@ -188,6 +196,11 @@ def load(path: Path, state: Path, offset: int, keys: Path | None = None) -> Clus
             if arguments.get("mlflow_uri") == "http://127.0.0.1:5000":
                 arguments["mlflow_uri"] = cluster.url("MLflow")
     return cluster
+
+
+def _tell(sentence: str) -> None:
+    """Print a sentence on standard error: it is no result."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def print_progress(message: str, began: float) -> None:

@@ -88,7 +88,7 @@ BOXES = (
         3.0,
         1.9,
         "Models",
-        "one Serve application each:\nnano, small, large (vLLM),\nminilm (embeddings);\n1 to n replicas",
+        "one Serve application each:\nnano, small, large,\ngeneral (vLLM), minilm (embeddings);\n1 to n replicas",
         SERVE,
     ),
     Box(

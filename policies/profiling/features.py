@@ -44,6 +44,10 @@ NAMES = (
     *(name.replace("_", " ") for name in TEXT_COLUMNS),
 )
 D = len(NAMES)
+KIND_VALUE = (
+    0.5  # of the column of a request's kind; the columns of the other kinds are 0
+)
+KIND_COLUMNS = {kind: NAMES.index(f"kind {kind}") for kind in KINDS}
 
 # Characters read from the beginning and from the end of a long text; the middle rarely says what is asked.
 READ_CHARS = 4000
@@ -62,7 +66,8 @@ _KIND_PATTERNS = (
     ),
     (
         "arithmetic",
-        r"\d\s*[-+*/x×^=]\s*\d|\b(plus|minus|times|how many|add|solve|sum)\b|\bmultipl",
+        # two numbers with a short word of any language between them: 570 or 718, 347 más 586
+        r"\d\s*[-+*/x×^=]\s*\d|\b\d+ [^\W\d_]{1,5} \d+\b|\b(plus|minus|times|how many|add|solve|sum)\b|\bmultipl",
     ),
     ("writing", r"\b(write|essay|poem|email|story about|rewrite|draft)\b"),
     ("question", r"\?|\b(who|what|which|when|where|why|how)\b"),
@@ -150,7 +155,9 @@ def _features(columns: Sequence[float], kind: str, embedding: Vector | None) -> 
         if embedding is None
         else [2.0 * e for e in embedding[:EMBEDDING_COLUMNS].tolist()]
     )
-    return np.array([1.0, *seen, *(0.5 * (kind == known) for known in KINDS), *columns])
+    return np.array(
+        [1.0, *seen, *(KIND_VALUE * (kind == known) for known in KINDS), *columns]
+    )
 
 
 def _complexity(

@@ -34,6 +34,7 @@ from policies.profiling.calibration import (
     sigmoid,
 )
 from policies.profiling.features import OUTPUT_TOKENS, D
+from policies.profiling.prior import prior_weights
 from policies.types import Arm, TaskProfile, Vector
 
 SUFFICIENT = 0.5  # mean score over the sources from which an answer is good enough
@@ -190,7 +191,7 @@ class Forecaster:
             np.zeros(D),
             np.zeros(1),
             np.zeros(D),
-            _prior_mean(arms),
+            prior_weights(arms, logit),
             platt,
             np.tile(platt, (k, 1)),
         )
@@ -269,7 +270,7 @@ class Forecaster:
     def for_arms(self, arms: Sequence[Arm]) -> "Forecaster":
         """The forecaster for other arms: known arms keep their weights, new arms start from the shared weights."""
         rows = {arm.name: k for k, arm in enumerate(self.arms)}
-        fresh = self.shared + _prior_mean(arms)
+        fresh = self.shared + prior_weights(arms, logit)
         weights = [
             self.weights[rows[a.name]] if a.name in rows else fresh[k]
             for k, a in enumerate(arms)
@@ -336,19 +337,12 @@ class Forecaster:
         return replace(cls.prior(arms), **arrays)
 
 
-def _prior_mean(arms: Sequence[Arm]) -> Vector:
-    """[K, D] log-odds weights that give the prior quality whatever the features; the first feature is 1."""
-    mean = np.zeros((len(arms), D))
-    mean[:, 0] = [logit(quality) for quality in prior_quality(arms).tolist()]
-    return mean
-
-
 def _fit_sufficiency(data: Labelled, arms: Sequence[Arm]) -> tuple[Vector, Vector]:
     shared = np.full(D, SHARED)
     own = np.full(D, OWN)
     own[0] = INTERCEPT
     newest = replace(data, weight=data.weight / data.weight.max(initial=1e-12))
-    return fit_arms(newest, np.zeros(D), shared, _prior_mean(arms), own)
+    return fit_arms(newest, np.zeros(D), shared, prior_weights(arms, logit), own)
 
 
 def _sufficiency(

@@ -30,20 +30,16 @@ class HierarchicalPosterior(LinearPosterior):
     """K Bayesian linear models over the same D features, which learn from each other; the first feature is 1.
 
     Args:
-        prior_quality: [K] expected y before any event.
-        dims: D.
+        prior_mean: [K, D] m_k.
         noise_variance: first guess of σ².
         forgetting: γ in (0, 1]; 1 never forgets.
     """
 
-    def __init__(
-        self, prior_quality: Vector, dims: int, noise_variance: float, forgetting: float
-    ):
-        prior = np.zeros((len(prior_quality), dims))
-        prior[:, 0] = prior_quality
+    def __init__(self, prior_mean: Vector, noise_variance: float, forgetting: float):
+        dims = prior_mean.shape[1]
         middle = np.full(dims, 2 * MIDDLE**2)
         middle[0] = BIAS_DEVIATION**2 + COMMON_DEVIATION**2
-        super().__init__(prior, 1 / middle, noise_variance, forgetting)
+        super().__init__(prior_mean, 1 / middle, noise_variance, forgetting)
         grids = np.tile(np.array([OWN, COMMON])[:, :, None], dims)
         self._own, self._common = grids**-2.0  # [G, D] diagonals of P_δ and P_θ
         self._own[:, 0] = BIAS_DEVIATION**-2

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from policies import base, constraints
 from policies.constraints import Exclusion
 from policies.events import ArmEstimate, Decision, Outcome, visible_flaw
-from policies.profiling.features import D
+from policies.profiling.prior import DeclaredQuality, prior_weights
 from policies.thompson import kernels
 from policies.thompson.availability import Availability
 from policies.thompson.drift import Drift
@@ -82,9 +82,11 @@ class Thompson:
         self.settings = settings or ThompsonSettings()
         self._names = [arm.name for arm in arms]
         self._index = {name: k for k, name in enumerate(self._names)}
-        prior = base.prior_quality(arms)
         forgetting = self.settings.forgetting
-        self.quality = HierarchicalPosterior(prior, D, self.settings.noise, forgetting)
+        self.quality = HierarchicalPosterior(
+            prior_weights(arms), self.settings.noise, forgetting
+        )
+        self._declared = DeclaredQuality(arms, self.settings.noise)
         self.latency = LatencyModel(arms, forgetting)
         self.drift = Drift(len(arms))
         self.availability = Availability(len(arms))
@@ -126,7 +128,7 @@ class Thompson:
             [request.profile.features for request in requests], np.float64
         )  # [B, D]
         asked = self.latency.asked(requests, objectives)
-        quality = self.quality.predict(features)
+        quality = self._declared.combined(self.quality.predict(features), requests)
         live = [states.get(name, UNKNOWN_STATE) for name in self._names]
         total = float(sum([state.in_flight for state in states.values()]))
         expected = self.latency.expect(asked, features, live, total)

@@ -173,8 +173,8 @@ def test_the_replayed_policy_learns_which_size_each_kind_needs(tmp_path: Path) -
     frame = played(tmp_path / "r.jsonl", 450)
     auto = frame[(frame.strategy == AUTO) & (frame.third == 3)]
     hard = auto.kind.isin(HARD)
-    assert (auto[hard].model == "large").mean() > 0.9
-    assert (auto[~hard].model != "large").mean() > 0.8
+    assert (auto[hard].model == "large").mean() > 0.8
+    assert (auto[~hard].model != "large").mean() > 0.7
 
 
 def test_a_replay_is_repeatable_and_keeps_the_recorded_answers(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from deployments import paths
 from deployments.app import with_source
 from deployments.demonstration.run import make_stream
 from deployments.models.embedding_server import EmbeddingServer
-from deployments.operations import launcher
+from deployments.operations import launcher, weights
 from deployments.profiler.reader import ProfileItem, TextProfiler
 from deployments.settings import ProfilerSettings
 print(paths.ROOT)
 assert not paths.IS_CHECKOUT and paths.home() == Path.cwd()
-cluster = launcher.load(paths.default_config(), paths.home() / "var", 0)
+cluster = launcher.load(paths.default_config(), paths.home() / "var", 0, without=["general"])
 arguments = {a["name"]: a.get("args", {}) for a in cluster.config["applications"]}
 source = with_source(arguments["nano"])["model_loading_config"]["model_source"]
 hub = {"model_loading_config": {"model_source": "owner/model"}}
@@ -37,7 +37,9 @@ settings = arguments["gateway"]["profiler"]
 item = ProfileItem("one two", "one two", 0, "chat", 0)
 (profile,) = TextProfiler(ProfilerSettings(**settings)).profile([item])
 assert profile.prompt_tokens > 2, "estimated, and not counted by the tokenizer"
-assert len(make_stream(1, 20)) == 20
+assert len(make_stream(1, 20, with_talk=True)) == 20
+assert paths.fetched_roots()[-1] == Path.cwd() / "var/fetched"
+assert "assets/models/general" in weights.MAKERS
 """
 
 

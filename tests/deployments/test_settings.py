@@ -72,3 +72,16 @@ def test_settings_are_stored_without_the_journals_url() -> None:
     elsewhere = given.model_copy(update={"journal": "sqlite:///other.db"})
     assert latest(stored, elsewhere) == elsewhere
     assert latest(stored, given) == given
+
+
+def test_a_prior_by_kind_names_known_kinds() -> None:
+    """An unknown kind is an error that lists the kinds; the arm gets the pairs."""
+    model = {"prior_quality_by_kind": {"writing": 0.6}, "prior_scores": 4}
+    settings = GatewaySettings.model_validate({"models": {"a": model}})
+    (arm,) = settings.arms()
+    assert (arm.prior_by_kind, arm.prior_scores) == ((("writing", 0.6),), 4.0)
+    for bad, why in (({"poems": 0.6}, "unknown kind 'poems'"), ({"code": 2}, "code")):
+        with pytest.raises(ValidationError, match=why):
+            GatewaySettings.model_validate(
+                {"models": {"a": {"prior_quality_by_kind": bad}}}
+            )

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -44,6 +46,14 @@ def not_installable(package: str) -> bool:
 
 
 @cache
+def not_on_the_index(requirement: str) -> bool:
+    """Whether pip cannot get a package from its index."""
+    with TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", folder]
+        return subprocess.run([*pip, requirement], check=False).returncode != 0
+
+
+@cache
 def history_is_cut_off() -> bool:
     """Whether the first commit of this project is missing, as in a shallow clone, or where there is no clone."""
     found = subprocess.run(
@@ -64,6 +74,7 @@ LISTED = (
         # Debian's docker-compose is of version 1, which does not know this format
         lambda: not_installable("docker-compose-plugin"),
     ),
+    Listed(r"pip cannot get (\S+):", not_on_the_index),
     Listed(r"the clone has no commit", history_is_cut_off),
 )
 

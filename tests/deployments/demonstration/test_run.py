@@ -1,11 +1,22 @@
-"""Tests of what `router demo` leaves in MLflow."""
+"""Tests of what `router demo` compares, and of what it leaves in MLflow and as a picture."""
 
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from mlflow import MlflowClient
 
-from deployments.demonstration.run import Options, Span, log_to_mlflow, summarise
+from assets import talk
+from assets.tasks import HARD
+from deployments.demonstration.run import (
+    Options,
+    Span,
+    draw,
+    log_to_mlflow,
+    make_stream,
+    static_rule,
+    summarise,
+)
 
 
 def frame(model: str, right: float) -> pd.DataFrame:
@@ -61,3 +72,33 @@ def test_the_demos_runs_last_as_long_as_the_demo(
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.params["strategy"] == name
         assert run.data.metrics["accuracy"] == figures[name]["accuracy"]
+
+
+@pytest.mark.parametrize("levels", [("easy", "hard"), ("easy", "hard", "talk")])
+def test_the_picture_has_a_panel_for_each_level_that_was_asked(
+    tmp_path: Path, levels: tuple[str, ...]
+) -> None:
+    """With and without questions for a language model."""
+    frames = {name: frame("large", 0.5) for name in ("auto", "large", "static rules")}
+    for part in frames.values():
+        part["i"] = range(len(part))
+        part["level"] = [levels[i % len(levels)] for i in range(len(part))]
+    draw(frames, ["large"], tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_static_rules_send_talk_to_the_language_model_and_hard_sums_to_the_last() -> (
+    None
+):
+    """A team's rule knows that much; without a language model it is the rule of complexity alone."""
+    names = ["nano", "small", talk.MODEL, "large"]
+    rule = static_rule(names, 0.5)
+    chosen = {task.kind: rule(task) for task in make_stream(1, 300, with_talk=True)}
+    assert {chosen[kind] for kind in talk.KINDS} == {talk.MODEL}
+    assert {chosen[kind] for kind in chosen if kind not in talk.KINDS} == {
+        "nano",
+        "large",
+    }
+    assert chosen[HARD[-1]] == "large"
+    alone = static_rule([talk.MODEL], 0.5)
+    assert {alone(task) for task in make_stream(1, 20)} == {talk.MODEL}

@@ -36,7 +36,7 @@ def test_the_same_config_changes_nothing() -> None:
     """Although Serve shows more than the file has."""
     change = compare(details_of(CONFIG), CONFIG)
     assert change.changes == () and restarted(change) == set()
-    assert len(change.effects) == 6 and change.not_running == ()
+    assert len(change.effects) == 7 and change.not_running == ()
 
 
 @pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
@@ -61,7 +61,7 @@ def test_a_changed_objective_restarts_nothing() -> None:
     change = change_of(edit)
     path = "deployments.Ingress.user_config"
     assert set(change.changes) == {
-        Change("gateway", f"{path}.objective.latency_weight", 0.4, 0.7),
+        Change("gateway", f"{path}.objective.latency_weight", 0.005, 0.7),
         Change("gateway", f"{path}.judge.sample_rate", NOT_SET, 0.05),
     }
     assert restarted(change) == set()

@@ -271,11 +271,12 @@ def test_reload_applies_only_what_has_changed(
 
 
 def test_arms_keep_the_order_of_the_file() -> None:
-    """The order is smallest first; the static policies depend on it."""
+    """The order is cheapest first; the static policies depend on it."""
     settings = GatewaySettings.model_validate(
         read("serve_config.yaml")["applications"][-1]["args"]
     )
-    assert [arm.name for arm in settings.arms()] == ["nano", "small", "large", "minilm"]
+    names = [arm.name for arm in settings.arms()]
+    assert names == ["nano", "general", "small", "large", "minilm"]
 
 
 def test_check_refuses_an_unknown_policy() -> None:
@@ -316,7 +317,7 @@ def test_check_refuses_an_unknown_policy() -> None:
                 "start": "observe",
                 "rule": {"policy": "always", "options": {"arm": "big"}},
             },
-            "rollout.rule: unknown arm 'big'; choose one of: nano, small, large, minilm",
+            "rollout.rule: unknown arm 'big'; choose one of: nano, general, small, large, minilm",
         ),
         (
             {},

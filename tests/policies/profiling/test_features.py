@@ -26,9 +26,12 @@ def test_any_text_has_bounded_features(text: str) -> None:
         ("Translate 'good morning' into French", "translation"),
         ("Summarise this article: ...", "extraction"),
         ("What is 37 times 4?", "arithmetic"),
+        ("Which is larger, 570 or 718?", "arithmetic"),
+        ("¿Cuánto es 347 más 586?", "arithmetic"),
         ("Reverse the word planet.", "strings"),
         ("Write a poem about autumn", "writing"),
         ("Who was the first emperor of Rome?", "question"),
+        ("In which of the years 1914, 1939 and later did it begin?", "question"),
         ("hm", "other"),
     ],
 )

@@ -18,6 +18,13 @@ N = 300
 G = len(OWN)
 
 
+def level(scores: list[float]) -> Vector:
+    """[K, D] prior means that expect these scores whatever the context."""
+    prior = np.zeros((len(scores), D))
+    prior[:, 0] = scores
+    return prior
+
+
 def observe(
     posterior: HierarchicalPosterior,
     weights: Vector,
@@ -37,7 +44,7 @@ def test_posterior_equals_that_of_the_joint_model() -> None:
     """θ and all δ_k in one Gaussian of (K + 1) D dimensions, solved densely for each prior, give the same means, and
     the grid's weights are their marginal likelihoods.
     """
-    posterior = HierarchicalPosterior(np.array([0.4, 0.5, 0.6]), D, 0.04, 1.0)
+    posterior = HierarchicalPosterior(level([0.4, 0.5, 0.6]), 0.04, 1.0)
     observe(posterior, np.random.default_rng(1).normal(size=(K, D)), range(K - 1))
     posterior.state()  # `state` makes the next prediction refit
     posterior.predict(np.ones((1, D)))
@@ -74,7 +81,7 @@ def test_posterior_equals_that_of_the_joint_model() -> None:
 
 def test_a_new_arm_starts_from_what_the_others_have_shown() -> None:
     """If a kind of request is hard for two arms, a third arm without data is expected to find it hard too."""
-    posterior = HierarchicalPosterior(np.full(K, 0.5), D, 0.1, 1.0)
+    posterior = HierarchicalPosterior(level([0.5] * K), 0.1, 1.0)
     observe(posterior, np.tile([0.5, 0.4, 0.0, 0.0, 0.0], (K, 1)), range(K - 1))
     easy, hard = np.array([[1.0, 1, 0, 0, 0], [1.0, -1, 0, 0, 0]])
     mean, variance = posterior.predict(np.stack([easy, hard]))
@@ -85,7 +92,7 @@ def test_a_new_arm_starts_from_what_the_others_have_shown() -> None:
 def test_uninformative_contexts_cost_no_exploration() -> None:
     """The evidence decides the prior deviation of the context weights."""
     blind, telling = (
-        HierarchicalPosterior(np.full(K, 0.5), D, 0.1, 1.0) for _ in range(2)
+        HierarchicalPosterior(level([0.5] * K), 0.1, 1.0) for _ in range(2)
     )
     observe(blind, np.tile([0.5, 0.0, 0.0, 0.0, 0.0], (K, 1)), range(K))
     observe(
@@ -105,7 +112,7 @@ def test_uninformative_contexts_cost_no_exploration() -> None:
 
 def test_between_refits_the_chosen_arm_is_up_to_date() -> None:
     """One more event moves its own arm's mean towards it at once, without a refit of all."""
-    posterior = HierarchicalPosterior(np.full(K, 0.5), D, 0.1, 1.0)
+    posterior = HierarchicalPosterior(level([0.5] * K), 0.1, 1.0)
     observe(posterior, np.tile([0.5, 0.0, 0.0, 0.0, 0.0], (K, 1)), range(K))
     x = np.array([1.0, 2.0, 0.0, 0.0, 0.0])
     before = posterior.predict(x[None])
