@@ -22,6 +22,7 @@ from deployments.errors import NoAnswerError
 from deployments.operations import haproxy, weights
 from deployments.operations.config_change import ConfigChange, compare
 from deployments.operations.config_check import Config, check_config, check_keys
+from deployments.operations.progress import Progress
 from deployments.paths import IS_CHECKOUT, ROOT, home
 
 MARK = "ROUTER_CLUSTER"
@@ -203,12 +204,6 @@ def _tell(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def print_progress(message: str, began: float) -> None:
-    """Print a line with the seconds since the start, on standard error: it is no result."""
-    line = f"[{time.monotonic() - began:5.0f} s] {message}"
-    print(line, file=sys.stderr, flush=True)
-
-
 def prepare_state(state: Path) -> None:
     """Make the folder of an instance for this user only: the journal has a secret salt, and MLflow has the versions."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -222,29 +217,29 @@ def start(cluster: Cluster) -> None:
     Raises:
         SystemExit: a port is in use, or a part of the system did not become ready.
     """
-    began = time.monotonic()
+    progress = Progress()
     if cluster.processes():
         raise SystemExit("it is running already; `router down` ends it")
     _check_ports(cluster)
     prepare_state(cluster.state)
     haproxy.prepare(cluster.state)
-    print_progress("starting MLflow", began)
+    progress.say("starting MLflow")
     _spawn(cluster, "mlflow", _mlflow(cluster))
-    print_progress("starting Ray", began)
+    progress.say("starting Ray")
     process = _spawn(cluster, "ray", _ray(cluster))
     _wait_for(
-        cluster.url("Ray dashboard") + "/api/version", "Ray", cluster, began, process
+        cluster.url("Ray dashboard") + "/api/version", "Ray", cluster, progress, process
     )
     _spawn(cluster, "standby_proxy", haproxy.standby_command(cluster.state))
     names = ", ".join(a["name"] for a in cluster.config["applications"])
-    print_progress(f"deploying {names}", began)
-    _deploy(cluster, began)
+    progress.say(f"deploying {names}")
+    _deploy(cluster, progress)
     # the router counts the replicas every other second, so it learns a little later that a model is ready
     _wait_for(
-        cluster.url("gateway") + "/readyz?models=all", "the gateway", cluster, began
+        cluster.url("gateway") + "/readyz?models=all", "the gateway", cluster, progress
     )
-    _wait_for(cluster.url("MLflow") + "/health", "MLflow", cluster, began)
-    print_progress("ready", began)
+    _wait_for(cluster.url("MLflow") + "/health", "MLflow", cluster, progress)
+    progress.say("ready")
 
 
 def serve_details(cluster: Cluster) -> Config:
@@ -287,13 +282,13 @@ def reload(cluster: Cluster) -> ConfigChange:
         NoAnswerError: the system does not run.
         SystemExit: Serve refused the config.
     """
-    began = time.monotonic()
+    progress = Progress()
     if not cluster.processes():
         raise NoAnswerError("it is not running; `router up` starts it")
     change = pending_change(cluster)
     if change.changes or change.not_running:
-        _deploy(cluster, began)
-        print_progress("applied", began)
+        _deploy(cluster, progress)
+        progress.say("applied")
     return change
 
 
@@ -420,15 +415,16 @@ def _wait_for(
     url: str,
     what: str,
     cluster: Cluster,
-    began: float,
+    progress: Progress,
     process: subprocess.Popen[bytes] | None = None,
 ) -> None:
-    while time.monotonic() - began < READY_S:
+    while progress.seconds < READY_S:
         if process is not None and process.poll() is not None:
             raise SystemExit(f"{what} ended at once; see the logs in {cluster.state}")
         with suppress(httpx.HTTPError):
             if httpx.get(url, timeout=5).is_success:
                 return
+        progress.waiting(what)
         time.sleep(0.5)
     raise SystemExit(f"{what} did not answer at {url}; see the logs in {cluster.state}")
 
@@ -439,7 +435,7 @@ def _moved(cluster: Cluster) -> Config:
     return {**cluster.config, "http_options": http}
 
 
-def _deploy(cluster: Cluster, began: float) -> None:
+def _deploy(cluster: Cluster, progress: Progress) -> None:
     answer = httpx.put(
         cluster.url("Ray dashboard") + APPLICATIONS,
         json=_moved(cluster),
@@ -447,20 +443,20 @@ def _deploy(cluster: Cluster, began: float) -> None:
     )
     if answer.is_error:
         raise SystemExit(f"Serve refused the configuration: {answer.text[:2000]}")
-    _wait_for_applications(cluster, began)
+    _wait_for_applications(cluster, progress)
 
 
-def _wait_for_applications(cluster: Cluster, began: float) -> None:
+def _wait_for_applications(cluster: Cluster, progress: Progress) -> None:
     seen: dict[str, str] = {}
     url = cluster.url("Ray dashboard") + APPLICATIONS
-    while time.monotonic() - began < READY_S:
+    while progress.seconds < READY_S:
         with suppress(httpx.HTTPError):
             for name, application in (
                 httpx.get(url, timeout=10).json()["applications"].items()
             ):
                 now = application["status"]
                 if seen.get(name) != now:
-                    print_progress(f"  {name}: {now.lower().replace('_', ' ')}", began)
+                    progress.say(f"  {name}: {now.lower().replace('_', ' ')}")
                 if now == "DEPLOY_FAILED":
                     raise SystemExit(
                         f"{name} failed to start: {application['message'][-2000:]}"
@@ -470,5 +466,7 @@ def _wait_for_applications(cluster: Cluster, began: float) -> None:
                 seen.get(a["name"]) == "RUNNING" for a in cluster.config["applications"]
             ):
                 return
+        late = [name for name, status in seen.items() if status != "RUNNING"]
+        progress.waiting(", ".join(late) or "Serve")
         time.sleep(1)
     raise SystemExit(f"not all applications became ready within {READY_S} s: {seen}")
