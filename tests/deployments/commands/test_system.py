@@ -87,7 +87,7 @@ def test_a_reload_shows_what_changes_and_applies_it(
     assert result.exit_code == 0, result.output
     assert checked.stdout == f"valid\n\n{result.stdout}"
     (row,) = [line for line in result.stdout.splitlines() if "latency_weight" in line]
-    assert row.split()[-2:] == ["0.4", "0.7"] and row.startswith("gateway")
+    assert row.split()[-2:] == ["0.005", "0.7"] and row.startswith("gateway")
     assert "replicas that keep running" in result.stdout
     assert "replicas that restart" not in result.stdout
     assert "applied" in result.stderr

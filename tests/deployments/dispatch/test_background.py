@@ -28,6 +28,9 @@ class Others:
     def replicas(self, arm: str) -> int:
         return self.ready
 
+    def lacks(self, arm: str) -> frozenset[str]:
+        return frozenset()
+
 
 class Breaker:
     admits = True
