@@ -26,6 +26,8 @@ from deployments.operations.progress import Progress
 from deployments.paths import IS_CHECKOUT, ROOT, home
 
 MARK = "ROUTER_CLUSTER"
+CLIENT_PORT = 9801  # of Ray
+MOST_OFFSET = 10_001 - CLIENT_PORT  # Ray's workers have the ports from 10002
 # MLflow is run by `python -m`, which would import a user's module that has the name of a package
 OWN_ENVIRONMENT = {"mlflow": {"PYTHONSAFEPATH": "1"}}
 READY_S = 900
@@ -362,8 +364,7 @@ def _ray(cluster: Cluster) -> list[str]:
         "dashboard-host": "127.0.0.1",
         "dashboard-port": cluster.ports["Ray dashboard"],
         "dashboard-agent-listen-port": 52365 + cluster.offset,
-        # below the workers' range, which begins at 10002
-        "ray-client-server-port": 9801 + cluster.offset,
+        "ray-client-server-port": CLIENT_PORT + cluster.offset,
         "object-store-memory": 256 * 2**20,
     }
     script = str(Path(sys.executable).parent / "ray")
@@ -395,6 +396,11 @@ def _spawn(cluster: Cluster, name: str, command: list[str]) -> subprocess.Popen[
 
 
 def _check_ports(cluster: Cluster) -> None:
+    if not 0 <= cluster.offset <= MOST_OFFSET:
+        raise SystemExit(
+            f"an offset of {cluster.offset} would move a port of Ray into the range of its workers; "
+            f"choose one from 0 to {MOST_OFFSET}"
+        )
     listening = {
         c.laddr.port: c.pid
         for c in psutil.net_connections("tcp")

@@ -294,3 +294,15 @@ def test_a_gateway_of_another_kind_is_not_running(system: System) -> None:
     client = httpx.Client(transport=transport, base_url="http://x")
     result = invoke(client, "status --url http://x")
     assert result.exit_code == 3 and "is it the gateway's URL?" in result.stdout
+
+
+@pytest.mark.parametrize("offset", [201, -1])
+def test_an_offset_that_would_meet_the_ports_of_rays_workers_is_refused(
+    tmp_path: Path, offset: int
+) -> None:
+    """Before anything starts, with the offsets that work."""
+    where = f"--state {tmp_path} --offset {offset}"
+    result = invoke(None, f"up --without general {where}")
+    assert result.exit_code != 0
+    assert "choose one from 0 to 200" in result.stderr
+    assert not list(tmp_path.iterdir())
