@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class FakeGateway:
         # headers and `:path` of all requests but health checks
         self.requests: list[dict[str, str]] = []
         self.connections = 0  # connections with at least one such request
+        self.may_send = inf  # chunks of each stream
         self.left = 0  # clients that left before their answer
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -136,7 +138,7 @@ class FakeGateway:
             writer.write(b"%x\r\n%s\r\n" % (len(event), event))
             await writer.drain()
             await asyncio.sleep(PAUSE_S)
-            while self.holds_streams:
+            while self.holds_streams or i + 1 >= self.may_send:
                 await asyncio.sleep(0.01)
         writer.write(b"0\r\n\r\n")
 
