@@ -252,19 +252,14 @@ def test_metrics_are_exported_for_prometheus(
 
 def test_the_gpu_configuration_builds(cluster: Any) -> None:
     """The installed ray and vLLM build each application of serve_config.gpu.yaml, without starting it."""
-    import dataclasses
-
     import yaml
-    from vllm.engine.arg_utils import AsyncEngineArgs
 
     from deployments import app
     from tests.deployments.operations.test_config_check import ROOT
 
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for application in yaml.safe_load((ROOT / "serve_config.gpu.yaml").read_text())[
         "applications"
     ]:
         builder = getattr(app, application["import_path"].rpartition(":")[2])
-        assert set(application["args"].get("engine_kwargs", ())) <= known
         built = builder(application["args"])
         assert built._bound_deployment.name
