@@ -225,4 +225,4 @@ class DemandMeter:
 
 def _value(decision: Decision) -> float:
     """The expected utility of a request before its arm is drawn."""
-    return sum(e.propensity * e.expected_reward for e in decision.estimates)
+    return sum(e.propensity * decision.expected_reward(e) for e in decision.estimates)

@@ -28,7 +28,7 @@ class ArmEstimate(NamedTuple):
 
     quality: expected score, = availability · the expected score of an answer without a visible flaw.
     latency_s, cost_usd: expected values.
-    utility: expected value, less `scarcity`.
+    utility: expected value, less what the request pays for its place at a scarce arm (Decision.scarcity).
     sampled_utility: this decision's draw from the posterior.
     ttft_s, tpot_s: expected time from leaving the queue to the first token, and per further token.
     output_tokens: expected number.
@@ -36,7 +36,6 @@ class ArmEstimate(NamedTuple):
     load, total_load: requests in flight per replica of the arm, and over all arms.
     removed_by: the sentence for the limit that excluded the arm (constraints.Exclusion); empty if it was eligible.
     availability: probability that the answer arrives without a visible flaw.
-    scarcity: score points that the request pays for its place at a scarce arm (scarcity.py).
     """
 
     arm: str
@@ -53,17 +52,11 @@ class ArmEstimate(NamedTuple):
     total_load: float = 0.0
     removed_by: str = ""
     availability: float = 1.0
-    scarcity: float = 0.0
 
     @property
     def answer_s(self) -> float:
         """Expected time from leaving the queue to the last token."""
         return self.ttft_s + max(self.output_tokens - 1.0, 0.0) * self.tpot_s
-
-    @property
-    def expected_reward(self) -> float:
-        """The expected utility of the answer itself, which leaves out what the request pays for a scarce arm."""
-        return self.utility + self.scarcity
 
     @property
     def unflawed_quality(self) -> float:
@@ -149,6 +142,19 @@ class Decision(msgspec.Struct, frozen=True, eq=False, gc=False):
             if estimate.arm == wanted:
                 return estimate
         return ArmEstimate(wanted)
+
+    def expected_reward(self, estimate: ArmEstimate) -> float:
+        """The expected utility of the answer itself, which leaves out what the request pays for a scarce arm."""
+        return self.objective.utility(
+            estimate.quality, estimate.latency_s, estimate.cost_usd
+        )
+
+    def scarcity(self, estimate: ArmEstimate) -> float:
+        """Score points that the request pays for its place at a scarce arm (scarcity.py).
+
+        No field has it, because an earlier release reads estimates of a fixed length.
+        """
+        return max(0.0, round(self.expected_reward(estimate) - estimate.utility, 9))
 
     def made(self, request: Request, policy_version: str, time_s: float) -> "Decision":
         """A copy of the decision with the request's fields, the policy's version and the time."""

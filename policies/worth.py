@@ -106,7 +106,7 @@ def _worth(
     objective = decision.objective
     time = round(objective.latency_weight * estimate.latency_s, PLACES)
     money = round(objective.cost_weight * estimate.cost_usd, PLACES)
-    scarcity = round(estimate.scarcity, PLACES)
+    scarcity = round(decision.scarcity(estimate), PLACES)
     if decision.profile.task == "embed":
         return Worth(
             arm, time=time, money=money, scarcity=scarcity, made=estimate, known=True

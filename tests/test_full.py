@@ -95,6 +95,8 @@ import signal, sys
 from tests import full
 from tests.full import Part
 
+# what starts the tests may ignore it, and a process inherits that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
 python = [sys.executable, "-c"]
 full.run([

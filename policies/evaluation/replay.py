@@ -186,14 +186,14 @@ def arms_of(records: Sequence[Record], *policies: Policy) -> tuple[str, ...]:
 def _table(
     decisions: Sequence[Decision],
     arms: Sequence[str],
-    value: Callable[[ArmEstimate], float],
+    value: Callable[[Decision, ArmEstimate], float],
 ) -> Vector:
     column = {name: k for k, name in enumerate(arms)}
     table = np.zeros((len(decisions), len(arms)))
     for row, decision in zip(table, decisions, strict=True):
         for e in decision.estimates:
             if e.arm in column:
-                row[column[e.arm]] = value(e)
+                row[column[e.arm]] = value(decision, e)
     return table
 
 
@@ -215,9 +215,11 @@ def to_log(
     kinds: dict[str, int] = {}
     for decision in decisions:
         kinds.setdefault(decision.profile.kind, len(kinds))
-    propensities = _table(decisions, arms, lambda e: e.propensity)
+    propensities = _table(decisions, arms, lambda _, e: e.propensity)
     propensities /= np.maximum(propensities.sum(axis=1, keepdims=True), 1e-12)
-    predictions = _table(decisions, arms, _PREDICTIONS.get(reward, _utility_of))
+    predictions = _table(
+        decisions, arms, _PREDICTIONS.get(reward, Decision.expected_reward)
+    )
     answers = [_expected_answer(record, reward) for record in records]
     return LoggedDecisions(
         chosen=np.array([column[d.arm] for d in decisions], dtype=np.int64),
@@ -235,15 +237,13 @@ def to_log(
     )
 
 
-def _utility_of(estimate: ArmEstimate) -> float:
-    return estimate.expected_reward
-
-
-def _quality_of(estimate: ArmEstimate) -> float:
+def _quality_of(decision: Decision, estimate: ArmEstimate) -> float:
     return estimate.quality
 
 
-_PREDICTIONS: dict[Reward, Callable[[ArmEstimate], float]] = {score: _quality_of}
+_PREDICTIONS: dict[Reward, Callable[[Decision, ArmEstimate], float]] = {
+    score: _quality_of
+}
 
 
 def _expected_answer(record: Record, reward: Reward) -> float:
@@ -257,7 +257,7 @@ def _expected_answer(record: Record, reward: Reward) -> float:
         return quality
     outcome = record.outcome
     if outcome is None or outcome.status != "ok":
-        return expected.expected_reward
+        return record.decision.expected_reward(expected)
     worth = record.decision.objective.utility(
         quality, outcome.latency_s, outcome.cost_usd
     )
@@ -300,7 +300,9 @@ def target_probabilities(
         ]
         # At sequence 0 nothing is forgotten, so the policy stays as it is.
         table[rows] = _table(
-            policy.decide(requests, dict(states), rng, 0), arms, lambda e: e.propensity
+            policy.decide(requests, dict(states), rng, 0),
+            arms,
+            lambda _, e: e.propensity,
         )
     total = table.sum(axis=1, keepdims=True)
     return np.asarray(
@@ -320,13 +322,17 @@ def _states(decision: Decision) -> tuple[tuple[str, ModelState], ...]:
     which is no arm's, holds the rest.
     """
     needs = frozenset(decision.profile.needs)
-    states = [(e.arm, _state(e, needs)) for e in decision.estimates]
+    states = [
+        (e.arm, _state(e, needs, decision.scarcity(e))) for e in decision.estimates
+    ]
     total = max((e.total_load for e in decision.estimates), default=0.0)
     rest = total - sum(state.in_flight for _, state in states)
     return (*states, ("", ModelState(in_flight=rest)))
 
 
-def _state(estimate: ArmEstimate, needs: frozenset[str] = frozenset()) -> ModelState:
+def _state(
+    estimate: ArmEstimate, needs: frozenset[str] = frozenset(), scarcity: float = 0.0
+) -> ModelState:
     """An arm's live state at a decision, from the log: one replica with the load per replica.
 
     The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error. An arm
@@ -340,5 +346,5 @@ def _state(estimate: ArmEstimate, needs: frozenset[str] = frozenset()) -> ModelS
         healthy=reason is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
         lacks=needs if reason is Exclusion.CAPABILITY else frozenset(),
-        price=estimate.scarcity / answer_s if estimate.scarcity else 0.0,
+        price=scarcity / answer_s if scarcity else 0.0,
     )

@@ -75,7 +75,7 @@ class Observation(msgspec.Struct):
         sums.score += own.quality - other.quality
         sums.latency_s += own.latency_s - other.latency_s
         sums.cost_usd += own.cost_usd - other.cost_usd
-        sums.utility += own.expected_reward - other.expected_reward
+        sums.utility += decision.expected_reward(own) - decision.expected_reward(other)
 
     def add_score(self, arm: str) -> None:
         """Count an answer of this arm that got its first score."""

@@ -319,7 +319,7 @@ def draw(
         quadrature: see `probability_best`.
 
     Returns:
-        [13, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the chosen arm: the one with the
+        [12, B, K] the numbers of ArmEstimate in the order of its fields; and [B] the chosen arm: the one with the
         largest draw, or one that was drawn uniformly.
     """
     score, variance = quality
@@ -328,7 +328,7 @@ def draw(
     most, fade, least = exploration
     alpha = exploration_factor(most, fade, total_scores)
     requests, arms = score.shape
-    table = np.empty((13, requests, arms))
+    table = np.empty((12, requests, arms))
     best = np.zeros(requests, np.int64)
     mean = np.empty((requests, arms))
     spread = np.empty((requests, arms))
@@ -340,9 +340,8 @@ def draw(
             cost = expected[b, COST, k]
             unflawed = min(max(score[b, k], 0.0), 1.0)
             expected_score = available[k] * unflawed
-            scarcity = expected[b, SCARCITY, k]
             worth = expected_score - by_latency * latency - by_cost * cost
-            mean[b, k] = worth - scarcity
+            mean[b, k] = worth - expected[b, SCARCITY, k]
             shown = unflawed * unflawed * doubt[k]
             shown += by_latency * by_latency * expected[b, VARIANCE, k]
             sampled = sqrt(asked[b, 6]) * available[k] * available[k] * variance[b, k]
@@ -360,7 +359,6 @@ def draw(
             table[9, b, k] = expected[b, 6, k]
             table[10, b, k] = expected[b, 7, k]
             table[11, b, k] = available[k]
-            table[12, b, k] = scarcity
             if table[4, b, k] > table[4, b, best[b]]:
                 best[b] = k
     table[8] = probability_best(mean, spread, eligible, quadrature)

@@ -147,13 +147,12 @@ class Thompson:
         )
         names = self._names
         arms = len(names)
-        *numbers, available, scarcity = table.reshape(len(table), -1).tolist()
+        *numbers, available = table.reshape(len(table), -1).tolist()
         fields = zip(
             names * len(requests),
             *numbers,  # [11][B·K]
             chain.from_iterable(removed),
             available,
-            scarcity,
         )
         estimates = list(map(ArmEstimate._make, fields))
         known = self.drift.known

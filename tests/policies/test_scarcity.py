@@ -123,9 +123,9 @@ def test_a_request_pays_for_the_time_it_holds_its_place() -> None:
     (free,) = policy.decide([request], loaded, rng, 0)
     (charged,) = policy.decide([request], priced, rng, 0)
     one, other = free.estimate("large"), charged.estimate("large")
-    assert other.scarcity == pytest.approx(0.05 * (other.latency_s - 2.0))
-    assert other.utility == pytest.approx(one.utility - other.scarcity)
-    assert other.expected_reward == pytest.approx(one.utility)
+    assert charged.scarcity(other) == pytest.approx(0.05 * (other.latency_s - 2.0))
+    assert other.utility == pytest.approx(one.utility - charged.scarcity(other))
+    assert charged.expected_reward(other) == pytest.approx(one.utility)
     assert other.propensity < one.propensity
     assert charged.estimate("small").utility == free.estimate("small").utility
 
@@ -136,7 +136,7 @@ def test_a_request_of_high_priority_pays_nothing() -> None:
     states = {"large": ModelState(in_flight=9, price=0.5)}
     request = replace(make_request(), pays_price=False)
     (decision,) = policy.decide([request], states, np.random.default_rng(0), 0)
-    assert decision.estimate("large").scarcity == 0.0
+    assert decision.scarcity(decision.estimate("large")) == 0.0
 
 
 def test_requests_that_gain_little_leave_a_scarce_arm_first() -> None:

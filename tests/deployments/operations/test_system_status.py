@@ -52,6 +52,7 @@ def test_a_system_that_is_well() -> None:
         "model nano",
         "model small",
         "model large",
+        "model general",
         "model minilm",
         "profiler",
         "router",

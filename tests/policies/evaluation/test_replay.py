@@ -175,16 +175,19 @@ def test_a_target_pays_the_logged_price_of_a_scarce_arm(arms: tuple[Arm, ...]) -
     records = [
         Record(policy.decide([make_request()], busy, rng, i)[0]) for i in range(3)
     ]
-    paid = records[0].decision.estimate("large")
-    assert paid.scarcity > 0.0
+    decision = records[0].decision
+    paid = decision.estimate("large")
+    assert decision.scarcity(paid) > 0.0
     assert paid.propensity < free[0].estimate("large").propensity
     names = replay.arms_of(records)
     logged = replay.to_log(records, names).propensities
     found = replay.target_probabilities(records, policy, names)
     np.testing.assert_allclose(found, logged, atol=1e-6)
-    prices = [replay._state(e).price for e in records[0].decision.estimates]
+    prices = [state.price for name, state in replay._states(decision) if name]
     assert prices == pytest.approx([0.0, 0.5, 0.0])
-    assert paid.expected_reward == pytest.approx(free[0].estimate("large").utility)
+    assert decision.expected_reward(paid) == pytest.approx(
+        free[0].estimate("large").utility
+    )
 
 
 def test_a_target_keeps_the_logged_limits_and_health(

@@ -46,8 +46,8 @@ def decision(
 ) -> Decision:
     """A decision of the rule, or of the policy; the policy expects `utility` more of `small` than of `large`."""
     estimates = (
-        ArmEstimate("small", 0.6, 0.2, 1e-6, 0.5 + utility),
-        ArmEstimate("large", 0.7, 0.5, 5e-6, 0.5),
+        ArmEstimate("small", 0.6, 0.2, 1e-6),
+        ArmEstimate("large", 0.7, 0.5, 5e-6),
     )
     return Decision(
         f"d{next(IDS)}",
@@ -55,7 +55,7 @@ def decision(
         0,
         "",
         PROFILE,
-        Objective(),
+        Objective(latency_weight=(utility + 0.1) / 0.3),
         estimates if tried else (),
         fallback,
         time_s,
