@@ -346,5 +346,5 @@ def _state(
         healthy=reason is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
         lacks=needs if reason is Exclusion.CAPABILITY else frozenset(),
-        price=scarcity / answer_s if scarcity else 0.0,
+        price=scarcity / answer_s if answer_s > 0.0 else 0.0,
     )
