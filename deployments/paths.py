@@ -1,6 +1,7 @@
-"""Where the files of this installation and of an instance are, in a checkout and where the package is installed."""
+"""Version and files of this installation, and the files of an instance; for a checkout and for an installed package."""
 
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # the folder that has deployments/, policies/ and assets/: the checkout, or site-packages
@@ -8,6 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 IS_CHECKOUT = (ROOT / "serve_config.yaml").exists()
 BUNDLED_CONFIG = ROOT / "assets/serve_config.yaml"
 BUNDLED_GPU_CONFIG = ROOT / "assets/serve_config.gpu.yaml"
+
+
+def release() -> str:
+    """Version of the installed package; "unreleased" where a checkout runs without being installed."""
+    try:
+        return version("adaptive-llm-router")
+    except PackageNotFoundError:
+        return "unreleased"
 
 
 def home() -> Path:

@@ -94,7 +94,7 @@ def demo(
     ] = "http://127.0.0.1:5000",
     requests: Annotated[
         int, typer.Option(min=9, help="Length of the stream; each strategy gets it.")
-    ] = 750,
+    ] = 600,
     scored: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of auto's answers that get a score."),

@@ -1,9 +1,12 @@
 """The command `router`: starts the system, shows how it does, and changes what it does."""
 
+from typing import Annotated
+
 import typer
 
 from deployments.commands import data, experiments, keys, routing, system, versions
 from deployments.commands.restore_version import restore_version
+from deployments.paths import release
 
 HELP = """Start the adaptive LLM router, see how it does, and change what it does.
 
@@ -32,6 +35,30 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def say_version(asked: bool) -> None:
+    """Print the version of the package and end, if it was asked for."""
+    if asked:
+        print(release())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=say_version,
+            is_eager=True,
+            help="Print the version and end.",
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 app.command()(system.init)
 app.command()(system.up)
 app.command()(system.down)

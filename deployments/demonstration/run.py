@@ -221,7 +221,7 @@ class Options:
     url: str = DEFAULT_URL
     mlflow: str = DEFAULT_MLFLOW
     seed: int = 1
-    requests: int = 750
+    requests: int = 600
     scored: float = 1.0
     concurrency: int = 8
     threshold: float = 0.5

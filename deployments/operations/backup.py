@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+
+from deployments.paths import release
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -133,7 +134,7 @@ def backup(sources: Sources, target: Path) -> list[str]:
         manifest = {
             "format": FORMAT,
             "began": _clock(began_s),
-            "release": _release(),
+            "release": release(),
             "sqlite": sqlite3.sqlite_version,
             "journal": "sqlite" if _is_sqlite(sources.journal) else "postgresql",
             "notes": said,
@@ -397,13 +398,6 @@ def _without_user(url: str) -> str:
     """The URL for a message, without a user's name."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _release() -> str:
-    try:
-        return version("adaptive-llm-router")
-    except PackageNotFoundError:  # it runs from a checkout
-        return "unreleased"
 
 
 def _clock(time_s: float) -> str:

@@ -74,6 +74,14 @@ def test_the_help_names_every_command_and_the_exit_codes() -> None:
     assert "Usage: " in invoke(None, "").output
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    """A checkout that is not installed has none, and says so."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    result = invoke(None, "--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip() in (project["project"]["version"], "unreleased")
+
+
 def test_the_documentation_names_every_command() -> None:
     """docs/commands.md has a row for each, and the table of the exit codes."""
     text = (ROOT / "docs/commands.md").read_text()
