@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import psutil
 import yaml
 
 from deployments.errors import NoAnswerError
-from deployments.operations import haproxy, weights
+from deployments.operations import compiler, haproxy, weights
 from deployments.operations.config_change import ConfigChange, compare
 from deployments.operations.config_check import Config, check_config, check_keys
 from deployments.operations.progress import Progress
@@ -32,6 +33,7 @@ MOST_OFFSET = 10_001 - CLIENT_PORT  # Ray's workers have the ports from 10002
 OWN_ENVIRONMENT = {"mlflow": {"PYTHONSAFEPATH": "1"}}
 READY_S = 900
 DEFAULT_PORT = 8000  # Serve's
+LOGS = "/tmp/ray/session_latest/logs"  # of Ray
 APPLICATIONS = "/api/serve/applications/"  # of Serve's REST API at the dashboard
 
 
@@ -121,6 +123,32 @@ class ProcessUsage:
     name: str
     memory_mib: float
     cpu: float
+
+
+class StartingReplicas:
+    """Notices replicas of an application that end while they start; Serve reports that only after several failures."""
+
+    def __init__(self) -> None:
+        self._starting: set[str] = set()
+
+    def failed(self, application: Config) -> set[str]:
+        """Identifiers of the replicas that were starting at the last call, and are being stopped or gone now.
+
+        Args:
+            application: as in Serve's REST API.
+        """
+        states = {
+            replica["replica_id"]: replica["state"]
+            for deployment in (application.get("deployments") or {}).values()
+            for replica in deployment.get("replicas") or ()
+        }
+        failed = {
+            name
+            for name in self._starting
+            if states.get(name, "STOPPING") == "STOPPING"
+        }
+        self._starting = {name for name, state in states.items() if state == "STARTING"}
+        return failed
 
 
 def read_config(path: Path) -> Config:
@@ -217,11 +245,13 @@ def start(cluster: Cluster) -> None:
     """Start the system and wait until it answers.
 
     Raises:
-        SystemExit: a port is in use, or a part of the system did not become ready.
+        SystemExit: a port is in use, a compiler is missing, or a part of the system did not become ready.
     """
     progress = Progress()
     if cluster.processes():
         raise SystemExit("it is running already; `router down` ends it")
+    if problems := compiler.missing(cluster.config):
+        raise SystemExit("\n".join(problems))
     _check_ports(cluster)
     prepare_state(cluster.state)
     haproxy.prepare(cluster.state)
@@ -454,12 +484,18 @@ def _deploy(cluster: Cluster, progress: Progress) -> None:
 
 def _wait_for_applications(cluster: Cluster, progress: Progress) -> None:
     seen: dict[str, str] = {}
+    starting: defaultdict[str, StartingReplicas] = defaultdict(StartingReplicas)
     url = cluster.url("Ray dashboard") + APPLICATIONS
     while progress.seconds < READY_S:
         with suppress(httpx.HTTPError):
             for name, application in (
                 httpx.get(url, timeout=10).json()["applications"].items()
             ):
+                for replica in sorted(starting[name].failed(application)):
+                    progress.say(
+                        f"  {name}: replica {replica} ended while it started, and another one starts; "
+                        f"the reason is in the newest worker-*.err under {LOGS}"
+                    )
                 now = application["status"]
                 if seen.get(name) != now:
                     progress.say(f"  {name}: {now.lower().replace('_', ' ')}")

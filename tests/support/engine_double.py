@@ -34,13 +34,16 @@ class EngineDouble:
     Args:
         text: what the model writes, whatever it is asked.
         finish_reason: why it ends.
+        after_tools: what the model writes if the last message is the result of a tool. None: the text, too.
     """
 
-    def __init__(self, text: str, finish_reason: str = "stop"):
+    def __init__(
+        self, text: str, finish_reason: str = "stop", after_tools: str | None = None
+    ):
         self._tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/models/nano")
-        self._ids = self._tokenizer.encode(text, add_special_tokens=False)
         self._text = text
         self._finish_reason = finish_reason
+        self._after_tools = text if after_tools is None else after_tools
         self._parser = ParserManager.get_parser("hermes", "qwen3", True)
         self._server = object.__new__(ModelServer)
         self._server._llm_config = SimpleNamespace(model_id="double")
@@ -66,15 +69,22 @@ class EngineDouble:
 
     @property
     def tokens(self) -> int:
-        """How many the model writes, thinking included."""
-        return len(self._ids)
+        """How many the model writes, thinking included, if the last message is not of a tool."""
+        return len(self._ids(self._text))
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    def _written(self, request: Any) -> str:
+        last = request.messages[-1]
+        return self._after_tools if last["role"] == "tool" else self._text
 
     async def _whole(self, request: Any) -> AsyncIterator[Any]:
+        text = self._written(request)
+        ids = self._ids(text)
         thought, content, calls = self._made(request).parse(
-            self._text,
-            request,
-            enable_auto_tools=True,
-            model_output_token_ids=self._ids,
+            text, request, enable_auto_tools=True, model_output_token_ids=ids
         )
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if request.include_reasoning:
@@ -86,26 +96,28 @@ class EngineDouble:
             {
                 "model": "double",
                 "choices": [{"index": 0, "finish_reason": reason, "message": message}],
-                "usage": self._usage().model_dump(),
+                "usage": self._usage(len(ids)).model_dump(),
             }
         )
 
-    def _usage(self) -> UsageInfo:
+    @staticmethod
+    def _usage(tokens: int) -> UsageInfo:
         return UsageInfo(
-            prompt_tokens=9, completion_tokens=self.tokens, total_tokens=9 + self.tokens
+            prompt_tokens=9, completion_tokens=tokens, total_tokens=9 + tokens
         )
 
     async def _streamed(self, request: Any) -> AsyncIterator[Any]:
         parser = self._made(request)
+        ids = self._ids(self._written(request))
         yield [self._chunk(DeltaMessage(role="assistant", content=""))]
         called = False
-        for at, token in enumerate(self._ids, 1):
+        for at, token in enumerate(ids, 1):
             delta = parser.parse_delta(
                 delta_text=self._tokenizer.decode([token]),
                 delta_token_ids=[token],
                 request=request,
                 prompt_token_ids=[1],
-                finished=at == len(self._ids),
+                finished=at == len(ids),
             )
             if delta is None:
                 continue
@@ -113,7 +125,7 @@ class EngineDouble:
             yield [self._chunk(delta)]
         reason = "tool_calls" if called else self._finish_reason
         last = ChatCompletionStreamResponse(
-            model="double", choices=[], usage=self._usage()
+            model="double", choices=[], usage=self._usage(len(ids))
         )
         yield [
             self._chunk(DeltaMessage(), finish_reason=reason),

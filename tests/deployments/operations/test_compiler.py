@@ -1,0 +1,92 @@
+"""`router up` refuses to start engines without a compiler or Python's headers, and says so before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from deployments.operations import compiler, launcher
+from deployments.operations.config_check import Config
+
+ENGINE = {"name": "nano", "import_path": "deployments.app:model"}
+EMBEDDER = {"name": "minilm", "import_path": "deployments.app:embedder"}
+
+
+def config(*applications: Config) -> Config:
+    return {"http_options": {}, "applications": list(applications)}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with neither; the folder of Python's headers is empty."""
+    for name in ("CXX", "CPATH", "CPLUS_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(compiler, "_own_headers", lambda: tmp_path / "include")
+    return tmp_path
+
+
+def install(path: Path) -> None:
+    """Make an executable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(0o755)
+
+
+def test_this_machine_has_what_the_default_needs() -> None:
+    """Its tests start engines."""
+    assert compiler.missing(config(ENGINE)) == []
+
+
+def test_both_are_named_with_the_packages_that_have_them(bare: Path) -> None:
+    """Debian's packages; the path of the header says of which Python."""
+    no_compiler, no_headers = compiler.missing(config(EMBEDDER, ENGINE))
+    assert "'g++'" in no_compiler and "apt-get install g++" in no_compiler
+    assert str(bare / "include/Python.h") in no_headers
+    assert "apt-get install python3-dev" in no_headers
+
+
+@pytest.mark.parametrize("applications", [(), (EMBEDDER,)])
+def test_without_an_engine_nothing_is_needed(
+    bare: Path, applications: tuple[Config, ...]
+) -> None:
+    """A machine that only routes."""
+    assert compiler.missing(config(*applications)) == []
+
+
+def test_another_compiler_and_other_folders_count(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch reads them."""
+    install(bare / "clang")
+    install(bare / "elsewhere/Python.h")
+    monkeypatch.setenv("CXX", str(bare / "clang"))
+    monkeypatch.setenv("CPLUS_INCLUDE_PATH", f"/nowhere:{bare / 'elsewhere'}")
+    assert compiler.missing(config(ENGINE)) == []
+    monkeypatch.setenv("CXX", str(bare / "no-clang"))
+    (problem,) = compiler.missing(config(ENGINE))
+    assert "no-clang" in problem
+
+
+def test_a_start_is_refused_before_anything_runs(bare: Path) -> None:
+    """No folder is made, and no process started."""
+    cluster = launcher.Cluster(config(ENGINE), bare / "state", 190)
+    with pytest.raises(SystemExit, match="headers of Python"):
+        launcher.start(cluster)
+    assert not (bare / "state").exists()
+    assert cluster.processes() == []
+
+
+def application(**replicas: str) -> Config:
+    """As in Serve's REST API, with the states of the replicas."""
+    listed = [{"replica_id": name, "state": state} for name, state in replicas.items()]
+    return {"deployments": {"Model:nano": {"replicas": listed}}}
+
+
+def test_a_replica_that_ends_while_it_starts_is_noticed_once() -> None:
+    """Also if it is gone at the next look; one that ran and is stopped is no failure."""
+    starting = launcher.StartingReplicas()
+    assert starting.failed(application(one="STARTING", two="RUNNING")) == set()
+    assert starting.failed(application(one="STOPPING", two="STOPPING")) == {"one"}
+    assert starting.failed(application(one="STOPPING", three="STARTING")) == set()
+    assert starting.failed(application(four="STARTING")) == {"three"}
+    assert starting.failed(application(four="RUNNING")) == set()
+    assert starting.failed({"deployments": None}) == set()
