@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from deployments.errors import NoAnswerError
-from deployments.operations import compiler, haproxy, weights
+from deployments.operations import haproxy, prerequisites, weights
 from deployments.operations.config_change import ConfigChange, compare
 from deployments.operations.config_check import Config, check_config, check_keys
 from deployments.operations.progress import Progress
@@ -245,12 +245,12 @@ def start(cluster: Cluster) -> None:
     """Start the system and wait until it answers.
 
     Raises:
-        SystemExit: a port is in use, a compiler is missing, or a part of the system did not become ready.
+        SystemExit: a port is in use, a compiler or a library is missing, or a part of the system did not become ready.
     """
     progress = Progress()
     if cluster.processes():
         raise SystemExit("it is running already; `router down` ends it")
-    if problems := compiler.missing(cluster.config):
+    if problems := prerequisites.missing(cluster.config):
         raise SystemExit("\n".join(problems))
     _check_ports(cluster)
     prepare_state(cluster.state)

@@ -1,10 +1,11 @@
-"""`router up` refuses to start engines without a compiler or Python's headers, and says so before anything starts."""
+"""`router up` starts no engine on a machine that lacks a compiler, headers or a library, and says what to install."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-from deployments.operations import compiler, launcher
+from deployments.operations import launcher, prerequisites
 from deployments.operations.config_check import Config
 
 ENGINE = {"name": "nano", "import_path": "deployments.app:model"}
@@ -17,11 +18,12 @@ def config(*applications: Config) -> Config:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with neither; the folder of Python's headers is empty."""
+    """A machine without all three; the folder of Python's headers is empty."""
     for name in ("CXX", "CPATH", "CPLUS_INCLUDE_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(compiler, "_own_headers", lambda: tmp_path / "include")
+    monkeypatch.setattr(prerequisites, "NUMA", "libnuma-that-is-missing.so.1")
+    monkeypatch.setattr(prerequisites, "_own_headers", lambda: tmp_path / "include")
     return tmp_path
 
 
@@ -33,15 +35,32 @@ def install(path: Path) -> None:
 
 def test_this_machine_has_what_the_default_needs() -> None:
     """Its tests start engines."""
-    assert compiler.missing(config(ENGINE)) == []
+    assert prerequisites.missing(config(ENGINE)) == []
 
 
-def test_both_are_named_with_the_packages_that_have_them(bare: Path) -> None:
+def test_all_are_named_with_the_packages_that_have_them(bare: Path) -> None:
     """Debian's packages; the path of the header says of which Python."""
-    no_compiler, no_headers = compiler.missing(config(EMBEDDER, ENGINE))
+    no_compiler, no_headers, no_library = prerequisites.missing(
+        config(EMBEDDER, ENGINE)
+    )
     assert "'g++'" in no_compiler and "apt-get install g++" in no_compiler
     assert str(bare / "include/Python.h") in no_headers
     assert "apt-get install python3-dev" in no_headers
+    assert "apt-get install libnuma1" in no_library
+
+
+def test_the_build_for_gpus_needs_no_libnuma(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package has another name."""
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(prerequisites, "version", version)
+    assert not any(
+        "numa" in problem for problem in prerequisites.missing(config(ENGINE))
+    )
 
 
 @pytest.mark.parametrize("applications", [(), (EMBEDDER,)])
@@ -49,7 +68,7 @@ def test_without_an_engine_nothing_is_needed(
     bare: Path, applications: tuple[Config, ...]
 ) -> None:
     """A machine that only routes."""
-    assert compiler.missing(config(*applications)) == []
+    assert prerequisites.missing(config(*applications)) == []
 
 
 def test_another_compiler_and_other_folders_count(
@@ -58,11 +77,12 @@ def test_another_compiler_and_other_folders_count(
     """As torch reads them."""
     install(bare / "clang")
     install(bare / "elsewhere/Python.h")
+    monkeypatch.setattr(prerequisites, "NUMA", "libc.so.6")
     monkeypatch.setenv("CXX", str(bare / "clang"))
     monkeypatch.setenv("CPLUS_INCLUDE_PATH", f"/nowhere:{bare / 'elsewhere'}")
-    assert compiler.missing(config(ENGINE)) == []
+    assert prerequisites.missing(config(ENGINE)) == []
     monkeypatch.setenv("CXX", str(bare / "no-clang"))
-    (problem,) = compiler.missing(config(ENGINE))
+    (problem,) = prerequisites.missing(config(ENGINE))
     assert "no-clang" in problem
 
 

