@@ -1,5 +1,6 @@
 """Fixtures of all tests: a small portfolio, databases, a load balancer."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,6 +32,16 @@ def pytest_report_header() -> str:
     if where := recordings.recorded():
         return f"streams: generated ones, and recorded ones at {where}"
     return "streams: generated ones, no recorded ones (ROUTER_DATA)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Collect garbage before schemathesis imports the modules of its reports.
+
+    pytest parses these modules. CPython 3.11 raises a SystemError if a finalizer runs while it makes a syntax tree
+    (python/cpython#106905), and the whole run would end with it.
+    """
+    gc.collect()
 
 
 @pytest.fixture(

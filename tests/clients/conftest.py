@@ -1,15 +1,20 @@
 """The system that the clients are tried against: `make test-clients URL=http://127.0.0.1:8000`.
 
-The suite needs a running system and an environment of its own, so the ordinary test run leaves it out.
+The suite needs a running system and an environment of its own, so the ordinary test run leaves it out. Models may
+call no tools. So a second gateway, with an engine double, is started for the tests of whole tool calls.
 """
 
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.skips import pytest_make_collect_report as pytest_make_collect_report
 from tests.support.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
+ROOT = Path(__file__).resolve().parents[2]
 URL = os.environ.get("CLIENTS_URL", "").rstrip("/")
 collect_ignore_glob = [] if URL else ["test_*.py"]
 # clients that ask the net for prices or report their use would fail or wait where there is none
@@ -54,3 +59,20 @@ def named() -> str:
             continue
         return model.id
     raise RuntimeError("the system has no chat model")
+
+
+@pytest.fixture(scope="session")
+def tools_url() -> Iterator[str]:
+    """Base URL, with /v1, of a gateway of which one model of three calls tools (tests/support/tool_gateway.py)."""
+    command = [str(ROOT / ".venv/bin/python"), "-m", "tests.support.tool_gateway"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = (line.strip() for line in process.stdout)
+            address = next((line for line in lines if line.startswith("http")), None)
+            assert address, "the gateway with tools ended before it answered"
+            yield f"{address}/v1"
+        finally:
+            process.terminate()

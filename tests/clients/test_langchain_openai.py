@@ -4,7 +4,13 @@ from typing import Any
 
 import openai
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
@@ -62,6 +68,35 @@ def test_langchain_tools_are_called_or_refused_by_name(chat: ChatOpenAI) -> None
         assert error.param == "tools"
     else:
         assert isinstance(answer, AIMessage)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_langchain_calls_a_tool_and_answers_with_its_result(
+    tools_url: str, streamed: bool
+) -> None:
+    """As an agent does: the call, the result of the function, the answer."""
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    chat = ChatOpenAI(model="auto", base_url=tools_url, api_key="none", max_retries=0)  # type: ignore[call-arg, arg-type]
+    bound = chat.bind_tools([add])
+
+    def ask(turns: list[BaseMessage]) -> Any:
+        if not streamed:
+            return bound.invoke(turns)
+        first, *others = bound.stream(turns)
+        return sum(others, first)
+
+    turns: list[BaseMessage] = [HumanMessage("What is 3 plus 5?")]
+    called = ask(turns)
+    (call,) = called.tool_calls
+    assert (call["name"], call["args"]) == ("add", {"a": 3, "b": 5})
+    result = ToolMessage(str(add(**call["args"])), tool_call_id=call["id"])
+    answer = ask([*turns, called, result])
+    assert answer.content.strip() == "The sum is 8."
+    assert not answer.tool_calls
 
 
 def test_langchain_completion(completion: OpenAI) -> None:

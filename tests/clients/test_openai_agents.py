@@ -13,24 +13,31 @@ from agents import (
     set_tracing_disabled,
 )
 
+ADDED: list[tuple[int, int]] = []
+
 
 @function_tool
 def add(a: int, b: int) -> int:
     """Add two numbers."""
+    ADDED.append((a, b))
     return a + b
+
+
+def make_agent(url: str, key: str, max_tokens: int) -> Agent[None]:
+    """An agent that asks `auto`."""
+    set_tracing_disabled(True)
+    client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
+    return Agent(
+        name="adder",
+        instructions="Add.",
+        model=OpenAIChatCompletionsModel("auto", client),
+        model_settings=ModelSettings(max_tokens=max_tokens),
+    )
 
 
 @pytest.fixture
 def agent(url: str, key: str) -> Agent[None]:
-    set_tracing_disabled(True)
-    client = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
-    model = OpenAIChatCompletionsModel("auto", client)
-    return Agent(
-        name="adder",
-        instructions="Add.",
-        model=model,
-        model_settings=ModelSettings(max_tokens=8),
-    )
+    return make_agent(url, key, max_tokens=8)
 
 
 def test_agents_run_and_second_turn(agent: Agent[None]) -> None:
@@ -63,3 +70,24 @@ def test_agents_tools_are_called_or_refused_by_name(agent: Agent[None]) -> None:
 
     found = asyncio.run(run())
     assert found == "tools" or found.startswith("said ")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_agents_call_a_tool_and_answer_with_its_result(
+    tools_url: str, streamed: bool
+) -> None:
+    """The whole loop: the model calls, the client runs the function, and the model answers with the result."""
+    caller = make_agent(tools_url, "none", max_tokens=200).clone(tools=[add])
+    ADDED.clear()
+
+    async def run() -> str:
+        if not streamed:
+            done = await Runner.run(caller, "What is 3 plus 5?", max_turns=3)
+            return str(done.final_output)
+        result = Runner.run_streamed(caller, "What is 3 plus 5?", max_turns=3)
+        async for _ in result.stream_events():
+            pass
+        return str(result.final_output)
+
+    assert asyncio.run(run()).strip() == "The sum is 8."
+    assert ADDED == [(3, 5)]

@@ -17,7 +17,8 @@ from tests.support.gateway import Gateway
 
 SIZE = {"context_tokens": 4_096}
 CALLER = "medium"
-ARGUMENTS = {
+# engine arguments of each model
+ENGINES = {
     "small": {},
     CALLER: {
         "enable_auto_tool_choice": True,
@@ -40,8 +41,8 @@ class Announcing(uvicorn.Server):
 
 def make_gateway(folder: Path) -> Gateway:
     """The gateway; its journal is in this folder."""
-    made = Gateway(folder, models=dict.fromkeys(ARGUMENTS, SIZE))
-    for name, engine in ARGUMENTS.items():
+    made = Gateway(folder, models=dict.fromkeys(ENGINES, SIZE))
+    for name, engine in ENGINES.items():
         made.watch.capabilities[name] = of_application({"engine_kwargs": engine})
     made.models[CALLER].script = EngineDouble(CALL, after_tools=ANSWER).script
     return made
