@@ -2,7 +2,7 @@
 
 Generated requests, the catalogue's faults in one process, and, on a system that is started for it, the clients of
 OpenAI's API and the faults of a running system. The other checks of the catalogue have bars of milliseconds, which need
-a quiet machine, or are soaks: `make test-faults`.
+a quiet machine, or take long: `make test-faults`.
 
 Every part is run, also if an earlier one failed, except for those that need the system if it does not start. The system
 has its own ports and folder, and is ended in any case. The exit status is 1 if a part failed.

@@ -37,7 +37,7 @@ NEEDS = {
 # tiers of the checks: which command plays them beside `make test-faults`, which plays all
 TEST = "test"  # make test, since it takes seconds
 FULL = "full"  # make test-full
-ALONE = "alone"  # no other: the bar is a latency of a quiet machine, or needs a soak
+ALONE = "alone"  # no other: the bar is a latency of a quiet machine, or the check takes a quarter of an hour or more
 TIERS = (TEST, FULL, ALONE)
 
 

@@ -21,7 +21,7 @@ from policies.feedback.reputation import KeyReputation
 from policies.thompson.policy import Thompson
 from policies.types import Arm, Vector
 from tests.deployments.journal.test_durability import Kills, kill_often
-from tests.faults.catalogue import TEST, Fault, Finding
+from tests.faults.catalogue import ALONE, TEST, Fault, Finding
 from tests.policies.thompson.test_propensity import asked, p_value, taught
 from tests.support.gateway import Gateway, eventually
 from tests.support.poisoning import ARMS, play
@@ -30,7 +30,7 @@ KILLS = 200
 LOGS = 1_000
 LENGTH = 400  # of T22
 DECISIONS = 3_000
-SEEDS = 8
+SEEDS = 20
 KEYS = 20  # of T23
 
 
@@ -277,5 +277,11 @@ FAULTS = [
         tier=TEST,
     ),
     Fault("T22", "honest statistics", "≥ 93 %, sequence ≥ 95 %, p > 0.001", t22),
-    Fault("T23", "poisoned feedback", "≤ 1.25 × at 10 %, < 1 % wronged", t23),
+    Fault(
+        "T23",
+        "poisoned feedback",
+        "≤ 1.25 × at 10 %, < 1 % wronged",
+        t23,
+        tier=ALONE,
+    ),
 ]
