@@ -146,7 +146,7 @@ clean: stop  ## stop the system and delete its state: what was learned, and the 
 		echo "the system runs on Linux (x86-64 and aarch64); docs/installation.md says what works on $$(uname -sm)"; exit 1;; esac
 	@echo "installing into .venv, once; a few minutes"
 	@test -d .venv || $(PYTHON) -m venv .venv || python3 -m venv .venv
-	@.venv/bin/python -c 'import sys; sys.version_info[:2] == (3, 11) or sys.exit("Python 3.11 is needed, and .venv has another one: remove .venv, then make PYTHON=python3.11")'
+	@.venv/bin/python -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, and .venv has another one: remove .venv, then make PYTHON=python3.11")'
 	@.venv/bin/python -c 'import torch' 2>/dev/null \
 		|| $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),2>/dev/null || $(TORCH) --index-url $(PYTORCH_INDEX)) \
 		|| { echo "no CPU build of torch found: make TORCH_INDEX=<an index that has its CPU wheels> $(MAKECMDGOALS)"; exit 1; }
