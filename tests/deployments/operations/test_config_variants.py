@@ -35,6 +35,7 @@ def checked(
 @pytest.mark.parametrize(
     ("variant", "engine"),
     [
+        (THINKS_NOT, {}),
         ({"thinking_token_budget": 64}, {"reasoning_parser": "qwen3"}),
         ({"reasoning_effort": "low"}, {}),
         ({"system_prompt": "Be brief."}, {}),
