@@ -135,6 +135,7 @@ def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         "models",
         "presets",
         "bundles",
+        "variants",
         "experimental_configs",
     )
     found = []
