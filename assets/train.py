@@ -3,8 +3,12 @@
 The three chat models have the Llama architecture. They differ in capacity and in the number of steps that they write.
 Each character is a token, so the vocabulary is tiny and the model sees every digit.
 
-The seed is fixed. On two CPU cores all three models take less than two hours. The script writes assets/models/SIZE/ in
-the Hugging Face layout that vLLM loads.
+`large` has a second stage. It teaches the model to answer at once where a variable of the chat template asks for it,
+and step by step elsewhere, as before. `python -m assets.train --refine` does the second stage alone, on the weights in
+assets/models/large.
+
+The seed is fixed. On two CPU cores all three models take less than three hours. The script writes assets/models/SIZE/
+in the Hugging Face layout that vLLM loads.
 """
 
 import argparse
@@ -29,8 +33,32 @@ CHAT_TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+# What a worked reply ends with, before its answer. With `enable_thinking: false` the prompt has it already, so that the
+# answer comes at once.
+AT_ONCE = "so "
+SWITCHED_TEMPLATE = CHAT_TEMPLATE.replace(
+    "{{ '<|assistant|>' }}",
+    "{{ '<|assistant|>' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '"
+    + AT_ONCE
+    + "' }}{% endif %}",
+)
 CONTEXT = 512  # tokens
 ROW = 256  # tokens of a training row, which is packed with whole examples
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The second stage of a model that also answers at once.
+
+    share: of the examples whose reply is the answer alone; the others are those of the first stage.
+    practice: shares of easy, medium and hard tasks among these examples.
+    """
+
+    steps: int
+    peak_rate: float
+    share: float
+    practice: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,7 @@ class Size:
         take several times as long to learn to attend to the previous character, which copying needs. `large` learns it
         anyway, since its worked replies contain much copying.
     practice: shares of easy, medium and hard tasks. Tasks that a size cannot learn are mostly noise in its training.
+    refinement: the second stage; None for a model without one.
     """
 
     width: int
@@ -53,6 +82,7 @@ class Size:
     rope_theta: float
     spread: float
     practice: tuple[float, float, float]
+    refinement: Refinement | None = None
 
 
 SIZES = {
@@ -85,11 +115,14 @@ SIZES = {
         rope_theta=10000.0,
         spread=0.02,
         practice=(0.25, 0.25, 0.5),
+        refinement=Refinement(
+            steps=2000, peak_rate=5e-4, share=0.5, practice=(0.2, 0.6, 0.2)
+        ),
     ),
 }
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(size: Size) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each character, plus the special tokens of a chat."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *ALPHABET))}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
@@ -103,7 +136,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = SWITCHED_TEMPLATE if size.refinement else CHAT_TEMPLATE
     return tokenizer
 
 
@@ -129,9 +162,15 @@ def make_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
 
 
 def example(
-    name: str, rng: random.Random, ids: dict[str, int]
+    name: str, rng: random.Random, ids: dict[str, int], refine: bool = False
 ) -> tuple[list[int], int]:
-    """Token ids of one example, and the number of those of the question, which have no loss."""
+    """Token ids of one example, and the number of those of the question, which have no loss.
+
+    With `refine`, it is one of the second stage.
+    """
+    second = SIZES[name].refinement if refine else None
+    if second is not None and rng.random() < second.share:
+        return _answered_at_once(second, rng, ids)
     (kinds,) = rng.choices((EASY, MEDIUM, HARD), SIZES[name].practice)
     task = make_task(rng, rng.choice(kinds))
     answer = [ids[c] for c in reply(task, name)] + [ids["<|end|>"]]
@@ -152,8 +191,22 @@ def example(
     return prompt + answer, len(prompt)
 
 
+def _answered_at_once(
+    second: Refinement, rng: random.Random, ids: dict[str, int]
+) -> tuple[list[int], int]:
+    """An example as `example` returns it, of a chat with `enable_thinking: false`."""
+    (kinds,) = rng.choices((EASY, MEDIUM, HARD), second.practice)
+    task = make_task(rng, rng.choice(kinds))
+    prompt = [ids["<|user|>"], *(ids[c] for c in task.question), ids["<|assistant|>"]]
+    if rng.random() < 0.05:
+        system = [ids[c] for c in "You are a helpful assistant."]
+        prompt = [ids["<|system|>"], *system, *prompt]
+    prompt += [ids[c] for c in AT_ONCE]
+    return [*prompt, *(ids[c] for c in task.answer), ids["<|end|>"]], len(prompt)
+
+
 def batches(
-    name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast
+    name: str, rng: random.Random, tokenizer: PreTrainedTokenizerFast, refine: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of rows [rows, ROW], packed with whole examples.
 
@@ -161,7 +214,7 @@ def batches(
     """
     ids = tokenizer.get_vocab()
     rows = SIZES[name].rows
-    waiting = example(name, rng, ids)
+    waiting = example(name, rng, ids, refine)
     while True:
         tokens = torch.full((rows, ROW), ids["<pad>"])
         labels = torch.full((rows, ROW), -100)
@@ -178,7 +231,7 @@ def batches(
                 owner[row, start:end] = count = count + 1
                 positions[row, start:end] = torch.arange(end - start)
                 start = end
-                waiting = example(name, rng, ids)
+                waiting = example(name, rng, ids, refine)
         same = owner[:, None, :, None] == owner[:, None, None, :]
         mask = same & torch.ones(ROW, ROW, dtype=torch.bool).tril()
         yield {
@@ -189,36 +242,46 @@ def batches(
         }
 
 
-def rate(step: int, size: Size) -> float:
+def rate(step: int, stage: Size | Refinement) -> float:
     """Learning rate: linear warm-up over 100 steps, then a cosine down to a hundredth."""
     if step < 100:
-        return size.peak_rate * (step + 1) / 100
-    share = (step - 100) / max(1, size.steps - 100)
-    return size.peak_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+        return stage.peak_rate * (step + 1) / 100
+    share = (step - 100) / max(1, stage.steps - 100)
+    return stage.peak_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def train(name: str, seed: int) -> None:
-    """Train one model and save it. Every 100 steps print the loss and the remaining time."""
+def train(name: str, seed: int, refine: bool = False) -> None:
+    """Train one model and save it. Every 100 steps print the loss and the remaining time.
+
+    With `refine`, the second stage is done on the weights that were saved.
+    """
     size = SIZES[name]
-    tokenizer = make_tokenizer()
+    stage: Size | Refinement = size
+    if refine and size.refinement is not None:
+        stage = size.refinement
+    folder = HERE / "models" / name
+    tokenizer = make_tokenizer(size)
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make_model(size, tokenizer).to(device)
+    model = make_model(size, tokenizer)
+    if refine:
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = model.to(device).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=size.peak_rate, betas=(0.9, 0.98), weight_decay=0.01
+        model.parameters(), lr=stage.peak_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     count = sum(p.numel() for p in model.parameters())
     print(
-        f"{name}: {count:,} parameters, {size.steps} steps of {size.rows * ROW} tokens on {device}",
+        f"{name}: {count:,} parameters, {stage.steps} steps of {size.rows * ROW} tokens on {device}",
         flush=True,
     )
     began = time.monotonic()
     total = 0.0
     for step, batch in zip(
-        range(size.steps), batches(name, random.Random(seed), tokenizer)
+        range(stage.steps), batches(name, random.Random(seed), tokenizer, refine)
     ):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, size)
+            group["lr"] = rate(step, stage)
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
         loss.backward()
@@ -228,13 +291,12 @@ def train(name: str, seed: int) -> None:
         total += loss.item()
         if (step + 1) % 100 == 0:
             spent = time.monotonic() - began
-            left = spent / (step + 1) * (size.steps - step - 1)
+            left = spent / (step + 1) * (stage.steps - step - 1)
             print(
                 f"{name} step {step + 1}: loss {total / 100:.4f}, {spent:.0f} s, {left:.0f} s left",
                 flush=True,
             )
             total = 0.0
-    folder = HERE / "models" / name
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{name}: saved", flush=True)
@@ -247,9 +309,17 @@ def main() -> None:
     )
     parser.add_argument("sizes", nargs="*", choices=[*SIZES, []], help="default: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="only the second stage of those that have one, on the weights in assets/models",
+    )
     arguments = parser.parse_args()
     for name in arguments.sizes or SIZES:
-        train(name, arguments.seed)
+        if not arguments.refine:
+            train(name, arguments.seed)
+        if SIZES[name].refinement is not None:
+            train(name, arguments.seed, refine=True)
 
 
 if __name__ == "__main__":

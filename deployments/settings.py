@@ -11,14 +11,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from policies.profiling.features import KINDS
+from deployments.model_settings import (
+    CapabilitySettings,
+    ModelSettings,
+    StrictModel,
+    VariantSettings,
+)
 from policies.registry import RULES, make_policy
 from policies.types import Arm, Objective
 
@@ -51,100 +55,6 @@ RENAMED = {
 }
 
 
-class StrictModel(BaseModel):
-    """Refuses unknown keys, and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class CapabilitySettings(StrictModel):
-    """What a model can do. What is left out follows from the engine arguments of its application.
-
-    tools: calls tools. By default if `enable_auto_tool_choice` and `tool_call_parser` are set.
-    forced_tools: can be made to call a tool (`tool_choice: required`). By default as `tools`.
-    parallel_tools: calls several tools at once. By default as `tools`.
-    json_object, json_schema: can be held to JSON, and to a schema or another grammar. By default true.
-    logprobs: returns log probabilities. By default true, unless `max_logprobs` is 0.
-    images: reads images. By default if `limit_mm_per_prompt` has a number of them.
-    thinking: thinks, and returns it apart from the answer. By default if `reasoning_parser` is set.
-    vllm_parameters: takes the parameters that vLLM has beside OpenAI's. By default if the engine is vLLM.
-    """
-
-    tools: bool | None = None
-    forced_tools: bool | None = None
-    parallel_tools: bool | None = None
-    json_object: bool | None = None
-    json_schema: bool | None = None
-    logprobs: bool | None = None
-    images: bool | None = None
-    thinking: bool | None = None
-    vllm_parameters: bool | None = None
-
-
-class ModelSettings(StrictModel):
-    """One arm. The application that serves it has the same name.
-
-    prior_quality: expected score before there is any feedback. Default: by the price (policies/base.py).
-    prior_quality_by_kind: the same for single kinds of work, as {arithmetic: 0.1, writing: 0.6}; other kinds keep
-        prior_quality. The kinds are code, writing, translation, extraction, arithmetic, strings, question and other.
-    prior_scores: number of scores that prior_quality_by_kind counts for. With 0 it only moves the prior.
-    tasks: what it can do, of chat, completion and embed.
-    context_tokens: maximum number of tokens of prompt and answer together.
-    prompt_price_usd_per_million, output_price_usd_per_million: price of a million tokens; for your own GPU, its hourly
-        price divided by its tokens an hour.
-    parent: a model that this one replaces or was made from; this one starts with what was learned of its parent. A
-        parent that is no longer served must be among `retired`.
-    inherited_events: number of events that the knowledge of the parent counts for. If a model is served under the same
-        name with other weights or engine arguments, its own past counts for as many.
-    revision: change it when the weights change and the application's arguments do not show it.
-    capabilities: what it can do, where its application's arguments do not say so.
-    """
-
-    tasks: tuple[Literal["chat", "completion", "embed"], ...] = Field(
-        ("chat", "completion"), min_length=1
-    )
-    context_tokens: int = Field(4096, ge=1)
-    prompt_price_usd_per_million: float = Field(0.0, ge=0)
-    output_price_usd_per_million: float = Field(0.0, ge=0)
-    prior_quality: float | None = Field(None, ge=0, le=1)
-    prior_quality_by_kind: dict[str, float] = {}
-    prior_scores: float = Field(10.0, ge=0)
-    parent: str = ""
-    inherited_events: float = Field(50.0, gt=0)
-    revision: str = ""
-    capabilities: CapabilitySettings = CapabilitySettings()
-
-    @field_validator("prior_quality_by_kind")
-    @classmethod
-    def _check_kinds(cls, priors: dict[str, float]) -> dict[str, float]:
-        for kind, expected in priors.items():
-            if kind not in KINDS:
-                raise ValueError(
-                    f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
-                )
-            if not 0 <= expected <= 1:
-                raise ValueError(
-                    f"'{kind}' is {expected:g}; a score is between 0 and 1"
-                )
-        return priors
-
-    def arm(self, name: str) -> Arm:
-        """The arm as policies/ knows it."""
-        return Arm(
-            name=name,
-            tasks=self.tasks,
-            context_tokens=self.context_tokens,
-            prompt_price_usd=self.prompt_price_usd_per_million / 1e6,
-            output_price_usd=self.output_price_usd_per_million / 1e6,
-            prior_quality=self.prior_quality,
-            prior_by_kind=tuple(self.prior_quality_by_kind.items()),
-            prior_scores=self.prior_scores,
-            parent=self.parent,
-            inherit=self.inherited_events,
-            revision=self.revision,
-        )
-
-
 class ProfilerSettings(StrictModel):
     """How texts are profiled.
 
@@ -164,7 +74,7 @@ class PolicySettings(StrictModel):
     """
 
     name: str = "thompson"
-    options: dict[str, object] = {}
+    options: dict[str, object] = Field({})
 
 
 class KeySettings(StrictModel):
@@ -192,7 +102,7 @@ class RuleSettings(StrictModel):
     """
 
     policy: Literal["static", "always", "uniform"] = "static"
-    options: dict[str, object] = {}
+    options: dict[str, object] = Field({})
 
 
 class RolloutSettings(StrictModel):
@@ -325,8 +235,10 @@ class GatewaySettings(StrictModel):
     cors_origins: tuple[str, ...] = ()
 
     def arms(self) -> tuple[Arm, ...]:
-        """All arms in the order of the file, which is smallest first."""
-        return tuple(model.arm(name) for name, model in self.models.items())
+        """All arms in the order of the file, which is smallest first; each model is followed by its variants."""
+        return tuple(
+            arm for name, model in self.models.items() for arm in model.arms(name)
+        )
 
     @field_validator("journal", "mlflow_uri")
     @classmethod
@@ -361,15 +273,14 @@ class GatewaySettings(StrictModel):
 
     @model_validator(mode="after")
     def _check_models(self) -> "GatewaySettings":
+        taken: dict[str, str] = {}
+        for name in self.models:
+            self._check_arm(name, f"models.{name!r}", taken)
+        for name, model in self.models.items():
+            for variant in model.variants:
+                self._check_arm(variant, f"models.{name!r}.variants.{variant!r}", taken)
         for name, model in self.models.items():
             where = f"models.{name!r}"
-            _check_name(name, where)
-            if name.partition(":")[0] == AUTO:
-                raise ValueError(
-                    f"{where}: '{AUTO}' and '{AUTO}:...' are the router's own names; choose another name"
-                )
-            if name in self.retired:
-                raise ValueError(f"{where} is among retired, too; take it out of one")
             if model.parent and model.parent not in (*self.models, *self.retired):
                 raise ValueError(
                     f"{where}.parent: there is no model '{model.parent}'; choose one of: {', '.join(self.models)}; "
@@ -377,6 +288,21 @@ class GatewaySettings(StrictModel):
                 )
             self._check_ancestors(name)
         return self
+
+    def _check_arm(self, name: str, where: str, taken: dict[str, str]) -> None:
+        """Refuse a name that no client could send, or that stands for something else; `taken` has where."""
+        _check_name(name, where)
+        if name.partition(":")[0] == AUTO:
+            raise ValueError(
+                f"{where}: '{AUTO}' and '{AUTO}:...' are the router's own names; choose another name"
+            )
+        if name in self.retired:
+            raise ValueError(f"{where} is among retired, too; take it out of one")
+        if name in taken:
+            raise ValueError(
+                f"{where}: {taken[name]} has this name, too; choose another name"
+            )
+        taken[name] = where
 
     def _check_ancestors(self, name: str) -> None:
         """Refuse a model that descends from itself."""
@@ -565,7 +491,7 @@ class Tuning(StrictModel):
     """
 
     objective: ObjectiveSettings = ObjectiveSettings()
-    presets: dict[str, ObjectiveSettings] = {}
+    presets: dict[str, ObjectiveSettings] = Field({})
     local_profile_max_chars: int = Field(4000, ge=0)
     snapshot_max_age_s: float = Field(0.0, ge=0)
     profile_timeout_s: float = Field(0.25, gt=0)
@@ -629,6 +555,7 @@ def _under(key: str) -> list[str]:
 def _all_keys() -> list[str]:
     models: list[type[BaseModel]] = [
         ModelSettings,
+        VariantSettings,
         CapabilitySettings,
         ProfilerSettings,
         PolicySettings,

@@ -14,7 +14,8 @@ class Static:
     """A complexity threshold: complex requests go to the last eligible arm, all others to the first.
 
     Args:
-        arms: in the order of their size or price, smallest first.
+        arms: in the order of their size or price, smallest first. A variant gets requests only by `by_kind`, or where
+            no other arm is eligible.
         threshold: complexity from which a request goes to the last arm.
         by_kind: by kind of work, the arm that gets its requests whatever their complexity, as long as it is eligible.
             The other kinds are divided among the arms that are not named here.
@@ -45,7 +46,8 @@ class Static:
                     f"unknown arm '{name}'; choose one of: {', '.join(names)}"
                 )
             self._by_kind[kind] = names.index(name)
-        if len(names) == len(set(self._by_kind.values())):
+        models = {k for k, arm in enumerate(arms) if not arm.variant_of}
+        if models <= set(self._by_kind.values()):
             raise ValueError("by_kind names all arms; leave one for the other kinds")
 
     def wants(
@@ -57,8 +59,13 @@ class Static:
         if special is not None and special in eligible:
             return {special: 1.0}
         others = [k for k in eligible if k not in self._by_kind.values()] or eligible
+        others = self._models(others)
         complex_task = profile.complexity >= self.threshold
         return {others[-1] if complex_task else others[0]: 1.0}
+
+    def _models(self, eligible: Sequence[int]) -> Sequence[int]:
+        """The arms among these that are no variants; all of them if there is none."""
+        return [k for k in eligible if not self.arms[k].variant_of] or eligible
 
     def decide(
         self,
@@ -68,7 +75,7 @@ class Static:
         sequence: int,
     ) -> list[Decision]:
         """See base.Policy. A rule has no estimates, so it ignores the limits on latency and cost."""
-        total_load = float(sum(state.in_flight for state in states.values()))
+        total_load = constraints.total_load(self.arms, states)
         default = ModelState()
         decisions = []
         for i, request in enumerate(requests):
@@ -160,5 +167,6 @@ class Always(Static):
     ) -> dict[int, float]:
         """See Static."""
         if self.arm is None:
-            return {eligible[-1]: 1.0}
-        return {self.arm if self.arm in eligible else eligible[0]: 1.0}
+            return {self._models(eligible)[-1]: 1.0}
+        chosen = self.arm if self.arm in eligible else self._models(eligible)[0]
+        return {chosen: 1.0}

@@ -1,6 +1,6 @@
 """The hard limits that exclude an arm before the draw, and the sentences that say which limit it was."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from policies.capabilities import Capability
@@ -25,6 +25,7 @@ class Exclusion(StrEnum):
     ANSWERED = "answered"
     NOT_IDLE = "not_idle"
     CAPABILITY = "capability"
+    VARIANT = "variant"
 
     def sentence(self, *details: object) -> str:
         """The sentence for this reason; `details` fill the gaps of its template, in their order."""
@@ -52,10 +53,27 @@ _TEMPLATES = {
     Exclusion.ANSWERED: "it gave the first answer",
     Exclusion.NOT_IDLE: "it was not idle",
     Exclusion.CAPABILITY: "cannot {}",
+    Exclusion.VARIANT: "answers another way than {} asks",
 }
 _BEGINNINGS = {
     reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()
 }
+
+
+def candidates(arms: Iterable[Arm], task: str, objective: Objective) -> list[Arm]:
+    """The arms that do a task and that a request allows, whether or not they can be asked now."""
+    others = {
+        name
+        for name, why in objective.unavailable
+        if Exclusion.of(why) is Exclusion.VARIANT
+    }
+    return [
+        arm
+        for arm in arms
+        if task in arm.tasks
+        and arm.name not in others
+        and (not objective.models or arm.name in objective.models)
+    ]
 
 
 def removed(
@@ -107,6 +125,15 @@ def removed(
             asked = f"{prompt} tokens, with {answer} for the answer,"
             with_room[k] = Exclusion.CONTEXT.sentence(asked, arm.context_tokens)
     return row if all(with_room) else with_room
+
+
+def total_load(arms: Sequence[Arm], states: Mapping[str, ModelState]) -> float:
+    """Requests in flight over all arms. Those of an application count once, however many arms it serves."""
+    total = sum([state.in_flight for state in states.values()])
+    for arm in arms:
+        if arm.variant_of and arm.name in states:
+            total -= states[arm.name].in_flight
+    return float(total)
 
 
 def load(arm: Arm, states: Mapping[str, ModelState]) -> float:

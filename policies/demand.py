@@ -1,4 +1,4 @@
-"""Counterfactual demand: how many requests an arm would have in flight, had it been warm and idle.
+"""Counterfactual demand: how many requests a model would have in flight, had it been warm and idle.
 
 The autoscaler sees the requests that were sent to a size. It does not see those that went elsewhere because the size
 has no replica or is full. This module decides the latest requests once more, under the present load and with one arm
@@ -9,10 +9,13 @@ A request counts in proportion to the utility that is lost, so a dear size is no
 replica is wanted only if the loss would pay for its start: c is what a replica costs in score points a minute, C the
 time that it needs to start, H the time for which demand is expected to last, so the loss a minute must exceed
 c (C + H) / H. All of it fades without traffic.
+
+Variants of a model are arms of one application, so their demand is the model's: it is idle for all of them or for none.
+Demand goes by the name of the application, which is that of the model.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf
 from typing import NamedTuple
@@ -55,7 +58,7 @@ class DemandSettings:
 
 
 class Demand(NamedTuple):
-    """What one arm would get, had it been warm and idle.
+    """What the arms of one application would get, had it been warm and idle.
 
     requests: that it would have in flight beyond those that it has, each weighed by the utility lost; 0 if it has no
         replica and the loss would not pay for a start.
@@ -69,10 +72,10 @@ class Demand(NamedTuple):
 
 
 class DemandMeter:
-    """Measures the demand of all arms from the decisions of one router. The caller passes the time.
+    """Measures the demand of all applications from the decisions of one router. The caller passes the time.
 
     Attributes:
-        start_s: by arm, the time from the wish for a first replica to its first token, as far as it was seen.
+        start_s: by application, the time from the wish for a first replica to its first token, as far as it was seen.
 
     Args:
         settings: see DemandSettings.
@@ -82,8 +85,11 @@ class DemandMeter:
         self.start_s: dict[str, float] = {}
         self._settings = settings
         self._recent: deque[tuple[float, Decision]] = deque(maxlen=settings.kept)
-        self._wished_s: dict[str, float] = {}  # by arm, since when a start is wanted
-        # by arm, the time from the wish to the first replica, of which no answer was seen yet
+        self._application: dict[str, str] = {}  # by arm
+        self._wished_s: dict[
+            str, float
+        ] = {}  # by application, since when a start is wanted
+        # by application, the time from the wish to the first replica, of which no answer was seen yet
         self._ready_s: dict[str, float] = {}
 
     def decided(self, decision: Decision, now_s: float) -> None:
@@ -99,7 +105,7 @@ class DemandMeter:
     def measure(
         self, policy: Policy, states: Mapping[str, ModelState], now_s: float
     ) -> dict[str, Demand]:
-        """The demand of each arm.
+        """The demand of each application.
 
         Args:
             policy: decides; it does not learn from this.
@@ -109,7 +115,8 @@ class DemandMeter:
         given = self._settings
         while self._recent and self._recent[0][0] < now_s - 5.0 * given.memory_s:
             self._recent.popleft()
-        found = dict.fromkeys((arm.name for arm in policy.arms), Demand())
+        self._application = {arm.name: arm.application for arm in policy.arms}
+        found = dict.fromkeys(self._application.values(), Demand())
         busy = [
             name
             for name, state in ((name, states.get(name, IDLE)) for name in found)
@@ -119,26 +126,30 @@ class DemandMeter:
         if sample and busy:
             now = self._decide(policy, sample, states)
             for name in busy:
-                idle = {**states, name: IDLE}
-                then = self._decide(policy, sample, idle, name)
-                both = [self._of_request(name, *pair) for pair in zip(now, then)]
+                arms = [arm for arm, of in self._application.items() if of == name]
+                idle = {**states, **dict.fromkeys(arms, IDLE)}
+                then = self._decide(policy, sample, idle, arms)
+                both = [self._of_request(arms, *pair) for pair in zip(now, then)]
                 requests, lost = np.dot(weights, np.array(both)).tolist()
                 found[name] = Demand(
                     requests / self._span_s(now_s),
                     60.0 * lost / self._span_s(now_s, whole=True),
                 )
         return {
-            name: self._of_arm(name, demand, states.get(name, IDLE).healthy, now_s)
+            name: self._of_application(
+                name, demand, states.get(name, IDLE).healthy, now_s
+            )
             for name, demand in found.items()
         }
 
     def answered(self, arm: str, outcome: Outcome) -> None:
         """Take note of an answer: the first one of a replica that was wished for ends its start."""
-        if arm in self._ready_s and outcome.status == "ok":
+        name = self._application.get(arm, arm)
+        if name in self._ready_s and outcome.status == "ok":
             first_s = outcome.ttft_s or outcome.latency_s
-            seconds = self._ready_s.pop(arm) + first_s - outcome.waited_s
-            known = self.start_s.get(arm, seconds)
-            self.start_s[arm] = 0.5 * (known + seconds)
+            seconds = self._ready_s.pop(name) + first_s - outcome.waited_s
+            known = self.start_s.get(name, seconds)
+            self.start_s[name] = 0.5 * (known + seconds)
 
     def _sample(self, now_s: float) -> tuple[list[Decision], list[float]]:
         """Some of the requests, spread evenly over all of them, and the weight of each."""
@@ -168,9 +179,9 @@ class DemandMeter:
         policy: Policy,
         decisions: list[Decision],
         states: Mapping[str, ModelState],
-        idle: str = "",
+        idle: Sequence[str] = (),
     ) -> list[Decision]:
-        """Decide requests once more; `idle` is an arm whose queue has room, although it was full for them."""
+        """Decide requests once more; `idle` are arms whose queue has room, although it was full for them."""
         requests = []
         for decision in decisions:
             objective = decision.objective
@@ -178,7 +189,7 @@ class DemandMeter:
                 left = tuple(
                     (arm, why)
                     for arm, why in objective.unavailable
-                    if arm != idle or Exclusion.of(why) is not Exclusion.QUEUE_FULL
+                    if arm not in idle or Exclusion.of(why) is not Exclusion.QUEUE_FULL
                 )
                 objective = replace(objective, unavailable=left)
             requests.append(
@@ -188,38 +199,42 @@ class DemandMeter:
         return policy.decide(requests, states, np.random.default_rng(0), 0)
 
     def _of_request(
-        self, arm: str, before: Decision, after: Decision
+        self, arms: Sequence[str], before: Decision, after: Decision
     ) -> tuple[float, float]:
-        """The seconds for which a request would occupy the idle arm, weighed, and the score points that are lost."""
-        idle = after.estimate(arm)
-        moved = idle.propensity - before.estimate(arm).propensity
+        """The seconds for which a request would occupy the idle arms, weighed, and the score points that are lost."""
+        idle = [after.estimate(arm) for arm in arms]
+        chosen = sum(e.propensity for e in idle)
+        moved = chosen - sum(before.estimate(arm).propensity for arm in arms)
         if moved <= 0.0 or not after.arm:
             return 0.0, 0.0
-        if not before.arm or idle.latency_s <= 0.0:
+        if not before.arm or all(e.latency_s <= 0.0 for e in idle):
             # it was refused, or a rule decides, which does not say what it gains
             gain = self._settings.refused * moved
         else:
             gain = max(0.0, _value(after) - _value(before))
         weight = min(1.0, gain / (moved * self._settings.full_gain))
-        return weight * moved * idle.answer_s, gain
+        seconds = sum(e.propensity * e.answer_s for e in idle) / chosen
+        return weight * moved * seconds, gain
 
-    def _of_arm(self, arm: str, demand: Demand, ready: bool, now_s: float) -> Demand:
-        """The demand of an arm with a replica, or of one without; a start that it causes is timed."""
+    def _of_application(
+        self, name: str, demand: Demand, ready: bool, now_s: float
+    ) -> Demand:
+        """The demand of an application with a replica, or of one without; a start that it causes is timed."""
         given = self._settings
-        start_s = self.start_s.get(arm, 0.0)
+        start_s = self.start_s.get(name, 0.0)
         requests = demand.requests
         if ready:
-            wished_s = self._wished_s.pop(arm, None)
+            wished_s = self._wished_s.pop(name, None)
             if wished_s is not None:
-                self._ready_s[arm] = now_s - wished_s
+                self._ready_s[name] = now_s - wished_s
         else:
             needed = (start_s or given.start_s) + given.lasts_s
             if demand.loss > given.replica * needed / given.lasts_s:
                 requests = max(requests, LEAST)
-                self._wished_s.setdefault(arm, now_s)
+                self._wished_s.setdefault(name, now_s)
             else:
                 requests = 0.0
-                self._wished_s.pop(arm, None)
+                self._wished_s.pop(name, None)
         return Demand(requests, demand.loss, start_s)
 
 

@@ -5,6 +5,9 @@ found by projected subgradient steps (Nedić and Ozdaglar, IEEE TAC 2009): it ri
 than the arm is meant to have, and falls to 0 while there is room. A request pays in proportion to the time for which it
 will hold its place. So requests that gain little from a scarce arm leave it first. A price removes no arm.
 
+Variants of a model are arms of one application and have one price: they take places from each other. A second costs
+them the same, so one that answers in a shorter time pays less.
+
 The steps are in proportion to the time that passes, so several ingresses that see the same load find the same prices,
 and an old price fades.
 """
@@ -15,7 +18,7 @@ from math import inf
 
 from msgspec import structs
 
-from policies.events import Decision
+from policies.events import ArmEstimate, Decision
 from policies.types import Arm, ModelState
 
 IDLE = ModelState()
@@ -53,17 +56,23 @@ class ScarcityPrices:
         self, arms: Sequence[Arm] = (), settings: ScarcitySettings = ScarcitySettings()
     ):
         self._settings = settings
-        self._names = [arm.name for arm in arms]
-        # arms with the same alternatives, each group with the arms that share a task with it
+        # by application, the arms that it serves
+        served: dict[str, list[Arm]] = {}
+        for arm in arms:
+            served.setdefault(arm.application, []).append(arm)
+        self._served = [[arm.name for arm in own] for own in served.values()]
+        tasks = [{task for arm in own for task in arm.tasks} for own in served.values()]
+        # applications with the same alternatives, each group with those that share a task with it
         groups: dict[tuple[int, ...], list[int]] = {}
-        for n, arm in enumerate(arms):
-            rivals = [not set(other.tasks).isdisjoint(arm.tasks) for other in arms]
+        for n, own_tasks in enumerate(tasks):
+            rivals = [not other.isdisjoint(own_tasks) for other in tasks]
             groups.setdefault(
                 tuple(k for k, is_one in enumerate(rivals) if is_one), []
             ).append(n)
         self._groups = list(groups.items())
-        self._duals = [0.0] * len(arms)  # score points
-        self._usual_s = [0.0] * len(arms)  # 0: not known yet
+        # of each application
+        self._duals = [0.0] * len(tasks)  # score points
+        self._usual_s = [0.0] * len(tasks)  # 0: not known yet
         self._at_s = 0.0
         self._decisions = 0
 
@@ -92,23 +101,25 @@ class ScarcityPrices:
         else:
             if not any(self._duals):
                 return states
-        live = [states.get(name, IDLE) for name in self._names]
+        live = [states.get(names[0], IDLE) for names in self._served]
         excess = [
             s.in_flight / (target * (s.replicas or 1)) - 1.0 if s.healthy else inf
             for s in live
         ]
         priced = dict(states)
         for k, price in self._step(excess, passed_s):
-            priced[self._names[k]] = structs.replace(live[k], price=price)
+            for name in self._served[k]:
+                state = states.get(name, IDLE)
+                priced[name] = structs.replace(state, price=price)
         return priced
 
     def _step(
         self, excess: list[float], passed_s: float
     ) -> Iterator[tuple[int, float]]:
-        """Move the duals; gives the numbers of the arms that have a price, and the price of a second.
+        """Move the duals; gives the numbers of the applications that have a price, and the price of a second.
 
         Args:
-            excess: of each arm, the load beyond its target as a share of that; infinite without a replica.
+            excess: of each application, the load beyond its target as a share of that; infinite without a replica.
             passed_s: time since the last step.
         """
         given = self._settings
@@ -129,13 +140,29 @@ class ScarcityPrices:
                     yield k, price / usual_s
 
     def decided(self, decision: Decision) -> None:
-        """Take note of how long a request would hold a place at each arm; most decisions are skipped to save time."""
+        """Take note of how long a request would hold a place at each application; most decisions are skipped to save
+        time.
+        """
         self._decisions += 1
         if self._decisions % EVERY != 1:
             return
         weight = EVERY / self._settings.memory
-        for k, name in enumerate(self._names):
-            seconds = decision.estimate(name).answer_s
+        for k, names in enumerate(self._served):
+            seconds = _expected_s([decision.estimate(name) for name in names])
             if seconds > 0.0:
                 usual_s = self._usual_s[k] or seconds
                 self._usual_s[k] = usual_s + weight * (seconds - usual_s)
+
+
+def _expected_s(estimates: list[ArmEstimate]) -> float:
+    """How long a request would hold a place at the application of these arms; 0 if no arm has an estimate.
+
+    The arms count by their propensities, or equally if none could be chosen.
+    """
+    known = [e for e in estimates if e.answer_s > 0.0]
+    if not known:
+        return 0.0
+    total = sum(e.propensity for e in known)
+    if total <= 0.0:
+        return sum(e.answer_s for e in known) / len(known)
+    return sum(e.propensity * e.answer_s for e in known) / total

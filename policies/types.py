@@ -1,6 +1,6 @@
 """The vocabulary of the whole system: frozen records, shape or unit first in each field's line.
 
-B requests in a batch, K arms (an arm is a model that can be chosen), D features of a request.
+B requests in a batch, K arms (an arm is a model, or a variant of one, that can be chosen), D features of a request.
 Records cross process borders, so they hold plain data. The records of decisions, outcomes and feedback are in
 events.py.
 """
@@ -33,6 +33,9 @@ class Arm:
     inherit: number of events that the inherited past counts for. It also limits what was learned of the same name
         while other weights served it.
     revision: of the weights; a new revision tells the router that the weights changed.
+    variant_of: the arm of whose application this one is a variant: the same weights, asked with other defaults. Both
+        share its replicas, its load and its price; each has its own scores, lengths and times. "" for an arm with an
+        application of its own.
     """
 
     name: str
@@ -46,6 +49,12 @@ class Arm:
     parent: str = ""
     inherit: float = 50.0
     revision: str = ""
+    variant_of: str = ""
+
+    @property
+    def application(self) -> str:
+        """Name of the application that serves the arm."""
+        return self.variant_of or self.name
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Objective:
     cost_weight: score points given up to save a US dollar.
     max_latency_s, max_cost_usd: hard limits on the expected latency and cost.
     models: the only arms allowed; empty allows all.
-    unavailable: pairs of an arm that the ingress cannot ask now and the sentence that says why (constraints.py).
+    unavailable: pairs of an arm that the ingress cannot ask and the sentence that says why (constraints.py).
     """
 
     latency_weight: float = 0.0
@@ -118,9 +127,10 @@ class TaskProfile:
 
 
 class ModelState(msgspec.Struct, frozen=True, gc=False):
-    """Live measurements of one arm. A struct, because each decision makes one for every arm.
+    """Live measurements of one arm's application. A struct, because each decision makes one for every arm.
 
-    in_flight: requests being answered now; a fraction where it stands for the load per replica.
+    in_flight: requests being answered now; a fraction where it stands for the load per replica. Arms of one application
+        have all of its requests.
     replicas: number of ready replicas.
     tokens_per_s: recent output tokens per second of all requests together.
     healthy: False excludes the arm from the choice.

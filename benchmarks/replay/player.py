@@ -63,6 +63,7 @@ class Player:
         self._settings = settings
         self._delays = delays or Delays()
         self._arms = settings.arms()
+        self._arm = {arm.name: arm for arm in self._arms}
         self._profiler = TextProfiler(settings.profiler)
 
     def play(self, stream: RecordedStream, seed: int) -> pd.DataFrame:
@@ -72,7 +73,8 @@ class Player:
             model: [row[k] for row in stream.answers] for model, k in column.items()
         }
         given[AUTO] = self._auto(stream, column, seed)
-        choose = static_rule(list(stream.models), 0.5)
+        variants = {arm.name for arm in self._arms if arm.variant_of}
+        choose = static_rule([m for m in stream.models if m not in variants], 0.5)
         given[STATIC] = [
             row[column[choose(task)]]
             for task, row in zip(stream.tasks, stream.answers, strict=True)
@@ -128,7 +130,7 @@ class Player:
 
     def cost_usd(self, answer: RecordedAnswer) -> float:
         """Cost of an answer at the prices of the settings."""
-        arm = self._settings.models[answer.model].arm(answer.model)
+        arm = self._arm[answer.model]
         return (
             answer.prompt_tokens * arm.prompt_price_usd
             + answer.output_tokens * arm.output_price_usd

@@ -66,9 +66,9 @@ def main() -> None:
     try:
         recording = Recording(arguments.recording)
         models = [
-            name
-            for name, model in configured(arguments.config)[0].models.items()
-            if name in recording.models()
+            arm.name
+            for arm in configured(arguments.config)[0].arms()
+            if arm.name in recording.models()
         ]
         seeds = arguments.seeds or recording.seeds()
         streams = {

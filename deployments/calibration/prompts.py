@@ -25,7 +25,7 @@ from pydantic import (
 
 from deployments.calibration.grading import check_pattern, check_reference
 from deployments.calibration.records import Message, Prompt
-from deployments.settings import StrictModel
+from deployments.model_settings import StrictModel
 
 MAX_PROMPTS = 2_000  # of one calibration
 MAX_CHARS = 100_000  # of one message

@@ -2,7 +2,7 @@
 
 A seeded, mixed stream of tasks goes through `auto`: calculations, and questions for a language model if one is served.
 A program checks each answer and posts the result as feedback.
-Then the same stream goes to each model by name, and to the models that static rules choose.
+Then the same stream goes to each model and each variant by name, and to the models that static rules choose.
 
 The demo prints a table, saves a picture, logs an MLflow run with one below it for each strategy, and registers the
 learned policy as a version.
@@ -301,12 +301,16 @@ def log_to_mlflow(
 def play_strategies(
     options: Options, names: list[str], live: dict[str, Any]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Span]]:
-    """Answers of `auto`, of each model by name and of the static rules, by strategy; and when each was played."""
+    """Answers of `auto`, of each model and variant by name and of the static rules, by strategy; when each was played.
+
+    The static rules choose among the models, without their variants.
+    """
     stream = stream_for(names, options.seed, options.requests)
     strategies: dict[str, Any] = {"auto": lambda _: "auto"}
     for name in names:
         strategies[name] = lambda _, name=name: name
-    strategies["static rules"] = static_rule(names, options.threshold)
+    models = [name for name in names if not live["models"][name]["variant_of"]]
+    strategies["static rules"] = static_rule(models, options.threshold)
     rng = random.Random(options.seed)
     scored = {i for i in range(len(stream)) if rng.random() < options.scored}
     frames = {}
@@ -330,7 +334,10 @@ def play_strategies(
 def results(
     figures: dict[str, dict[str, float]], auto: pd.DataFrame, names: list[str]
 ) -> list[str]:
-    """The table of strategies, the choices of `auto`, and the utilities at the end."""
+    """The table of strategies, the choices of `auto`, and the utilities at the end.
+
+    The best single size is the best of the models and their variants, each of which a client could name.
+    """
     last = auto[auto.third == 3]
     shares = pd.crosstab(last.kind, last.model, normalize="index").round(2)
     utility = {name: values["utility_last_third"] for name, values in figures.items()}

@@ -1,4 +1,4 @@
-"""Admission control: a bounded priority queue in front of each model.
+"""Admission control: a bounded priority queue in front of each model's application.
 
 A queue is bounded by its length and by the expected wait; all requests of the ingress together are bounded as well. A
 request that exceeds a bound is refused at once, with the time after which a retry is worthwhile. High-priority
@@ -193,17 +193,19 @@ class ModelQueue(Places[asyncio.Future[None]]):
 
 
 class AdmissionControl:
-    """The queues of all arms, and the bound on the number of all requests.
+    """The queues of all applications, and the bound on the number of all requests.
 
     Args:
-        arms: their names.
+        applications: their names.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, arms: tuple[str, ...], clock: Callable[[], float] = time.monotonic
+        self,
+        applications: tuple[str, ...],
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self.queues = {arm: ModelQueue(clock) for arm in arms}
+        self.queues = {name: ModelQueue(clock) for name in applications}
         self._deciding = 0
         self.configure(AdmissionSettings())
 
@@ -213,9 +215,9 @@ class AdmissionControl:
         for queue in self.queues.values():
             queue.settings = settings
 
-    def wait_s(self, arm: str, rank: int) -> float:
-        """Expected wait of a new request of this rank at an arm; 0 for an arm that this ingress does not know yet."""
-        queue = self.queues.get(arm)
+    def wait_s(self, application: str, rank: int) -> float:
+        """Expected wait of a new request of this rank; 0 for an application that this ingress does not know yet."""
+        queue = self.queues.get(application)
         return 0.0 if queue is None else queue.wait_s(rank)
 
     @property

@@ -14,6 +14,7 @@ from math import inf
 from deployments.dispatch.admission import BATCH, ModelQueue
 from deployments.dispatch.circuit_breaker import Breaker
 from deployments.dispatch.router_client import RouterClient
+from deployments.dispatch.variants import Variants
 from deployments.models.capabilities import without_hints
 from deployments.models.handle import Body, CompleteMethod
 from deployments.models.report import ModelError, ModelReport
@@ -82,8 +83,10 @@ class BackgroundCalls:
 
     Args:
         router_client: counts requests in flight, and knows the other ingresses' requests and the replicas.
-        queues, breakers: by arm.
-        method: gives the handle's method that asks an arm for an answer in one piece.
+        queues, breakers: by application.
+        method: gives the handle's method that asks an application for an answer in one piece.
+        arms: all arms by name.
+        variants: what an application gets in place of a request.
         clock: seconds, monotonic.
     """
 
@@ -93,33 +96,40 @@ class BackgroundCalls:
         queues: Mapping[str, ModelQueue],
         breakers: Mapping[str, Breaker],
         method: Callable[[str], Awaitable[CompleteMethod]],
+        arms: Mapping[str, Arm],
+        variants: Variants,
         clock: Callable[[], float] | None = None,
     ):
         self._router_client = router_client
         self._queues = queues
         self._breakers = breakers
         self._method = method
+        self._arms = arms
+        self._variants = variants
         self._clock = clock or (lambda: time.monotonic())
-        # when the requests of all ingresses together last had half of an arm's slots
+        # when the requests of all ingresses together last had half of an application's slots
         self._last_busy_s = dict.fromkeys(queues, -inf)
 
     def is_idle(self, arm: str) -> bool:
         """Whether an arm has had capacity to spare for the last IDLE_S seconds, and can answer now."""
         self.observe_load()
-        queue = self._queues[arm]
-        if not self._router_client.replicas(arm) or not self._breakers[arm].admits:
+        application = self._arms[arm].application
+        queue = self._queues[application]
+        if not self._router_client.replicas(arm):
             return False
-        elsewhere_s = self._clock() - self._last_busy_s[arm]
+        if not self._breakers[application].admits:
+            return False
+        elsewhere_s = self._clock() - self._last_busy_s[application]
         return min(queue.idle_s, elsewhere_s) >= IDLE_S
 
     def observe_load(self) -> None:
-        """Note which arms are busy by the requests of all ingresses; call it with each new snapshot."""
-        for arm, queue in self._queues.items():
-            queue.replicas = self._router_client.replicas(arm)
+        """Note what is busy by the requests of all ingresses; call it with each new snapshot."""
+        for application, queue in self._queues.items():
+            queue.replicas = self._router_client.replicas(application)
             own = queue.running - queue.background
-            total = own + self._router_client.others_in_flight(arm)
+            total = own + self._router_client.others_in_flight(application)
             if 2 * total >= queue.slots:
-                self._last_busy_s[arm] = self._clock()
+                self._last_busy_s[application] = self._clock()
 
     async def text(self, arm: str, body: Body) -> str:
         """The text of an answer; see `ask`."""
@@ -138,15 +148,17 @@ class BackgroundCalls:
             ModelFailedError: the model answered with an error.
             Exception: the call failed.
         """
-        queue = self._queues[arm]
+        application = self._arms[arm].application
+        queue = self._queues[application]
         began = time.perf_counter()
         await queue.enter(BATCH, background=True)
         waited_s = time.perf_counter() - began
-        self._router_client.in_flight[arm] += 1
+        self._router_client.in_flight[application] += 1
         reply = None
         try:
             body = without_hints(body, self._router_client.lacks(arm))
-            reply = (await self._method(arm)).remote(task, body)
+            body = self._variants.body(arm, body)
+            reply = (await self._method(application)).remote(task, body)
             payload, report = await reply
             if report is not None and report.error is not None:
                 raise ModelFailedError(report.error)
@@ -164,5 +176,5 @@ class BackgroundCalls:
                 reply.cancel()
             raise
         finally:
-            self._router_client.in_flight[arm] -= 1
+            self._router_client.in_flight[application] -= 1
             queue.leave(None, background=True)

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 from ray.serve.exceptions import BackPressureError
 
-from deployments.dispatch.admission import AdmissionControl, FullError
+from deployments.dispatch.admission import AdmissionControl, FullError, ModelQueue
 from deployments.dispatch.arm_check import ArmCheck
 from deployments.dispatch.background import BackgroundCalls
 from deployments.dispatch.circuit_breaker import Breaker
 from deployments.dispatch.failover import StrandedRequests
 from deployments.dispatch.router_client import RouterClient
+from deployments.dispatch.variants import Variants
 from deployments.errors import ApiError
 from deployments.models import capabilities, context_length
 from deployments.models.handle import (
@@ -29,7 +30,7 @@ from deployments.models.handle import (
 from deployments.observability.tracing import Tracer
 from deployments.runtime import accepted_by_replica
 from deployments.settings import Tuning
-from policies.constraints import Exclusion
+from policies.constraints import Exclusion, candidates
 from policies.events import Decision, Outcome
 from policies.types import Arm, Objective, Request
 
@@ -138,10 +139,13 @@ class Dispatcher:
 
     Args:
         router_client: decides again, counts requests in flight, and reports outcomes.
-        arms: all arms.
-        connect: gives the handle of an arm's application; blocking.
+        arms: all arms. Those of one application share a queue, a circuit breaker and a handle, which go by the
+            application's name.
+        connect: gives the handle of an application; blocking.
+        variants: what an application gets in place of a client's request.
 
     Attributes:
+        breakers: by application.
         background: calls that no client asked for, and the rule by which an arm is idle.
     """
 
@@ -150,21 +154,26 @@ class Dispatcher:
         router_client: RouterClient,
         arms: dict[str, Arm],
         connect: Callable[[str], ModelHandle],
+        variants: Variants,
     ):
         self._router_client = router_client
         self._arms = arms
         self._connect = connect
-        self._methods: dict[str, _Methods] = {}  # by arm
+        self._variants = variants
+        self._methods: dict[str, _Methods] = {}  # by application
         self._slots: dict[str, _Slot] = {}  # by decision id
-        self.admission = AdmissionControl(tuple(arms))
+        models = {name: arm for name, arm in arms.items() if not arm.variant_of}
+        self.admission = AdmissionControl(tuple(models))
         router_client.wait_s = self.admission.wait_s
-        self.breakers = {name: self._breaker(arm) for name, arm in arms.items()}
+        self.breakers = {name: self._breaker(arm) for name, arm in models.items()}
         self._stranded = StrandedRequests(router_client.replicas)
         self.background = BackgroundCalls(
             router_client,
             self.admission.queues,
             self.breakers,
             self._complete_method,
+            arms,
+            variants,
         )
         self.spans = Tracer.from_env()
 
@@ -187,8 +196,13 @@ class Dispatcher:
     def check(self, task: str, objective: Objective, rank: int) -> Objective:
         """Refuse a request that no arm can take now, before any work is done for it.
 
+        Args:
+            task: of the request.
+            objective: of the request. Variants that it leaves out do not count.
+            rank: priority of the request.
+
         Returns:
-            The objective, with the arms that cannot take the request now as `unavailable`.
+            The objective, with the arms that cannot take the request now as `unavailable`, too.
 
         Raises:
             ApiError: 429, all queues are full; 503, the circuit breakers of all arms that may answer are open.
@@ -197,43 +211,42 @@ class Dispatcher:
             self.admission.check(rank)
         except FullError as error:
             raise too_busy(error.retry_after_s) from None
-        allowed = objective.models or self._arms
-        candidates = [
-            arm.name
-            for arm in self._arms.values()
-            if task in arm.tasks and arm.name in allowed
-        ]
+        may_answer = candidates(self._arms.values(), task, objective)
         unavailable: dict[str, Exclusion] = {}
-        for arm in candidates:
-            reason = self._unavailable_reason(arm, rank)
+        for arm in may_answer:
+            reason = self._unavailable_reason(arm.name, rank)
             if reason is not None:
-                unavailable[arm] = reason
+                unavailable[arm.name] = reason
         if not unavailable:
             return objective
-        if len(unavailable) == len(candidates):
+        if len(unavailable) == len(may_answer):
             raise self._all_unavailable(unavailable, rank)
         sentences = [(arm, reason.sentence()) for arm, reason in unavailable.items()]
-        return replace(objective, unavailable=tuple(sentences))
+        return replace(objective, unavailable=(*objective.unavailable, *sentences))
 
     def _all_unavailable(self, reasons: dict[str, Exclusion], rank: int) -> ApiError:
         waits_s = [
-            self.admission.queues[arm].wait_s(rank)
+            self._queue(arm).wait_s(rank)
             for arm, reason in reasons.items()
             if reason is Exclusion.QUEUE_FULL
         ]
         if waits_s:
             return too_busy(min(waits_s))
-        wait_s = min(self.breakers[arm].retry_after_s for arm in reasons)
-        message = f"{', '.join(reasons)} failed several times in a row and will be tried again shortly"
+        applications = dict.fromkeys(self._arms[arm].application for arm in reasons)
+        wait_s = min(self.breakers[name].retry_after_s for name in applications)
+        message = f"{', '.join(applications)} failed several times in a row and will be tried again shortly"
         return ApiError.later(503, message, wait_s, "model_unavailable")
 
     def _unavailable_reason(self, arm: str, rank: int) -> Exclusion | None:
         """Why an arm cannot take a request of this rank now; None if it can."""
-        queue = self.admission.queues[arm]
+        queue = self._queue(arm)
         queue.replicas = self._router_client.replicas(arm)
-        if not self.breakers[arm].admits:
+        if not self.breakers[self._arms[arm].application].admits:
             return Exclusion.CIRCUIT_OPEN
         return Exclusion.QUEUE_FULL if queue.full(rank) else None
+
+    def _queue(self, arm: str) -> ModelQueue:
+        return self.admission.queues[self._arms[arm].application]
 
     async def ask(self, decision: Decision, call: Call) -> Answer:
         """The beginning of an answer, by the decision's arm or, after a failure, by the next best arm.
@@ -336,17 +349,18 @@ class Dispatcher:
             _FailedError: the arm was busy or failed. The decision is finished.
         """
         arm = decision.arm
+        application = self._arms[arm].application
         tuning = self._router_client.tuning
         streams = bool(call.body.get("stream"))
         timeout_s = tuning.first_byte_timeout_s if streams else tuning.answer_timeout_s
-        breaker = self.breakers[arm]
+        breaker = self.breakers[application]
         started = time.perf_counter()
         slot = self._slots[decision.id] = _Slot()
-        self._router_client.in_flight[arm] += 1
+        self._router_client.in_flight[application] += 1
         running: Cancellable | None = None
         stream: ModelStream | None = None
         try:
-            slot.entered = await self.admission.queues[arm].enter(call.rank)
+            slot.entered = await self._queue(arm).enter(call.rank)
             slot.waited_s = time.perf_counter() - started
             # while the request waited, the breaker may have opened, or another request may have become its probe
             if not breaker.admits:
@@ -355,12 +369,13 @@ class Dispatcher:
             slot.probe = breaker.begin()
             async with asyncio.timeout(timeout_s) as deadline:
                 self._stranded.register(
-                    arm, deadline, lambda: accepted_by_replica(running)
+                    application, deadline, lambda: accepted_by_replica(running)
                 )
                 try:
-                    methods = await self._methods_of(arm)
+                    methods = await self._methods_of(application)
                     lacks = self._router_client.lacks(arm)
                     body = capabilities.without_hints(call.body, lacks)
+                    body = self._variants.body(arm, body)
                     if streams:
                         running = stream = methods.generate.remote(call.task, body)
                         first = await anext(stream)
@@ -368,7 +383,7 @@ class Dispatcher:
                         running = reply = methods.complete.remote(call.task, body)
                         first = await reply
                 finally:
-                    self._stranded.unregister(arm, deadline)
+                    self._stranded.unregister(application, deadline)
             reported = first[1].error if first[1] is not None else None
             if reported is not None and reported.status >= 500:
                 raise RuntimeError("the model answered with a server error")
@@ -412,7 +427,7 @@ class Dispatcher:
     def _next_best(
         self, failed: Decision, call: Call, fallback: str, least_context: int = 0
     ) -> Decision | None:
-        """A decision for the best of the other arms; None if the client's limits allow none of them.
+        """A decision for the best of the arms of other applications; None if the client's limits allow none of them.
 
         Args:
             failed: the decision for the arm that did not answer.
@@ -423,7 +438,9 @@ class Dispatcher:
         others = []
         for estimate in failed.estimates:
             arm = estimate.arm
-            if arm == failed.arm or arm not in self._arms or estimate.removed_by:
+            if arm not in self._arms or estimate.removed_by:
+                continue
+            if self._arms[arm].application == self._arms[failed.arm].application:
                 continue
             if self._arms[arm].context_tokens < least_context:
                 continue
@@ -441,22 +458,22 @@ class Dispatcher:
             return None
         return structs.replace(decision, retry_of=failed.id)
 
-    async def _methods_of(self, arm: str) -> _Methods:
-        if arm not in self._methods:
+    async def _methods_of(self, application: str) -> _Methods:
+        if application not in self._methods:
             # in a thread: it asks Serve's controller, which may be away
-            handle = await asyncio.to_thread(self._connect, arm)
+            handle = await asyncio.to_thread(self._connect, application)
             # bound here and not in the thread: in throughput mode a handle belongs to the event loop that it begins in
             # pickle instead of cloudpickle: no code is sent
             plain = handle.options(
                 request_serialization="pickle", response_serialization="pickle"
             )
-            self._methods[arm] = _Methods(
+            self._methods[application] = _Methods(
                 plain.complete, plain.options(stream=True).generate
             )
-        return self._methods[arm]
+        return self._methods[application]
 
-    async def _complete_method(self, arm: str) -> CompleteMethod:
-        return (await self._methods_of(arm)).complete
+    async def _complete_method(self, application: str) -> CompleteMethod:
+        return (await self._methods_of(application)).complete
 
     def running(self, decision: Decision) -> bool:
         """Whether the decision is not finished."""
@@ -467,12 +484,13 @@ class Dispatcher:
         slot = self._slots.pop(decision.id, None)
         if slot is None:
             return
-        self._router_client.in_flight[decision.arm] -= 1
+        application = self._arms[decision.arm].application
+        self._router_client.in_flight[application] -= 1
         if slot.entered is not None:
             entered = slot.entered if slot.asked else None
-            self.admission.queues[decision.arm].leave(entered)
+            self.admission.queues[application].leave(entered)
         if slot.asked:
-            self.breakers[decision.arm].end(outcome.status, slot.probe)
+            self.breakers[application].end(outcome.status, slot.probe)
         if slot.waited_s > WAITED_S:
             outcome = structs.replace(outcome, waited_s=slot.waited_s)
         self._router_client.report(decision, outcome)

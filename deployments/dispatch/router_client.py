@@ -63,8 +63,8 @@ class RouterClient:
 
     Attributes:
         scored: number of decisions that have a score, as of the last snapshot.
-        in_flight: requests of this ingress at each arm, waiting or running.
-        wait_s: expected wait in an arm's queue for a priority (admission.py). The dispatcher sets it.
+        in_flight: requests of this ingress at each application, waiting or running.
+        wait_s: expected wait in an application's queue for a priority (admission.py). The dispatcher sets it.
         on_refresh: called after each new snapshot. The ingress sets it.
         outcomes: the queue of outcomes on their way to the router.
         ingress_id: name of this ingress in calls of the router.
@@ -82,9 +82,9 @@ class RouterClient:
         self._reported_tuning = self.tuning
         self.in_flight: Counter[str] = Counter()
         self.store_text = settings.store_text
-        self.wait_s: Callable[[str, int], float] = lambda arm, rank: 0.0
+        self.wait_s: Callable[[str, int], float] = lambda application, rank: 0.0
         self.outcomes = OutcomeReporter(self._observe, self._with_forecasts)
-        # requests whose client named the arm and whose decision is under way
+        # by application, requests whose client named the arm and whose decision is under way
         self._forced: Counter[str] = Counter()
         self.ingress_id = uuid.uuid4().hex
         self.calibrating = False
@@ -92,7 +92,7 @@ class RouterClient:
         self._settings = settings
         self._profiler = profiler
         self._connect = connect
-        self._arm_names = settings.models.keys()
+        self._applications = {arm.name: arm.application for arm in settings.arms()}
         # On the first day the team's rule decides; the first snapshot says whether that day is over.
         rule = settings.rollout.observed_rule
         kind = (settings.policy.name, settings.policy.options)
@@ -210,7 +210,7 @@ class RouterClient:
         return self._states.get(arm, UNKNOWN_STATE).lacks
 
     def others_in_flight(self, arm: str) -> float:
-        """Number of requests that the other ingresses have in flight on an arm, as of the last snapshot."""
+        """Requests that the other ingresses have in flight on an arm's application, as of the last snapshot."""
         return self._states.get(arm, UNKNOWN_STATE).in_flight
 
     def healthy(self) -> tuple[int, int]:
@@ -253,12 +253,12 @@ class RouterClient:
         if snapshot_age_s < self.tuning.snapshot_max_age_s:
             return self._decide_on_snapshot([request], rank)[0]
         request = replace(request, profile=self._with_forecasts([request.profile])[0])
-        forced = request.objective.models[:1] if request.forced else ()
+        forced = self._forced_to(request)
         self._forced.update(forced)
         try:
             async with asyncio.timeout(self.tuning.decide_timeout_s):
                 decision = await self._decide_batched(request)
-            if not decision.arm or decision.arm in self._arm_names:
+            if not decision.arm or decision.arm in self._applications:
                 return decision
             raise LookupError(
                 "the router chose an arm that was added after this ingress was started"
@@ -276,6 +276,12 @@ class RouterClient:
             )
         finally:
             self._forced.subtract(forced)
+
+    def _forced_to(self, request: Request) -> tuple[str, ...]:
+        """The application of the arm that a client named; empty if it named none."""
+        if not request.forced:
+            return ()
+        return (self._applications[request.objective.models[0]],)
 
     def decide_locally(
         self, request: Request, fallback: str, rank: int = NORMAL
@@ -374,12 +380,12 @@ class RouterClient:
         states = {}
         for arm in self._local_policy.arms:
             state = self._states.get(arm.name, UNKNOWN_STATE)
-            own_in_flight = self.in_flight[arm.name]
+            own_in_flight = self.in_flight[arm.application]
             if own_in_flight:
                 state = structs.replace(
                     state,
                     in_flight=state.in_flight + own_in_flight,
-                    wait_s=self.wait_s(arm.name, rank),
+                    wait_s=self.wait_s(arm.application, rank),
                 )
             states[arm.name] = state
         slots = self.tuning.priced_slots * self._ingresses
@@ -411,15 +417,13 @@ class RouterClient:
     async def _decide_batch(self, requests: list[Request]) -> list[Decision]:
         async with asyncio.timeout(self.tuning.decide_timeout_s):
             # forced requests of one batch are load to each other, but a request is no load to itself
-            own = Counter(
-                {request.objective.models[0] for request in requests if request.forced}
-            )
+            own = Counter({name for one in requests for name in self._forced_to(one)})
             load = dict(self.in_flight + self._forced - own)
             waits_s = {}
-            for arm in load:
-                wait_s = self.wait_s(arm, NORMAL)
+            for application in load:
+                wait_s = self.wait_s(application, NORMAL)
                 if wait_s:
-                    waits_s[arm] = wait_s
+                    waits_s[application] = wait_s
             return await self.router.decide.remote(
                 requests, self.ingress_id, load, waits_s
             )

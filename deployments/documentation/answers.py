@@ -140,10 +140,11 @@ SCHEMAS: Mapping[str, Schema] = {
     "Model": _object(
         "A name that requests may have as `model`.",
         ["id", "object"],
-        id=_of("string", "auto, auto:PRESET or the name of a model."),
+        id=_of("string", "auto, auto:PRESET or the name of a model or a variant."),
         object=_of("string", "model"),
         created=_of("integer", "Seconds since the epoch."),
         owned_by=_of("string", "router, or models."),
+        parent=_of("string", "Of a variant: its model."),
     ),
     "ModelList": _object(
         "All names that requests may have as `model`.",
@@ -227,7 +228,7 @@ ANSWERS: Mapping[tuple[str, str], tuple[str, str]] = {  # schema and description
 STREAMED = ("/v1/chat/completions", "/v1/completions")
 ANSWER_HEADERS: Mapping[str, str] = {
     "x-router-decision-id": "Id of the decision, for feedback and for the explanation.",
-    "x-router-model": "The model that answered.",
+    "x-router-model": "The model that answered, or its variant.",
     "x-router-policy-version": "The policy version that decided.",
     "x-router-fallback": "none; profiler, router or model if that component did not answer; hedge if a second model "
     "answered first.",

@@ -80,7 +80,10 @@ DESCRIPTIONS: Mapping[tuple[str, str], str] = {
         "/v1/embeddings",
     ): "`auto` always means the same model, because embeddings of different models cannot be "
     "compared.",
-    ("get", "/v1/models"): "`auto`, its presets (other objectives), and the models.",
+    (
+        "get",
+        "/v1/models",
+    ): "`auto`, its presets (other objectives), and the models with their variants.",
     ("get", "/v1/models/{model}"): "As in the list.",
     ("get", "/v1/router/versions"): "With their roles, tags and metrics, from MLflow.",
     ("get", "/v1/router/versions/{version}"): "Its tags, metrics and evaluations.",

@@ -15,8 +15,8 @@ from deployments.calibration.records import RunOrder
 from deployments.dispatch.router_client import RouterClient
 from deployments.errors import ApiError
 from deployments.gateway.version_routes import result_of
+from deployments.model_settings import StrictModel
 from deployments.parameters.values import DECISION_ID, Listed, Name
-from deployments.settings import StrictModel
 from policies.evaluation.size_comparison import compare_sizes
 from policies.types import Arm
 

@@ -11,9 +11,10 @@ from deployments.parameters.chat import ChatRequest
 from deployments.parameters.completion import CompletionRequest
 from deployments.parameters.embedding import EmbeddingRequest
 from deployments.parameters.generation import Texts
-from deployments.parameters.needs import Need, names
+from deployments.parameters.needs import Need, capability_names
 from deployments.profiler.reader import TOKENS_PER_MESSAGE
 from policies.capabilities import Capability
+from policies.constraints import candidates
 from policies.types import Arm, Objective, Request, TaskProfile
 
 AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest
@@ -57,13 +58,7 @@ class Eligibility:
             )
 
     def _candidates(self, task: str, objective: Objective) -> list[Arm]:
-        """The arms that do a task and that an objective allows."""
-        allowed = objective.models or self._arms
-        return [
-            arm
-            for arm in self._arms.values()
-            if task in arm.tasks and arm.name in allowed
-        ]
+        return candidates(self._arms.values(), task, objective)
 
     def check_needs(
         self, task: str, needs: Sequence[Need], objective: Objective
@@ -73,10 +68,10 @@ class Eligibility:
         Raises:
             ApiError: 400, with the parameter that needs it.
         """
-        candidates = [arm.name for arm in self._candidates(task, objective)]
-        lacks = [self._router_client.lacks(name) for name in candidates]
+        names = [arm.name for arm in self._candidates(task, objective)]
+        lacks = [self._router_client.lacks(name) for name in names]
         needed = {need.capability.value for need in needs}
-        if not candidates or not all(needed & missing for missing in lacks):
+        if not names or not all(needed & missing for missing in lacks):
             return
         # of several needs, one that no arm meets; or else the first that one of them does not meet
         nowhere = frozenset.intersection(*lacks)
@@ -85,7 +80,7 @@ class Eligibility:
             for need in needs:
                 if need.capability.value in without:
                     raise capabilities.refusal(
-                        need.capability, need.parameter, ", ".join(candidates)
+                        need.capability, need.parameter, ", ".join(names)
                     )
 
     def adjusted(
@@ -112,7 +107,7 @@ class Eligibility:
             profile,
             prompt_tokens=tokens + read.image_tokens,
             longest_prompt_tokens=longest,
-            needs=names(needs),
+            needs=capability_names(needs),
             min_output_tokens=least,
         )
 
@@ -128,10 +123,10 @@ class Eligibility:
         those with the largest context.
         """
         wanted = request.truncate_prompt_tokens
-        candidates = self._candidates(task, objective)
-        if wanted is None or wanted > 0 or not candidates:
+        may_answer = self._candidates(task, objective)
+        if wanted is None or wanted > 0 or not may_answer:
             return wanted
-        largest = max(arm.context_tokens for arm in candidates)
+        largest = max(arm.context_tokens for arm in may_answer)
         return max(1, largest - max(request.limit(), request.min_tokens or 0, 1))
 
     def check_length(self, asked: Request, body: Body) -> None:
@@ -141,10 +136,10 @@ class Eligibility:
         on the answer is certain. The policy removes the arms that are too small by the number that it expects.
         """
         profile = asked.profile
-        candidates = self._candidates(profile.task, asked.objective)
-        if profile.task == "embed" or not candidates:
+        may_answer = self._candidates(profile.task, asked.objective)
+        if profile.task == "embed" or not may_answer:
             return
-        largest = max(arm.context_tokens for arm in candidates)
+        largest = max(arm.context_tokens for arm in may_answer)
         prompt = 0
         estimated = asked.fallback or Capability.IMAGES in profile.needs
         if self._router_client.counts_tokens and not estimated:

@@ -17,8 +17,8 @@ from deployments.dispatch.admission import NORMAL
 from deployments.dispatch.outcome_reporter import GIVE_UP_AFTER_S, SEND_EVERY_S
 from deployments.dispatch.router_client import RouterClient
 from deployments.errors import ApiError
+from deployments.model_settings import StrictModel
 from deployments.parameters.values import DECISION_ID
-from deployments.settings import StrictModel
 from policies.events import (
     ANY_OWNER,
     BUSY,
@@ -181,7 +181,7 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
         summary = await _ask(router_client.router.summary.remote())
         models = {}
         for name, arm in summary.models.items():
-            wait_s = router_client.wait_s(name, NORMAL)
+            wait_s = router_client.wait_s(arm.variant_of or name, NORMAL)
             live = structs.replace(arm.state, wait_s=wait_s)
             models[name] = replace(arm, state=live)
         plain = replace(summary, models=models).plain()

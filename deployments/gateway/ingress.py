@@ -23,6 +23,7 @@ from deployments.dispatch.dispatcher import (
     too_busy,
 )
 from deployments.dispatch.router_client import RouterClient
+from deployments.dispatch.variants import Variants
 from deployments.documentation import openapi
 from deployments.documentation.page import add_docs_routes
 from deployments.errors import ApiError
@@ -32,6 +33,7 @@ from deployments.gateway.calibration_routes import add_calibration_routes
 from deployments.gateway.direct_route import BoundedRoute, DirectRoute
 from deployments.gateway.eligibility import AnyRequest, Eligibility
 from deployments.gateway.feedback_routes import add_router_routes
+from deployments.gateway.variant_rules import VariantRules
 from deployments.gateway.version_routes import TrackerHandle, add_version_routes
 from deployments.grammars.bounds import is_constrained
 from deployments.judging.judge import Judge
@@ -67,7 +69,7 @@ class Ingress:
     Args:
         settings: of the gateway.
         profiler: handle of the profiler deployment.
-        connect_model: returns the handle of an arm's application.
+        connect_model: returns the handle of an application.
         connect_router, connect_tracker: return the handles of the two actors, and start an actor that does not run.
     """
 
@@ -87,11 +89,15 @@ class Ingress:
         self.router_client = RouterClient(
             settings, profiler, lambda: connect_router(settings)
         )
-        self.dispatcher = Dispatcher(self.router_client, self._arms, connect_model)
+        models = settings.models
+        self.dispatcher = Dispatcher(
+            self.router_client, self._arms, connect_model, Variants(models.values())
+        )
+        self._variant_rules = VariantRules(models, self._arms)
         self.telemetry = GatewayTelemetry(
             self.dispatcher.admission.queues, self.dispatcher.breakers, RANKS
         )
-        chat_models = [arm.name for arm in self._arms.values() if "chat" in arm.tasks]
+        chat_models = [name for name in models if "chat" in self._arms[name].tasks]
         largest = chat_models[-1] if chat_models else ""
         background = self.dispatcher.background
         self.judge = Judge(
@@ -229,12 +235,15 @@ class Ingress:
 
     def _card(self, name: str) -> dict[str, object]:
         owner = "router" if name.startswith(AUTO) else "models"
-        return {
+        card: dict[str, object] = {
             "id": name,
             "object": "model",
             "created": int(self._started),
             "owned_by": owner,
         }
+        if name in self._arms and self._arms[name].variant_of:
+            card["parent"] = self._arms[name].variant_of
+        return card
 
     def _no_such_model(self, name: str) -> ApiError:
         known = ", ".join(self._names())
@@ -259,6 +268,7 @@ class Ingress:
         if rank == HIGH:
             _check_priority(request, http)
         objective, forced = self._objective(task, request)
+        objective = self._variant_rules.bounded(task, objective, request)
         objective = self.dispatcher.check(task, objective, rank)
         needs = request.needs()
         if needs:
@@ -323,9 +333,15 @@ class Ingress:
         tuning = self.router_client.tuning
         wishes = request.router or Wishes()
         self._check_models(wishes)
+        if wishes.models is not None:
+            resolved = [
+                self._variant_rules.resolved(one, request) for one in wishes.models
+            ]
+            wishes = wishes.model_copy(update={"models": resolved})
         if name in self._arms:
             self._check_task(name, task)
-            return self._of_one(name, wishes), True
+            arm = self._variant_rules.resolved(name, request)
+            return self._of_one(arm, wishes), True
         auto, colon, preset = name.partition(":")
         if auto != AUTO or (colon and preset not in tuning.presets):
             raise self._no_such_model(name)
@@ -391,7 +407,12 @@ class Ingress:
     def _no_model(self, decision: Decision, body: Body) -> ApiError:
         """The error of a request for which no arm was eligible: 429 or 503 if waiting helps, otherwise 400."""
         reasons = "; ".join(f"{e.arm}: {e.removed_by}" for e in decision.estimates)
-        never = {Exclusion.NOT_ALLOWED, Exclusion.TASK, Exclusion.CAPABILITY}
+        never = {
+            Exclusion.NOT_ALLOWED,
+            Exclusion.TASK,
+            Exclusion.CAPABILITY,
+            Exclusion.VARIANT,
+        }
         allowed = [
             e for e in decision.estimates if Exclusion.of(e.removed_by) not in never
         ]

@@ -19,9 +19,9 @@ from deployments.errors import (
     UnknownVersionError,
 )
 from deployments.journal.rollout_state import OPERATOR
+from deployments.model_settings import StrictModel
 from deployments.remote import Method
 from deployments.router.interface import RouterHandle
-from deployments.settings import StrictModel
 
 log = logging.getLogger(__name__)
 

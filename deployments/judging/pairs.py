@@ -26,7 +26,7 @@ from deployments.judging.judge import Judge
 from deployments.models.handle import Body
 from deployments.observability import logs
 from policies.capabilities import Capability
-from policies.constraints import Exclusion
+from policies.constraints import Exclusion, candidates
 from policies.events import Decision, Outcome, visible_flaw
 from policies.types import Arm, Objective, Request
 
@@ -116,12 +116,10 @@ class Pairs:
 
     def _allowed(self, request: Request) -> list[str]:
         """The arms that do the request's task and that the client allows."""
-        models = request.objective.models or self._arms
-        return [
-            name
-            for name, arm in self._arms.items()
-            if name in models and request.profile.task in arm.tasks
-        ]
+        may_answer = candidates(
+            self._arms.values(), request.profile.task, request.objective
+        )
+        return [arm.name for arm in may_answer]
 
     def _skipped(self, arms: list[str]) -> PairResult | None:
         """Why none of these arms can give a second answer now; None if one can."""
@@ -183,11 +181,16 @@ class Pairs:
 
     def _request(self, first: Decision, asked: Request) -> Request:
         """The request to decide about: with the client's limits, and without the arms that cannot be asked now."""
-        unavailable = [(first.arm, Exclusion.ANSWERED.sentence())]
+        unavailable = {first.arm: Exclusion.ANSWERED.sentence()}
         for name in self._arms:
             if name != first.arm and not self._calls.is_idle(name):
-                unavailable.append((name, Exclusion.NOT_IDLE.sentence()))
-        objective: Objective = replace(asked.objective, unavailable=tuple(unavailable))
+                unavailable[name] = Exclusion.NOT_IDLE.sentence()
+        for name, why in asked.objective.unavailable:
+            if Exclusion.of(why) is Exclusion.VARIANT:
+                unavailable[name] = why
+        objective: Objective = replace(
+            asked.objective, unavailable=tuple(unavailable.items())
+        )
         return replace(asked, objective=objective)
 
     async def _run(self, second: Decision, call: Call, grades: "_Grades") -> None:

@@ -9,9 +9,9 @@ import re
 from collections.abc import Collection, Mapping
 
 from deployments.errors import ApiError
+from deployments.model_settings import CapabilitySettings, ModelSettings
 from deployments.models.handle import Body
 from deployments.models.report import ModelError
-from deployments.settings import CapabilitySettings
 from policies.capabilities import Capability
 
 CODE = "unsupported_parameter"  # OpenAI's
@@ -141,6 +141,24 @@ def lacking(declared: CapabilitySettings, known: Known) -> frozenset[str]:
         found = known.get(capability, capability not in ASSUMED_ABSENT)
         has[capability] = found if stated is None else stated
     return frozenset(name.value for name, can in has.items() if not can)
+
+
+def lacking_by_arm(
+    models: Mapping[str, ModelSettings], known: Mapping[str, Known]
+) -> dict[str, frozenset[str]]:
+    """The capabilities that each arm does not have. A variant has those of its model, unless it does not think.
+
+    Args:
+        models: their settings by name.
+        known: of each model's application.
+    """
+    lacks = {}
+    for name, model in models.items():
+        lacks[name] = own = lacking(model.capabilities, known.get(name, {}))
+        for variant, settings in model.variants.items():
+            thinks = settings.thinks is not False
+            lacks[variant] = own if thinks else own | {Capability.THINKING.value}
+    return lacks
 
 
 def without_hints(body: Body, lacks: Collection[str]) -> Body:

@@ -24,6 +24,7 @@ from ray.serve.llm.openai_api_models import (
     ErrorResponse,
 )
 from vllm.config import StructuredOutputsConfig
+from vllm.entrypoints.openai.models.protocol import LoRAModulePath
 from vllm.exceptions import GenerationError, VLLMClientError
 
 from deployments import runtime
@@ -83,6 +84,15 @@ def bound_grammars(llm_config: Any) -> None:
         )
 
 
+def read_adapters(llm_config: Any) -> None:
+    """Turn the LoRA adapters of a configuration into what vLLM wants: records, where YAML has objects."""
+    adapters = llm_config.engine_kwargs.get("lora_modules")
+    if adapters:
+        llm_config.update_engine_kwargs(
+            lora_modules=[LoRAModulePath(**adapter) for adapter in adapters]
+        )
+
+
 class ModelServer(LLMServer):  # type: ignore[misc]
     """An LLMServer that answers in bytes. It becomes ready after a first answer, detects a hung engine, and its engine
     never outlives it.
@@ -95,6 +105,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         process_reaper.kill_children_on_exit()
         log_filter.filter_stderr()
         bound_grammars(llm_config)
+        read_adapters(llm_config)
         await super().__init__(llm_config, **options)
         client = runtime.engine_client(self.engine)
         self._watchdog = Watchdog(client.output_processor, lambda: self._constrained)
@@ -132,7 +143,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
 
         Args:
             task: chat, completion or embed.
-            body: the request in OpenAI's shape, without `model`.
+            body: the request in OpenAI's shape. Its `model`, if it has one, is an adapter of this application.
 
         Returns:
             The bytes for the client, empty after an error; and the report.

@@ -242,6 +242,7 @@ class Telemetry:
         quality: Mapping[str, float | None],
         figures: FigureTable,
         routed: Mapping[str, float],
+        variants: Collection[str] = (),
     ) -> None:
         """Record the current state of all arms. A gauge without a value is not set.
 
@@ -251,12 +252,14 @@ class Telemetry:
             quality: expected of each arm.
             figures: of the latest decisions.
             routed: metrics of the latest routed decisions (recent_metrics.py).
+            variants: the arms whose load, replicas and price are those of another arm.
         """
         for arm, state in states.items():
             tags = {"arm": arm}
-            self._in_flight.set(state.in_flight, tags)
-            self._replicas.set(state.replicas, tags)
-            self._price.set(state.price, tags)
+            if arm not in variants:
+                self._in_flight.set(state.in_flight, tags)
+                self._replicas.set(state.replicas, tags)
+                self._price.set(state.price, tags)
             self._share.set(shares.get(arm), tags)
             self._quality.set(quality.get(arm), tags)
             known = figures.arms.get(arm)

@@ -1,16 +1,22 @@
 """Checks serve_config.yaml before the system starts: `router check`. Serve itself ignores unknown keys."""
 
+import json
+import re
 import typing
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from deployments.access.api_keys import FILE, ApiKeyStore, creation_hint
+from deployments.model_settings import ModelSettings, VariantSettings
 from deployments.models.capabilities import contradictions, lacking, of_application
+from deployments.parameters.vllm import TemplateValues
+from deployments.paths import bundled
 from deployments.runtime import LOOPBACK
-from deployments.settings import GatewaySettings, ModelSettings, Tuning, explain
+from deployments.settings import GatewaySettings, Tuning, explain
 from policies.capabilities import Capability
 from policies.registry import make_policy
 
@@ -37,6 +43,9 @@ MODEL_BUILDERS = ("model", "embedder")
 # the content of serve_config.yaml, or a part of it
 Config = dict[str, Any]
 REDIRECTS = "VLLM_MEDIA_URL_ALLOW_REDIRECTS"
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILE = "tokenizer_config.json"
+TEMPLATE_KEY = "chat_template"
 # Serve's default of a deployment's graceful_shutdown_timeout_s
 DEFAULT_GRACE_S = 20.0
 
@@ -95,6 +104,7 @@ def _counterparts(config: Config) -> list[str]:
                 )
             else:
                 wrong += _served(served[name], model, f"{where}.{name}")
+                wrong += _variants(served[name], model, f"{where}.{name}")
                 wrong += _fetches(served[name], model, settings)
                 wrong += _from_zero(served[name])
     for name in served.keys() - known if gateways else ():
@@ -128,6 +138,95 @@ def _served(application: Config, model: ModelSettings, where: str) -> list[str]:
             f"{where}.context_tokens is {model.context_tokens}, but the engine's max_model_len is {longest}; lower it"
         )
     return wrong
+
+
+def _variants(
+    application: Mapping[str, object], model: ModelSettings, where: str
+) -> list[str]:
+    """What the application of a model cannot do for its variants, one line each.
+
+    Args:
+        application: in serve_config.yaml.
+        model: the settings of the model.
+        where: their path.
+    """
+    args = application.get("args")
+    arguments = args if isinstance(args, Mapping) else {}
+    return [
+        f"{where}.variants.{name}.{problem}"
+        for name, variant in model.variants.items()
+        for problem in _of_variant(arguments, variant)
+    ]
+
+
+def _of_variant(
+    arguments: Mapping[str, object], variant: VariantSettings
+) -> Iterator[str]:
+    known = of_application(arguments)
+    if known.get(Capability.VLLM_PARAMETERS) is not True:
+        yield "is for an engine of vLLM; take it out, or serve the model by vLLM"
+        return
+    engine = arguments["engine_kwargs"]
+    assert isinstance(engine, Mapping)
+    if variant.chat_template_kwargs:
+        yield from _of_template(arguments, engine, variant)
+    if variant.thinking_token_budget is not None and not known[Capability.THINKING]:
+        yield (
+            "thinking_token_budget needs `reasoning_parser` in the application's engine_kwargs; add it there, or take "
+            "the budget out"
+        )
+    if variant.adapter and not _serves_adapter(engine, variant.adapter):
+        yield (
+            f"adapter: the application serves no adapter '{variant.adapter}'; write into its engine_kwargs "
+            f"`enable_lora: true` and `lora_modules: [{{name: {variant.adapter}, path: FOLDER}}]`"
+        )
+
+
+def _serves_adapter(engine: Mapping[str, object], adapter: str) -> bool:
+    modules = engine.get("lora_modules")
+    if not engine.get("enable_lora") or not isinstance(modules, list):
+        return False
+    return any(
+        isinstance(one, Mapping) and one.get("name") == adapter for one in modules
+    )
+
+
+def _of_template(
+    arguments: Mapping[str, object],
+    engine: Mapping[str, object],
+    variant: VariantSettings,
+) -> Iterator[str]:
+    try:
+        TypeAdapter(TemplateValues).validate_python(variant.chat_template_kwargs)
+    except ValidationError as error:
+        yield f"chat_template_kwargs: {explain(error)}"
+        return
+    if TEMPLATE_KEY in engine:
+        return  # vLLM reads it from there, as a text or a file
+    loading = arguments.get("model_loading_config")
+    source = loading.get("model_source") if isinstance(loading, Mapping) else None
+    folder = Path(bundled(source)) if isinstance(source, str) else None
+    if folder is None or not (folder / TOKENIZER_FILE).is_file():
+        return  # a name of the hub, or weights that are not here yet
+    template = _template(folder)
+    if template is None:
+        yield "chat_template_kwargs: the model has no chat template; take them out"
+        return
+    for name in variant.chat_template_kwargs:
+        if re.search(rf"\b{re.escape(name)}\b", template) is None:
+            yield (
+                f"chat_template_kwargs.{name}: the model's chat template does not read it; take it out, or choose a "
+                "variable of the template"
+            )
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template of a model in a folder; None without one. Several templates count together."""
+    file = folder / TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text()
+    found = json.loads((folder / TOKENIZER_FILE).read_text()).get(TEMPLATE_KEY)
+    return None if not found else json.dumps(found)
 
 
 def _fetches(
@@ -178,9 +277,10 @@ def _judge(gateway: Config, settings: GatewaySettings) -> list[str]:
     for deployment in gateway.get("deployments", ()):
         judge = (deployment.get("user_config") or {}).get("judge") or {}
         name = judge.get("model")
-        if name and not judge.get("url") and name not in settings.models:
+        arms = [arm.name for arm in settings.arms() if "chat" in arm.tasks]
+        if name and not judge.get("url") and name not in arms:
             where = f"applications.{gateway.get('name')}.{deployment.get('name')}.user_config.judge.model"
-            known = ", ".join(settings.models)
+            known = ", ".join(arms)
             return [
                 f"{where}: there is no model '{name}'; choose one of: {known}, or write its url"
             ]

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from deployments.errors import field_error
 from deployments.grammars.bounds import check_tools, compiled_tools
+from deployments.model_settings import THINKING_SWITCHES, Effort
 from deployments.parameters.generation import GenerationRequest, Texts
 from deployments.parameters.images import MAX_IMAGES, ImageUrl
 from deployments.parameters.messages import Message
@@ -27,9 +28,6 @@ from deployments.parameters.vllm import EngineChatParameters, RefusedChatParamet
 from policies.capabilities import Capability
 
 MAX_TOOLS = 128_000  # characters of JSON
-# variables of chat templates that switch thinking on
-THINKING_SWITCHES = ("enable_thinking", "thinking")
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tool = Annotated[Free, AfterValidator(lambda tool: short(tool, MAX_SCHEMA))]
 Tools = Annotated[
     Listed[Tool],

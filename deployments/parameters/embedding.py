@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from deployments.dispatch.admission import NORMAL, RANKS
+from deployments.model_settings import StrictModel
 from deployments.parameters.generation import Texts
 from deployments.parameters.needs import Need
 from deployments.parameters.values import Listed, Text, Whole
 from deployments.parameters.wishes import Wishes
-from deployments.settings import StrictModel
 
 
 def _no_tokens(value: object) -> object:

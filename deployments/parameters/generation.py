@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from deployments.dispatch.admission import BATCH, HIGH, NORMAL, RANKS
 from deployments.errors import field_error
+from deployments.model_settings import StrictModel
 from deployments.parameters.needs import Need
 from deployments.parameters.structured_outputs import ResponseFormat
 from deployments.parameters.values import (
@@ -22,7 +23,6 @@ from deployments.parameters.values import (
 )
 from deployments.parameters.vllm import EngineParameters
 from deployments.parameters.wishes import Wishes
-from deployments.settings import StrictModel
 from policies.capabilities import Capability
 
 MAX_CHOICES = 128  # of one request: OpenAI's largest n, over all of its prompts

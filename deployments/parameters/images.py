@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PrivateAttr, field_validator
 
 from deployments.errors import field_error
-from deployments.settings import StrictModel
+from deployments.model_settings import StrictModel
 
 MAX_IMAGES = 16  # of one request
 MAX_BYTES = 20 * 2**20  # of one image; max_body_bytes bounds them before

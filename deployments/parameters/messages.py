@@ -12,9 +12,9 @@ from pydantic import (
 from pydantic_core import from_json
 
 from deployments.errors import field_error
+from deployments.model_settings import StrictModel
 from deployments.parameters.images import ImageUrl
 from deployments.parameters.values import Free, Listed, Name, Text, Unsupported, small
-from deployments.settings import StrictModel
 
 MAX_PARTS = 2_048  # of one message
 OTHER_PARTS = ("input_audio", "audio_url", "video_url", "input_image", "file")

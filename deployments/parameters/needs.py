@@ -19,6 +19,6 @@ class Need:
     parameter: str
 
 
-def names(needs: Sequence[Need]) -> tuple[str, ...]:
+def capability_names(needs: Sequence[Need]) -> tuple[str, ...]:
     """The capabilities, each once, as a profile has them."""
     return tuple(dict.fromkeys(need.capability.value for need in needs))

@@ -19,6 +19,7 @@ from deployments.grammars.bounds import (
     check_regex,
     check_schema,
 )
+from deployments.model_settings import StrictModel
 from deployments.parameters.values import (
     Flag,
     Free,
@@ -28,7 +29,6 @@ from deployments.parameters.values import (
     short,
     small,
 )
-from deployments.settings import StrictModel
 from policies.capabilities import Capability
 
 MAX_SCHEMA = 32_000  # characters of JSON

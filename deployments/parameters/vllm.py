@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from deployments.errors import field_error
+from deployments.model_settings import StrictModel
 from deployments.parameters.structured_outputs import StructuredOutputs
 from deployments.parameters.values import (
     MAX_TOKENS,
@@ -28,7 +29,6 @@ from deployments.parameters.values import (
     short,
     small,
 )
-from deployments.settings import StrictModel
 
 MAX_LABELS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS
 MAX_BAD_WORDS = 64  # each becomes up to two lists of tokens, and vLLM takes 128

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from deployments.model_settings import StrictModel
 from deployments.parameters.values import Listed, Name, Number
-from deployments.settings import StrictModel
 from policies.types import Objective
 
 

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from deployments.access.api_keys import NAME
 from deployments.errors import ApiError
 from deployments.journal.personal_data import Person
+from deployments.model_settings import StrictModel
 from deployments.privacy.records import ErasureState, PrivacyHandle
-from deployments.settings import StrictModel
 
 log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 300.0  # the whole journal is read

@@ -34,7 +34,7 @@ from deployments.journal.personal_data import Person
 from deployments.journal.retention import DAY_S
 from deployments.journal.rollout_state import AUTOMATIC
 from deployments.journal.snapshot import Snapshot
-from deployments.models.capabilities import lacking
+from deployments.models.capabilities import lacking_by_arm
 from deployments.observability import logs
 from deployments.observability.metrics import Telemetry
 from deployments.privacy.records import Erasure
@@ -157,10 +157,7 @@ class Router:
     def _read_capabilities(self) -> None:
         """Take over what each arm lacks, by the settings and by the applications that are deployed."""
         known = getattr(self._count_replicas, "capabilities", {})
-        self._arm_stats.lacks = {
-            name: lacking(model.capabilities, known.get(name, {}))
-            for name, model in self._settings.models.items()
-        }
+        self._arm_stats.lacks = lacking_by_arm(self._settings.models, known)
 
     @property
     def _policy(self) -> Roles:
@@ -196,6 +193,7 @@ class Router:
             self._arm_stats.qualities(),
             self._arm_stats.figures(),
             self._arm_stats.routed_metrics(),
+            {arm.name for arm in self._policy.arms if arm.variant_of},
         )
         self._telemetry.demand(self._demands())
         self._save_start_times()
@@ -283,8 +281,8 @@ class Router:
         Args:
             requests: the requests.
             ingress: the ingress that asks.
-            in_flight: number of requests that this ingress has in flight on each arm.
-            waits_s: expected queue wait for each arm at this ingress, in seconds; by default there is no wait.
+            in_flight: number of requests that this ingress has in flight on each application.
+            waits_s: expected queue wait for each application at this ingress, in seconds; by default there is no wait.
         """
         began = time.perf_counter()
         self._arm_stats.report_in_flight(ingress, in_flight)
@@ -292,9 +290,10 @@ class Router:
             with_text_sensitivity(requests), self._projections.pacer.cost_weight
         )
         states = self._arm_stats.states()
-        for arm, wait_s in waits_s.items():
-            if arm in states:
-                states[arm] = structs.replace(states[arm], wait_s=wait_s)
+        for arm in self._policy.arms:
+            if arm.application in waits_s and arm.name in states:
+                wait_s = waits_s[arm.application]
+                states[arm.name] = structs.replace(states[arm.name], wait_s=wait_s)
         decided = self._policy.decide(requests, states, self._rng, self._sequence)
         self._learner.sequence += len(decided)
         for decision in decided:
@@ -325,7 +324,7 @@ class Router:
             finished: decisions with their outcomes. The decisions are included because an ingress may have made them
                 by itself, and because a crash may have lost them here.
             ingress: the ingress that reports.
-            in_flight: number of requests that this ingress has in flight on each arm.
+            in_flight: number of requests that this ingress has in flight on each application.
         """
         self._arm_stats.report_in_flight(ingress, in_flight)
         decisions = {decision.id: decision for decision, _ in finished}
@@ -347,7 +346,7 @@ class Router:
         return self._demands().get(model, Demand()).requests
 
     def _demands(self) -> dict[str, Demand]:
-        """The demand of each arm, at most a second old; empty if it is switched off or no replicas were counted yet."""
+        """The demand of each application, at most a second old; empty if it is off, or no replicas were counted yet."""
         tuning = self._tuning or Tuning()
         if not tuning.demand_autoscaling or not self._arm_stats.replicas:
             return {}
@@ -459,6 +458,7 @@ class Router:
                 figures=figures.arms.get(name, Figures()),
                 kinds=figures.kinds.get(name, {}),
                 demand=demands.get(name),
+                variant_of=arms[name].variant_of or None,
             )
             for name, state in states.items()
         }

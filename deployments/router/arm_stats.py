@@ -31,7 +31,7 @@ class ArmStats:
 
     Attributes:
         priced_slots: of one ingress, see Tuning.priced_slots.
-        replicas: number of ready replicas of each arm; empty until they were counted once.
+        replicas: number of ready replicas of each application; empty until they were counted once.
         lacks: the capabilities that each arm does not have (policies/capabilities.py).
         totals: numbers of decisions, answers and scores since the journal began.
     """
@@ -41,8 +41,9 @@ class ArmStats:
         self.replicas: dict[str, int] = {}
         self.lacks: dict[str, frozenset[str]] = {}
         self.totals = Totals()
-        self._meters: dict[str, ArmMeter] = {}
-        # of each ingress: the monotonic time of its report, and its requests in flight on each arm
+        self._meters: dict[str, ArmMeter] = {}  # by application
+        self._applications: dict[str, str] = {}  # by arm
+        # of each ingress: the monotonic time of its report, and its requests in flight on each application
         self._in_flight: dict[str, tuple[float, dict[str, int]]] = {}
         # of each ingress: the decisions that the router did not have at that time
         self._undelivered: dict[str, Spending] = {}
@@ -53,8 +54,10 @@ class ArmStats:
 
     def set_arms(self, arms: Sequence[Arm]) -> None:
         """Replace the arms; arms that stay keep their statistics, and the prices start anew."""
+        self._applications = {arm.name: arm.application for arm in arms}
         self._meters = {
-            arm.name: self._meters.get(arm.name) or ArmMeter() for arm in arms
+            name: self._meters.get(name) or ArmMeter()
+            for name in self._applications.values()
         }
         self._prices = ScarcityPrices(arms)
 
@@ -78,7 +81,7 @@ class ArmStats:
         self._figures.remove(gone)
 
     def report_in_flight(self, ingress: str, in_flight: dict[str, int]) -> None:
-        """Store the number of requests that an ingress has in flight on each arm."""
+        """Store the number of requests that an ingress has in flight on each application."""
         self._in_flight[ingress] = (time.monotonic(), in_flight)
 
     def report_undelivered(self, ingress: str, undelivered: Spending) -> None:
@@ -105,7 +108,8 @@ class ArmStats:
         if isinstance(event, Decision):
             self._prices.decided(event)
         if isinstance(event, Outcome):
-            meter = self._meters.get(record.decision.arm)
+            application = self._applications.get(record.decision.arm, "")
+            meter = self._meters.get(application)
             if meter is not None:
                 meter.observe(event, time.time())
 
@@ -137,13 +141,13 @@ class ArmStats:
                 in_flight.update(counts)
         states = {
             name: ModelState(
-                in_flight=in_flight[name],
-                replicas=self.replicas.get(name, 1),
-                tokens_per_s=meter.tokens_per_s(now),
-                healthy=not self.replicas or self.replicas.get(name, 0) > 0,
+                in_flight=in_flight[application],
+                replicas=self.replicas.get(application, 1),
+                tokens_per_s=self._meters[application].tokens_per_s(now),
+                healthy=not self.replicas or self.replicas.get(application, 0) > 0,
                 lacks=self.lacks.get(name, frozenset()),
             )
-            for name, meter in self._meters.items()
+            for name, application in self._applications.items()
         }
         if exclude:
             return states
@@ -158,9 +162,9 @@ class ArmStats:
     def shares(self) -> dict[str, float | None]:
         """Each arm's share of the latest routed decisions; None without any."""
         if not self._recent:
-            return dict.fromkeys(self._meters, None)
+            return dict.fromkeys(self._applications, None)
         counts = Counter(decision.arm for decision in self._recent)
-        return {name: counts[name] / len(self._recent) for name in self._meters}
+        return {name: counts[name] / len(self._recent) for name in self._applications}
 
     def qualities(self) -> dict[str, float | None]:
         """Mean quality that the latest routed decisions expected of each arm; None if none of them estimated it.
@@ -168,7 +172,7 @@ class ArmStats:
         Decisions about embeddings say nothing here: no score of an embedding is ever learned.
         """
         qualities: dict[str, float | None] = {}
-        for name in self._meters:
+        for name in self._applications:
             expected = [
                 estimate.quality
                 for decision in self._recent
@@ -190,7 +194,7 @@ class ArmStats:
 
 
 class ArmMeter:
-    """Throughput of one arm. The caller passes the time."""
+    """Throughput of one application. The caller passes the time."""
 
     def __init__(self) -> None:
         self._tokens: deque[tuple[float, int]] = deque()  # time and output tokens

@@ -112,7 +112,9 @@ class ArmSummary:
     expected_quality: mean score that these decisions expected of it, in [0, 1]; None if none of them could choose it.
     prompt_price_usd, output_price_usd: per token.
     tasks: what it can do.
-    demand: what the autoscaler does not see; None if that is switched off.
+    demand: what the autoscaler does not see; None if that is switched off, and for a variant, whose requests count for
+        its model.
+    variant_of: the model of which it is a variant; None for a model.
     figures: what its latest decisions show; kinds: the same by kind of work (kind_figures.py).
     """
 
@@ -125,6 +127,7 @@ class ArmSummary:
     figures: Figures
     kinds: Mapping[str, Figures]
     demand: Demand | None = None
+    variant_of: str | None = None
 
     def plain(self) -> dict[str, object]:
         """Plain data: the fields of the state stand beside the others."""

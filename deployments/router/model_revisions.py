@@ -64,7 +64,7 @@ class ModelRevisions:
 
         Args:
             arms: the arms of the policy.
-            found: digest of the model that is deployed for an arm.
+            found: digest of the model that each application serves.
             row: the last row of the journal.
 
         Returns:
@@ -72,9 +72,9 @@ class ModelRevisions:
         """
         new = []
         for arm in arms:
-            if not found.get(arm.name):
+            if not found.get(arm.application):
                 continue
-            digest = f"{found[arm.name]}{arm.revision}"
+            digest = f"{found[arm.application]}{arm.revision}"
             before = self.digests.get(arm.name)
             if digest == before:
                 continue

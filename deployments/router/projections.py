@@ -1,7 +1,6 @@
 """Projections: the state that the router derives from the journal's events, beside the policy."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 
@@ -88,12 +87,13 @@ class RouterProjections(Projection):
         self.export = ExportSummary()
         self.last_used_s: dict[str, float] = {}
         self.scoring_rates = ScoringRates()
-        self._models: Mapping[str, object] = {}
+        self._arms: frozenset[str] = frozenset()
 
     def apply_settings(self, settings: GatewaySettings) -> None:
         """Use the models and the budget of these settings; the budget starts anew until `restore`."""
-        self._models = settings.models
-        self.arm_stats.set_arms(settings.arms())
+        arms = settings.arms()
+        self._arms = frozenset(arm.name for arm in arms)
+        self.arm_stats.set_arms(arms)
         self.pacer = BudgetPacer(settings.max_mean_cost_usd or inf)
 
     def record(self, event: Event, record: Record) -> None:
@@ -112,7 +112,7 @@ class RouterProjections(Projection):
         if isinstance(event, Decision):
             self.pacer.decided(event)
             self._record_use(event)
-        elif isinstance(event, Outcome) and record.decision.arm in self._models:
+        elif isinstance(event, Outcome) and record.decision.arm in self._arms:
             self.pacer.finished(record.decision, event)
 
     def take_over(self, other: ScoreProjections, snapshot: Snapshot) -> None:

@@ -88,7 +88,7 @@ def parameters(settings: GatewaySettings, tuning: Tuning | None) -> dict[str, st
     found: dict[str, object] = {
         "policy": settings.policy.name,
         "policy.options": settings.policy.options,
-        "arms": ",".join(settings.models),
+        "arms": ",".join(arm.name for arm in settings.arms()),
         "max_mean_cost_usd": settings.max_mean_cost_usd,
         "rollout.start": settings.rollout.start,
         "rollout.challenger_share": settings.rollout.challenger_share,
@@ -106,6 +106,8 @@ def parameters(settings: GatewaySettings, tuning: Tuning | None) -> dict[str, st
             model.output_price_usd_per_million
         )
         found[f"prior_quality/{name}"] = model.prior_quality
+        for variant, own in model.variants.items():
+            found[f"variant/{variant}"] = own.model_dump(exclude_defaults=True)
     if tuning is not None:
         found["objective.latency_weight"] = tuning.objective.latency_weight
         found["objective.cost_weight"] = tuning.objective.cost_weight

@@ -220,7 +220,8 @@ class Tracker:
         measured[UPTIME] = time.time() - self._start
         for name, arm in summary.models.items():
             measured |= {
-                f"in_flight/{name}": arm.state.in_flight,
+                # the requests of a variant are among those of its model
+                f"in_flight/{name}": None if arm.variant_of else arm.state.in_flight,
                 f"expected_quality/{name}": arm.expected_quality,
                 f"score/{name}": arm.figures.score,
                 f"votes/{name}": arm.figures.votes,

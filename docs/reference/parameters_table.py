@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from deployments.model_settings import CapabilitySettings
 from deployments.parameters.structured_outputs import StructuredOutputs
 from deployments.parameters.values import Unsupported
 from deployments.parameters.vllm import (
@@ -13,7 +14,6 @@ from deployments.parameters.vllm import (
     RefusedChatParameters,
     RefusedCompletionParameters,
 )
-from deployments.settings import CapabilitySettings
 from docs.reference.markdown import table
 from docs.reference.settings_tables import meanings
 

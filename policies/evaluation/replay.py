@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import structs
 
 from policies.base import Policy
-from policies.constraints import Exclusion
+from policies.constraints import Exclusion, total_load
 from policies.coverage import is_unflawed
 from policies.evaluation.overlap import LoggedDecisions
 from policies.events import (
@@ -21,7 +21,7 @@ from policies.events import (
     Decision,
     Record,
 )
-from policies.types import ModelState, Request, Vector
+from policies.types import Arm, ModelState, Request, Vector
 
 # Values of Decision.fallback of decisions that were not drawn by a policy. A second attempt, because a model failed
 # ("model") or was silent for too long ("hedge"), excludes the first model. A decision of the ingress on a snapshot of
@@ -283,7 +283,7 @@ def target_probabilities(
     """
     alike: dict[tuple[tuple[str, ModelState], ...], list[int]] = defaultdict(list)
     for n, record in enumerate(records):
-        alike[_states(record.decision)].append(n)
+        alike[_states(record.decision, policy.arms)].append(n)
     rng = np.random.default_rng(0)
     table = np.zeros((len(records), len(arms)))
     for states, rows in alike.items():
@@ -315,18 +315,24 @@ def policy_distance(one: Vector, other: Vector) -> float:
     return float(0.5 * np.abs(one - other).sum(axis=1).mean())
 
 
-def _states(decision: Decision) -> tuple[tuple[str, ModelState], ...]:
+def _states(
+    decision: Decision, arms: Sequence[Arm]
+) -> tuple[tuple[str, ModelState], ...]:
     """The live states at a decision, from the log.
 
-    A policy takes the load of all arms as the sum over the states. The logged loads are per replica, so one more state,
-    which is no arm's, holds the rest.
+    A policy takes the load of all arms from the states (constraints.total_load). The logged loads are per replica, so
+    one more state, which is no arm's, holds the rest.
+
+    Args:
+        decision: from the log.
+        arms: of the policy that decides again.
     """
     needs = frozenset(decision.profile.needs)
     states = [
         (e.arm, _state(e, needs, decision.scarcity(e))) for e in decision.estimates
     ]
     total = max((e.total_load for e in decision.estimates), default=0.0)
-    rest = total - sum(state.in_flight for _, state in states)
+    rest = total - total_load(arms, dict(states))
     return (*states, ("", ModelState(in_flight=rest)))
 
 

@@ -82,6 +82,7 @@ class Thompson:
         self.settings = settings or ThompsonSettings()
         self._names = [arm.name for arm in arms]
         self._index = {name: k for k, name in enumerate(self._names)}
+        self._variants = [arm for arm in arms if arm.variant_of]
         forgetting = self.settings.forgetting
         self.quality = HierarchicalPosterior(
             prior_weights(arms), self.settings.noise, forgetting
@@ -130,7 +131,7 @@ class Thompson:
         asked = self.latency.asked(requests, objectives)
         quality = self._declared.combined(self.quality.predict(features), requests)
         live = [states.get(name, UNKNOWN_STATE) for name in self._names]
-        total = float(sum([state.in_flight for state in states.values()]))
+        total = constraints.total_load(self._variants, states)
         expected = self.latency.expect(asked, features, live, total)
         removed, eligible = self._removed(requests, objectives, live, expected)
         table, best = kernels.draw(

@@ -18,7 +18,7 @@ from tests.support.gateway import Gateway
 
 COMMANDS = sorted({c for page in pages() for c in page.commands()}, key=str)
 # modules that need an extra, which is not installed for tests
-WITH_EXTRA = ("assets.distill", "assets.train")
+WITH_EXTRA = ("assets.accuracy", "assets.distill", "assets.train")
 OTHER_MODULES = ("pip", "pytest")
 # programs that are not of this project; their arguments that are files of this repository must exist
 FOREIGN = (

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from deployments.model_settings import ModelSettings
 from deployments.operations.config_check import check_config
-from deployments.settings import GatewaySettings, ModelSettings, Tuning
+from deployments.settings import GatewaySettings, Tuning
 from docs.reference.metrics_table import alerts
 from tests.support.documents import ROOT, Block, Page, pages
 from tests.test_layout import FORBIDDEN_WORDS

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from deployments.settings import GatewaySettings, StrictModel, Tuning, _all_keys
+from deployments.model_settings import StrictModel
+from deployments.settings import GatewaySettings, Tuning, _all_keys
 from docs.reference import pages
 from docs.reference.errors_table import error_codes
 from docs.reference.metrics_table import all_metrics

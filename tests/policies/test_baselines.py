@@ -1,5 +1,7 @@
 """The baselines that do not learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,20 @@ def test_a_wrong_kind_or_arm_is_an_error(by_kind: dict[str, str], why: str) -> N
     """At the start, and with the names that exist."""
     with pytest.raises(ValueError, match=why):
         Static(ARMS, by_kind=by_kind)
+
+
+@pytest.mark.parametrize("rule", ["static", "always"])
+def test_a_rule_gives_variants_nothing_unless_they_are_named(rule: str) -> None:
+    """A variant after the largest model is not the largest one; where no other arm is eligible, it answers."""
+    arms = (Arm("small"), Arm("large"), Arm("direct", variant_of="large"))
+    policy = make_policy(rule, arms)
+    rng = np.random.default_rng(0)
+    for complexity in (0.0, 1.0):
+        profile = replace(make_profile(), complexity=complexity)
+        asked = Request("r", profile, Objective())
+        (decision,) = policy.decide([asked], {}, rng, 0)
+        assert decision.arm in ("small", "large")
+    alone = replace(asked, objective=Objective(models=("direct",)))
+    assert policy.decide([alone], {}, rng, 0)[0].arm == "direct"
+    named = make_policy("always", arms, {"arm": "direct"})
+    assert named.decide([asked], {}, rng, 0)[0].arm == "direct"

@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 
 from policies.capabilities import Capability
-from policies.constraints import Exclusion, removed
+from policies.constraints import (
+    Exclusion,
+    candidates,
+    load,
+    removed,
+    total_load,
+)
 from policies.types import Arm, ModelState, Objective
 from tests.support.requests import make_profile
 
@@ -30,6 +36,10 @@ STORED = {
     "cannot call tools": (Exclusion.CAPABILITY, (Capability.TOOLS.words,)),
     "it gave the first answer": (Exclusion.ANSWERED, ()),
     "it was not idle": (Exclusion.NOT_IDLE, ()),
+    "answers another way than reasoning_effort asks": (
+        Exclusion.VARIANT,
+        ("reasoning_effort",),
+    ),
 }
 
 
@@ -62,3 +72,32 @@ def test_an_arm_that_lacks_a_need_is_excluded() -> None:
         assert without == f"cannot {capability.words}" and able == ""
         assert Exclusion.of(without) is Exclusion.CAPABILITY
         assert removed(arms, make_profile(), Objective(), states) == ["", ""]
+
+
+def test_the_load_of_an_application_counts_once() -> None:
+    """A variant has the requests in flight of its model."""
+    arms = (Arm("small"), Arm("large"), Arm("direct", variant_of="large"))
+    busy = ModelState(in_flight=5)
+    states = {"small": ModelState(in_flight=2), "large": busy, "direct": busy}
+    assert total_load(arms, states) == 7.0
+    assert total_load(arms, {}) == 0.0
+    assert load(arms[2], states) == load(arms[1], states) == 5.0
+
+
+def test_candidates_leave_out_what_can_never_answer() -> None:
+    """Another task, another model than those allowed, and a variant that answers another way; not what is only busy."""
+    arms = (
+        Arm("small"),
+        Arm("large"),
+        Arm("direct", ("chat",), variant_of="large"),
+        Arm("embedder", ("embed",)),
+    )
+    why = (
+        ("small", Exclusion.QUEUE_FULL.sentence()),
+        ("large", Exclusion.VARIANT.sentence("reasoning_effort")),
+    )
+    objective = Objective(unavailable=why)
+    names = [arm.name for arm in candidates(arms, "chat", objective)]
+    assert names == ["small", "direct"]
+    only = replace(objective, models=("large", "direct"))
+    assert [arm.name for arm in candidates(arms, "chat", only)] == ["direct"]

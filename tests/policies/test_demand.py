@@ -197,3 +197,35 @@ def test_a_long_list_is_a_sample() -> None:
     assert some.requests == pytest.approx(all_of_them.requests, rel=0.3)
     lasting = all_of_them.loss / (1.0 - np.exp(-1.0))
     assert some.loss == pytest.approx(lasting, rel=0.2)
+
+
+def test_variants_of_a_model_have_its_demand_together() -> None:
+    """A cold model is wanted for all of its arms, and an answer of any of them ends its start."""
+    variant = Arm("large-direct", parent="large", variant_of="large")
+    policy = Thompson((*ARMS, variant))
+    rng = np.random.default_rng(0)
+    arms = ("small", "large", "large-direct")
+    warm = {name: ModelState() for name in (*arms, "embedder")}
+    for i in range(200):
+        for arm in arms:
+            (decision,) = policy.decide([request((arm,))], warm, rng, i)
+            policy.score(decision, 0.5 + GAIN * (arm != "small"))
+            outcome = Outcome(decision.id, ttft_s=0.1, latency_s=2.0, output_tokens=48)
+            policy.learn(decision, outcome)
+    cold = {
+        **warm,
+        "large": ModelState(replicas=0, healthy=False),
+        "large-direct": ModelState(replicas=0, healthy=False),
+    }
+    meter = DemandMeter()
+    for second in range(60):
+        decisions = policy.decide([request(arms)], cold, rng, 200 + second)
+        assert decisions[0].arm == "small"
+        meter.decided(decisions[0], float(second))
+    found = meter.measure(policy, cold, 60.0)
+    assert found.keys() == {"small", "large", "embedder"}
+    # about one request a second, of about two seconds, goes to one of the two
+    assert 0.5 < found["large"].requests < 4.0 and found["large"].loss > 5.0
+    meter.measure(policy, warm, 70.0)
+    meter.answered("large-direct", Outcome("d", ttft_s=1.0, latency_s=2.0))
+    assert meter.start_s == {"large": pytest.approx(11.0)}

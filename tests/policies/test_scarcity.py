@@ -161,3 +161,25 @@ def test_requests_that_gain_little_leave_a_scarce_arm_first() -> None:
     assert decided(hard, scarce).estimate("large").propensity > 0.9
     assert decided(easy, scarce).estimate("large").propensity < 0.1
     assert decided(easy, scarce, ("large",)).arm == "large"
+
+
+def test_variants_of_a_model_have_one_price() -> None:
+    """A second costs them the same, so the one that answers in a shorter time pays less."""
+    arms = (*ARMS, Arm("large-direct", parent="large", variant_of="large"))
+    prices = ScarcityPrices(arms)
+    estimates = (
+        ArmEstimate("small", ttft_s=2.0, propensity=0.2),
+        ArmEstimate("large", ttft_s=8.0, propensity=0.2),
+        ArmEstimate("large-direct", ttft_s=1.0, propensity=0.6),
+    )
+    prices.decided(
+        Decision("d", "small", 0, "v1", make_profile(), Objective(), estimates)
+    )
+    live = states(3.0, 20.0)
+    live["large-direct"] = live["large"]
+    found = prices.priced(live, 0.0, SLOTS)
+    assert found["small"].price == 0.0
+    assert found["large"].price == found["large-direct"].price > 0.0
+    # a request of usual duration takes 0.25 * 8 + 0.75 * 1 seconds
+    usual_s = 2.75
+    assert found["large"].price * usual_s == pytest.approx(DEFAULT.gain)

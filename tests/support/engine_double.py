@@ -24,6 +24,7 @@ CALL = (
     '<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 5}}\n</tool_call>'
 )
 ANSWER = f"<think>\n{THOUGHT}\n</think>\n\nThe sum is 8."
+AT_ONCE = "8"
 ONLY_THOUGHT = "<think>\n3 and 5 are"
 ARGUMENTS = {"a": 3, "b": 5}
 
@@ -35,14 +36,20 @@ class EngineDouble:
         text: what the model writes, whatever it is asked.
         finish_reason: why it ends.
         after_tools: what the model writes if the last message is the result of a tool. None: the text, too.
+        at_once: what it writes where the chat template switches its thinking off. None: the text, too.
     """
 
     def __init__(
-        self, text: str, finish_reason: str = "stop", after_tools: str | None = None
+        self,
+        text: str,
+        finish_reason: str = "stop",
+        after_tools: str | None = None,
+        at_once: str | None = None,
     ):
         self._tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/models/nano")
         self._text = text
         self._finish_reason = finish_reason
+        self._at_once = text if at_once is None else at_once
         self._after_tools = text if after_tools is None else after_tools
         self._parser = ParserManager.get_parser("hermes", "qwen3", True)
         self._server = object.__new__(ModelServer)
@@ -64,7 +71,10 @@ class EngineDouble:
         return self._streamed(request) if request.stream else self._whole(request)
 
     def _made(self, request: Any) -> Any:
-        options = {"chat_template_kwargs": {}, "model_config": None}
+        options = {
+            "chat_template_kwargs": request.chat_template_kwargs or {},
+            "model_config": None,
+        }
         return self._parser(self._tokenizer, request.tools, **options)
 
     @property
@@ -78,6 +88,8 @@ class EngineDouble:
 
     def _written(self, request: Any) -> str:
         last = request.messages[-1]
+        if (request.chat_template_kwargs or {}).get("enable_thinking") is False:
+            return self._at_once
         return self._after_tools if last["role"] == "tool" else self._text
 
     async def _whole(self, request: Any) -> AsyncIterator[Any]:

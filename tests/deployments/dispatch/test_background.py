@@ -8,8 +8,10 @@ import pytest
 
 from deployments.dispatch.admission import BATCH, NORMAL, FullError, ModelQueue
 from deployments.dispatch.background import IDLE_S, BackgroundCalls, ModelFailedError
+from deployments.dispatch.variants import Variants
 from deployments.models.report import failure
 from deployments.settings import AdmissionSettings
+from policies.types import Arm
 from tests.support import clock
 from tests.support.fakes import FakeModel
 
@@ -55,6 +57,11 @@ class Part:
             {"small": self.queue},
             {"small": self.breaker},  # type: ignore[dict-item]
             method,
+            {
+                "small": Arm("small"),
+                "small-brief": Arm("small-brief", variant_of="small"),
+            },
+            Variants([]),
             loop.time,
         )
 

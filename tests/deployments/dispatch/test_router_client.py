@@ -9,8 +9,8 @@ from numpy.random import default_rng
 
 from deployments.dispatch import outcome_reporter
 from deployments.gateway import feedback_routes
+from deployments.model_settings import ModelSettings
 from deployments.router.learner import Learner
-from deployments.settings import ModelSettings
 from policies.events import Outcome, Record
 from policies.registry import make_policy
 from policies.rollout.roles import CHALLENGER, CHAMPION, Roles

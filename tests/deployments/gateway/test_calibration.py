@@ -485,3 +485,17 @@ def test_patterns_have_a_limit_of_time_together(
     given = prompts(3, reference="(a|b){1,9}", grade="regex")
     answer = gateway.client.post(PATH, json={"prompts": given})
     assert answer.status_code == 400 and "too long to compile" in answer.text
+
+
+def test_a_variant_is_calibrated_like_a_model(tmp_path: Path) -> None:
+    """Its model's application answers the prompts once more, with the variant's defaults."""
+    variants = {"large-direct": {"chat_template_kwargs": {"enable_thinking": False}}}
+    models = {"small": {}, "large": {"variants": variants}}
+    gateway = Gateway(tmp_path, models=models)
+    with gateway.client:
+        gateway.deploy("large", {"engine_kwargs": {}})
+        found = run(gateway, 4)
+    assert calls(gateway) == {"small": 4, "large": 8}
+    bodies = gateway.models["large"].calls
+    assert sum("chat_template_kwargs" in body for body in bodies) == 4
+    assert scores(found)["large-direct"] == (1.0, 4)

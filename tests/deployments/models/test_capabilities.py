@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from deployments.model_settings import CapabilitySettings
 from deployments.models.capabilities import (
     CODE,
     contradictions,
@@ -12,7 +13,6 @@ from deployments.models.capabilities import (
     of_application,
     without_hints,
 )
-from deployments.settings import CapabilitySettings
 from policies.capabilities import Capability
 
 PARSES = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}

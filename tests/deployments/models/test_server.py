@@ -17,7 +17,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from deployments import runtime
 from deployments.models.report import ModelReport
-from deployments.models.server import WARM_UP, ModelServer, bound_grammars
+from deployments.models.server import (
+    WARM_UP,
+    ModelServer,
+    bound_grammars,
+    read_adapters,
+)
 from tests.support.gateway import Gateway
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -317,3 +322,22 @@ def test_json_ends_within_its_grammar(schema: dict[str, Any]) -> None:
     ):
         matcher = xgrammar.GrammarMatcher(compiler.compile_grammar(made))
         assert matcher.accept_string(text) == taken, text
+
+
+def test_adapters_of_a_configuration_are_records_of_vllm() -> None:
+    """The engine reads their attributes. A request of an adapter's variant names it, and others the model."""
+    engine_kwargs: dict[str, Any] = {
+        "lora_modules": [{"name": "legal", "path": "/models/legal"}]
+    }
+    config = SimpleNamespace(engine_kwargs=engine_kwargs)
+    config.update_engine_kwargs = lambda **new: engine_kwargs.update(new)
+    read_adapters(config)
+    (adapter,) = engine_kwargs["lora_modules"]
+    assert (adapter.name, adapter.path) == ("legal", "/models/legal")
+    plain: dict[str, Any] = {}
+    read_adapters(SimpleNamespace(engine_kwargs=plain))
+    assert plain == {}
+    messages = [{"role": "user", "content": "Hello"}]
+    named = server()._request("chat", {"messages": messages, "model": "legal"})
+    assert named.model == "legal"
+    assert server()._request("chat", {"messages": messages}).model == "small"

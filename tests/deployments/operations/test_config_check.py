@@ -135,6 +135,7 @@ def every_key(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         "models",
         "presets",
         "bundles",
+        "variants",
         "experimental_configs",
     )
     found = []
@@ -276,7 +277,7 @@ def test_arms_keep_the_order_of_the_file() -> None:
         read("serve_config.yaml")["applications"][-1]["args"]
     )
     names = [arm.name for arm in settings.arms()]
-    assert names == ["nano", "general", "small", "large", "minilm"]
+    assert names == ["nano", "general", "small", "large", "large-direct", "minilm"]
 
 
 def test_check_refuses_an_unknown_policy() -> None:
@@ -317,7 +318,7 @@ def test_check_refuses_an_unknown_policy() -> None:
                 "start": "observe",
                 "rule": {"policy": "always", "options": {"arm": "big"}},
             },
-            "rollout.rule: unknown arm 'big'; choose one of: nano, general, small, large, minilm",
+            "rollout.rule: unknown arm 'big'; choose one of: nano, general, small, large, large-direct, minilm",
         ),
         (
             {},

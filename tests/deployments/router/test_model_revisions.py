@@ -276,3 +276,16 @@ def test_a_new_revision_is_explored_more(url: str) -> None:
         )[0]
         shares.append(min(estimate.propensity for estimate in made.estimates))
     assert shares[1] > shares[0]
+
+
+def test_other_weights_are_a_new_revision_of_all_variants() -> None:
+    """Other defaults are one of their variant alone."""
+    large = Arm("large")
+    direct = Arm("direct", variant_of="large", revision="d1")
+    revisions = ModelRevisions()
+    assert revisions.update((large, direct), {"large": "l1"}, 0) == []
+    changed = revisions.update((large, direct), {"large": "l2"}, 1)
+    assert [change.arm for change in changed] == ["large", "direct"]
+    direct = replace(direct, revision="d2")
+    changed = revisions.update((large, direct), {"large": "l2"}, 2)
+    assert [change.arm for change in changed] == ["direct"]

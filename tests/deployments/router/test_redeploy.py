@@ -219,3 +219,36 @@ def test_the_tracker_takes_over_changed_settings(
     client = MlflowClient(mlflow_uri, mlflow_uri)
     states = [client.get_run(run).info.status for run in (first, tracker._run_id)]
     assert states == ["FINISHED", "RUNNING"]
+
+
+def test_an_added_variant_begins_with_what_was_learned_of_its_model(
+    tmp_path: Path,
+) -> None:
+    """Discounted to `inherited_events`. It has its model's replicas, and a removed one leaves the model as it was."""
+    variants = {"large-direct": {"chat_template_kwargs": {"enable_thinking": False}}}
+    with_variant = {"small": {}, "large": {"inherited_events": 3, "variants": variants}}
+    without = {"small": {}, "large": {"inherited_events": 3}}
+
+    def counts(router: Router) -> list[float]:
+        return [float(n) for n in router._policy.state()["quality.count"]]
+
+    async def play() -> list[list[float]]:
+        router = Router(make_settings(tmp_path, models=without), count_replicas)
+        await router._maintain()
+        for _ in range(20):
+            await ask(router, "large")
+        found = [counts(router)]
+        await router.configure(make_settings(tmp_path, models=with_variant))
+        await router._maintain()
+        states = router._arm_stats.states()
+        assert states["large-direct"].replicas == states["large"].replicas == 1
+        found.append(counts(router))
+        assert (await ask(router, "large-direct")).arm == "large-direct"
+        await router.configure(make_settings(tmp_path, models=without))
+        found.append(counts(router))
+        return found
+
+    before, added, removed = asyncio.run(play())
+    assert before[0] == 0 and before[1] == pytest.approx(20, rel=0.05)
+    assert added[1] == pytest.approx(before[1]) == removed[1]
+    assert added[2] == pytest.approx(3, rel=0.05)

@@ -5,10 +5,11 @@ import pytest
 from msgspec import structs
 
 from policies.base import Policy
-from policies.constraints import Exclusion
+from policies.constraints import Exclusion, total_load
 from policies.evaluation import replay
 from policies.events import CALIBRATION, FORCED, ArmEstimate, Decision, Outcome, Record
 from policies.registry import make_policy
+from policies.thompson.policy import Thompson
 from policies.types import Arm, ModelState, Objective, Request
 from tests.support.requests import make_profile, make_request
 
@@ -183,7 +184,7 @@ def test_a_target_pays_the_logged_price_of_a_scarce_arm(arms: tuple[Arm, ...]) -
     logged = replay.to_log(records, names).propensities
     found = replay.target_probabilities(records, policy, names)
     np.testing.assert_allclose(found, logged, atol=1e-6)
-    prices = [state.price for name, state in replay._states(decision) if name]
+    prices = [state.price for name, state in replay._states(decision, []) if name]
     assert prices == pytest.approx([0.0, 0.5, 0.0])
     assert decision.expected_reward(paid) == pytest.approx(
         free[0].estimate("large").utility
@@ -220,3 +221,16 @@ def test_a_target_keeps_the_logged_limits_and_health(
         records, make_policy("uniform", arms), ("small", "large", "embedder")
     )
     assert uniform.tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0.5, 0.5, 0]]
+
+
+def test_the_load_of_variants_counts_once_in_a_replay() -> None:
+    """The states of a decision add up to its logged load over all arms, also if two arms have the same requests."""
+    arms = (Arm("small"), Arm("large"), Arm("direct", variant_of="large"))
+    policy = Thompson(arms)
+    busy = ModelState(in_flight=5)
+    states = {"small": ModelState(in_flight=2), "large": busy, "direct": busy}
+    (decision,) = policy.decide([make_request()], states, np.random.default_rng(0), 0)
+    assert {e.total_load for e in decision.estimates} == {7.0}
+    again = dict(replay._states(decision, arms))
+    assert total_load(arms, again) == pytest.approx(7.0)
+    assert again["direct"].in_flight == again["large"].in_flight == 5.0
