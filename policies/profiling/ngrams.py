@@ -22,20 +22,21 @@ HASHED = BUCKETS - SHAPES
 
 _NUMBER = re.compile(r"\d+")
 _WORD = re.compile(r"\w+")
-# Exact syntax, which is the same in every language. The order is that of the numbers of the shapes.
+# Exact syntax, which is the same in every language. The order is that of the numbers of the shapes. A pattern whose
+# alternatives begin with a letter or sign is found several times as fast as one that begins with a class or a boundary.
 _SYNTAX = tuple(
     re.compile(pattern, re.MULTILINE)
     for pattern in (
         r"```|~~~",  # a fence
-        r"\bclass \w+ ?[:({]|\bdef \w+\(|\) ?[;{]|[=-]>|[{};]$",  # code
+        r"c(?<=\bc)lass \w+ ?[:({]|d(?<=\bd)ef \w+\(|\) ?[;{]|=>|->|\{$|\}$|;$",  # code
         r"^[ \t]*(?:import|from|#include|using|return|for|if|while) .*[;:)>]$",
         r"\d ?[-+*/×÷·^] ?\d",  # a formula
         r"= ?\??$",
         r"\"\w+\" ?:",  # a key of JSON
         r"^[ \t]*\(?[A-Da-d][.):] ",  # the options of a question
-        r"\w(?:Error|Exception)\b",
+        r"E(?<=\wE)(?:rror|xception)\b",
         r"___",  # a gap
-        r"://|\w@\w",
+        r"://|@(?<=\w@)\w",
     )
 )
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
