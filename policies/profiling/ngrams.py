@@ -16,7 +16,7 @@ BUCKETS = 1 << 15
 # Characters read from the beginning and from the end of a text: they say what is asked, and the work is bounded.
 EDGE_CHARS = 256
 LONGEST = 5  # characters of an n-gram
-LONGEST_NUMBER = 4  # digits that are told apart
+LONGEST_NUMBER = 4  # digits that count
 SHAPES = 64  # numbers at the end of the range that stand for shapes
 HASHED = BUCKETS - SHAPES
 

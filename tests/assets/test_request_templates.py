@@ -81,7 +81,7 @@ def test_the_kinds_are_read_in_every_language() -> None:
 
 
 def test_the_demo_is_read() -> None:
-    """Its wishes are found, and its calculations are told from its questions for a language model."""
+    """Its wishes are found, and calculations differ from questions for a language model."""
     requests = demo()
     calculates = {"arithmetic", "strings"}
     wrong = [
