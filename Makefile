@@ -27,7 +27,7 @@ CLIENTS = CLIENTS_URL='$(or $(URL),http://127.0.0.1:8000)' $(if $(KEY),CLIENTS_K
 	$(if $(MODEL),CLIENTS_MODEL='$(MODEL)')
 
 .PHONY: help serve reload stop status weights demo calibrate models report bench-quality bench-offpolicy bench-speed bench-surge bench-scale bench-check test \
-	test-full test-faults test-fuzz test-clients lint docs docs-serve sbom release train clean
+	test-full test-faults test-fuzz test-clients lint docs docs-serve sbom release train train-classifier clean
 
 help:  ## show these targets
 	@awk -F ':.*  ## ' '/^[a-z][a-z-]*:.*  ## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,9 @@ release: .venv/tools  ## check version, tree, style and documentation; build whe
 
 train: .venv/installed  ## train the three models that calculate again from scratch (two CPU cores: within two hours)
 	@$(PY) -m assets.train
+
+train-classifier: .venv/installed  ## train the classifier of requests again, and measure it (one CPU core: two minutes)
+	@$(PY) -m assets.train_classifier
 
 clean: stop  ## stop the system and delete its state: what was learned, and the logs
 	@rm -rf var

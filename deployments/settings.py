@@ -59,10 +59,12 @@ class ProfilerSettings(StrictModel):
     """How texts are profiled.
 
     embedder: folder of a model2vec model.
+    classifier: folder of the classifier that reads what a text asks for (`make train-classifier`).
     tokenizer: a tokenizer.json or a hub name, to count prompt tokens. Default: they are estimated.
     """
 
     embedder: str = "assets/embedder"
+    classifier: str = "assets/classifier"
     tokenizer: str | None = None
 
 

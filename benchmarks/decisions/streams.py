@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deployments.profiler.reader import load_classifier
 from policies.evaluation.simulate import Stream
 from policies.profiling import features
 from policies.types import TaskProfile, Vector
@@ -190,11 +191,14 @@ def profile(prompts: list[str], tokens: list[int]) -> list[TaskProfile]:
     Both sensitivities are 0. The product would weigh cost less for a prompt with the word "exactly", but the recorded
     utility has the same λ for every prompt.
     """
+    classifier = load_classifier(str(ROOT / "assets" / "classifier"))
     embeddings = _embedder().encode(
         [text[-2 * features.READ_CHARS :] for text in prompts]
     )
     made = [
-        features.profile(text, embedding, "chat", n, max_output_tokens=1)
+        features.profile(
+            text, classifier.read(text), embedding, "chat", n, max_output_tokens=1
+        )
         for text, embedding, n in zip(prompts, embeddings, tokens, strict=True)
     ]
     return [

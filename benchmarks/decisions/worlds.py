@@ -60,7 +60,9 @@ class World:
         self._scored = scored
         self._judged = judged
         self._sources = sources
-        self._profile = features.profile(TEXT, None, "chat", 20)
+        self._profile = features.profile(
+            TEXT, features.Reading("arithmetic"), None, "chat", 20
+        )
 
     def play(
         self,

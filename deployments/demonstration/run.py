@@ -24,6 +24,8 @@ from assets import talk, tasks
 from assets.tasks import Task
 from deployments.demonstration.client import DEFAULT_URL, Answer, run_stream, state
 from deployments.observability.colours import AUTO, STATIC, colours_of
+from deployments.profiler.reader import load_classifier
+from deployments.settings import ProfilerSettings
 from policies.baselines import Static
 from policies.profiling import features
 from policies.types import Arm, Objective, Request
@@ -76,10 +78,13 @@ def static_rule(names: list[str], threshold: float) -> Any:
         others = set(features.KINDS) - {"arithmetic", "strings"}
         by_kind = dict.fromkeys(others, talk.MODEL)
     policy = Static([Arm(name) for name in names], threshold, by_kind)
+    classifier = load_classifier(ProfilerSettings().classifier)
     rng = np.random.default_rng(0)
 
     def choose(task: Task) -> str:
-        profile = features.profile(task.question, None, "chat", len(task.question))
+        text = task.question
+        reading = classifier.read(text)
+        profile = features.profile(text, reading, None, "chat", len(text))
         return policy.decide([Request("", profile, Objective())], {}, rng, 0)[0].arm
 
     return choose

@@ -25,7 +25,7 @@ from deployments.dispatch.outcome_reporter import OutcomeReporter
 from deployments.journal.ids import IdFactory
 from deployments.journal.snapshot import unpack
 from deployments.profiler.deployment import ProfilerHandle
-from deployments.profiler.reader import ProfileItem, TextProfiler, make_profile
+from deployments.profiler.reader import ProfileItem, TextProfiler
 from deployments.router.interface import RouterHandle
 from deployments.settings import GatewaySettings, Tuning
 from policies.base import Policy
@@ -245,7 +245,7 @@ class RouterClient:
             log.warning(
                 "no profile in time (%s); using the text alone", type(error).__name__
             )
-            return make_profile(item, None, None), "profiler"
+            return self._text_profiler.profile_quickly(item), "profiler"
 
     async def decide(self, request: Request, rank: int = NORMAL) -> Decision:
         """Decide on a fresh snapshot, else by the router, else on the last snapshot if the router does not answer."""

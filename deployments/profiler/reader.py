@@ -1,7 +1,8 @@
-"""Profiles a text: tokens, features and embedding."""
+"""Profiles a text: tokens, what it asks for, features and embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from deployments.paths import bundled
 from deployments.profiler.embedding import Embedding
 from deployments.settings import ProfilerSettings
 from policies.profiling import features
+from policies.profiling.classifier import Classifier
 from policies.types import TaskProfile, Vector
 
 CHARS_PER_TOKEN = 4  # where no tokenizer is given
@@ -42,7 +44,7 @@ class ProfileItem:
 
 
 class TextProfiler:
-    """Profiles texts with a static embedding and a tokenizer.
+    """Profiles texts with a classifier, a static embedding and a tokenizer.
 
     The features of the text itself are computed in policies/profiling/features.py.
     """
@@ -52,36 +54,54 @@ class TextProfiler:
 
         embedder = bundled(settings.embedder)
         self._embed = Embedding(StaticModel.from_pretrained(embedder))
+        self._classifier = load_classifier(settings.classifier)
         self._tokenizer = load_tokenizer(settings.tokenizer)
 
     def profile(self, items: Sequence[ProfileItem]) -> list[TaskProfile]:
         """Profiles without forecasts, in the order of `items`."""
         # only the end of a long text is embedded
         ends = [item.text[-2 * features.READ_CHARS :] for item in items]
-        profiles = []
-        for item, embedding in zip(items, self._embed(ends), strict=True):
-            profiles.append(make_profile(item, embedding, self._tokenizer))
-        return profiles
+        embeddings = self._embed(ends)
+        return [
+            self._make(item, embedding, self._tokenizer)
+            for item, embedding in zip(items, embeddings, strict=True)
+        ]
+
+    def profile_quickly(self, item: ProfileItem) -> TaskProfile:
+        """The profile without embedding and with an estimated number of tokens, so that a long text takes no longer."""
+        return self._make(item, None, None)
+
+    def _make(
+        self, item: ProfileItem, embedding: Vector | None, tokenizer: Any
+    ) -> TaskProfile:
+        counts = list(item.token_counts)
+        if not counts:
+            texts = item.parts or (item.context,)
+            counts = [count_tokens(tokenizer, text, item.messages) for text in texts]
+        profile = features.profile(
+            text=item.text,
+            reading=self._classifier.read(item.text),
+            embedding=embedding,
+            task=item.task,
+            prompt_tokens=sum(counts),
+            max_output_tokens=item.max_output_tokens,
+        )
+        if len(counts) > 1:
+            profile = replace(profile, longest_prompt_tokens=max(counts))
+        return profile
 
 
-def make_profile(
-    item: ProfileItem, embedding: Vector | None, tokenizer: Any
-) -> TaskProfile:
-    """The profile of a request; without a tokenizer the number of its tokens is estimated."""
-    counts = list(item.token_counts)
-    if not counts:
-        texts = item.parts or (item.context,)
-        counts = [count_tokens(tokenizer, text, item.messages) for text in texts]
-    profile = features.profile(
-        text=item.text,
-        embedding=embedding,
-        task=item.task,
-        prompt_tokens=sum(counts),
-        max_output_tokens=item.max_output_tokens,
-    )
-    if len(counts) > 1:
-        profile = replace(profile, longest_prompt_tokens=max(counts))
-    return profile
+@lru_cache(maxsize=4)
+def load_classifier(folder: str) -> Classifier:
+    """The classifier of a folder that assets/train_classifier.py wrote.
+
+    Raises:
+        ValueError: its arrays are those of another release.
+    """
+    from safetensors.numpy import load_file
+
+    arrays = load_file(Path(bundled(folder), "model.safetensors"))
+    return Classifier(arrays["weights"], arrays["bias"])
 
 
 def load_tokenizer(name: str | None) -> Any:

@@ -1,12 +1,13 @@
-"""Features of a decision, from the text of a request and its embedding.
+"""Features of a decision, from the text of a request, what a classifier read in it, and its embedding.
 
-The caller provides the embedding. Without one, because the profiler was late, its columns are zero; the words and
-numbers of the text still hold most of the information. All features are bounded, so that no prompt can move a linear
-model far.
+The caller provides the reading (classifier.py) and the embedding. Without an embedding, because the profiler was late,
+its columns are zero; the kind and the numbers of the text still hold most of the information. All features are
+bounded, so that no prompt can move a linear model far.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log1p, log2
 
 import numpy as np
@@ -52,42 +53,30 @@ KIND_COLUMNS = {kind: NAMES.index(f"kind {kind}") for kind in KINDS}
 # Characters read from the beginning and from the end of a long text; the middle rarely says what is asked.
 READ_CHARS = 4000
 
-# The first pattern that matches gives the kind.
-_KIND_PATTERNS = (
-    (
-        "code",
-        r"```|\bclass \w+[:({]|\b(def|function|sql|python|javascript|regex|bug)\b|\bcompil",
-    ),
-    ("translation", r"\btranslat|\bin (french|german|spanish|chinese|english)\b"),
-    ("extraction", r"\b(extract|json|list all|sentiment)\b|\bsummar|\bclassif"),
-    (
-        "strings",
-        r"\b(sort|in order|arrange|letters?|spell|reverse|backwards|repeat after|word [a-z]+ again)\b|\bword:",
-    ),
-    (
-        "arithmetic",
-        # two numbers with a short word of any language between them: 570 or 718, 347 más 586
-        r"\d\s*[-+*/x×^=]\s*\d|\b\d+ [^\W\d_]{1,5} \d+\b|\b(plus|minus|times|how many|add|solve|sum)\b|\bmultipl",
-    ),
-    ("writing", r"\b(write|essay|poem|email|story about|rewrite|draft)\b"),
-    ("question", r"\?|\b(who|what|which|when|where|why|how)\b"),
-)
-_STEPS = r"\b(then|and|after|each|every|prove|explain|step|because|derive|plan)\b"
-_CARE = (
-    r"\b(exact(ly)?|precise(ly)?|careful(ly)?|take care|must be (right|correct)|double.check|accurate(ly)?|check it"
-    r"|critical)\b"
-)
-_HASTE = r"\b(quick(ly)?|fast|urgent(ly)?|at once|asap|hurry|immediately|right now|in a rush)\b"
-_COMPILED = [(kind, re.compile(pattern)) for kind, pattern in _KIND_PATTERNS]
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d+")
-_STEPS_RE = re.compile(_STEPS)
-_CARE_RE = re.compile(_CARE)
-_HASTE_RE = re.compile(_HASTE)
+_QUESTION = re.compile(r"[?？؟]")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text asks for.
+
+    kind: the kind of work, one of KINDS.
+    steps: probability that the answer takes several steps.
+    care: whether the text asks for accuracy.
+    haste: whether the text asks for speed.
+    """
+
+    kind: str = "other"
+    steps: float = 0.0
+    care: bool = False
+    haste: bool = False
 
 
 def profile(
     text: str,
+    reading: Reading,
     embedding: Vector | None,
     task: str,
     prompt_tokens: int,
@@ -97,6 +86,7 @@ def profile(
 
     Args:
         text: the whole prompt.
+        reading: what the classifier read in it.
         embedding: [>= EMBEDDING_COLUMNS] unit vector, most informative directions first; or None.
         task: one of types.TASKS.
         prompt_tokens: counted or estimated.
@@ -105,14 +95,9 @@ def profile(
     seen = text
     if len(text) > 2 * READ_CHARS:
         seen = text[:READ_CHARS] + " " + text[-READ_CHARS:]
-    seen = seen.lower()
-    kind = next((kind for kind, pattern in _COMPILED if pattern.search(seen)), "other")
     words = _WORD.findall(seen)
     numbers = _NUMBER.findall(seen)
     digits = sum(map(len, numbers))
-    steps = len(_STEPS_RE.findall(seen))
-    care = _CARE_RE.search(seen)
-    haste = _HASTE_RE.search(seen)
     columns = (
         min(1.0, log1p(len(text)) / 10),
         min(1.0, len(words) / 40),
@@ -120,24 +105,24 @@ def profile(
         min(1.0, digits / 16),
         min(1.0, max(map(len, numbers), default=0) / 6),
         min(1.0, max(map(len, words), default=0) / 16),
-        min(1.0, steps / 4),
-        float("?" in seen),
+        reading.steps,
+        float(_QUESTION.search(seen) is not None),
     )
-    complexity, reasons = _complexity(columns, kind, len(numbers), steps)
-    if care:
-        reasons.append(f"asks for accuracy ('{care.group()}')")
-    if haste:
-        reasons.append(f"asks for speed ('{haste.group()}')")
+    complexity, reasons = _complexity(columns, reading, len(numbers))
+    if reading.care:
+        reasons.append("asks for accuracy")
+    if reading.haste:
+        reasons.append("asks for speed")
     return TaskProfile(
-        features=_features(columns, kind, embedding),
+        features=_features(columns, reading.kind, embedding),
         task=task,
-        kind=kind,
+        kind=reading.kind,
         prompt_tokens=prompt_tokens,
         max_output_tokens=max_output_tokens,
-        output_tokens=OUTPUT_TOKENS[kind],
+        output_tokens=OUTPUT_TOKENS[reading.kind],
         complexity=complexity,
-        accuracy_sensitivity=1.0 if care else 0.0,
-        time_sensitivity=1.0 if haste else 0.0,
+        accuracy_sensitivity=float(reading.care),
+        time_sensitivity=float(reading.haste),
         reasons=tuple(reasons),
     )
 
@@ -161,7 +146,7 @@ def _features(columns: Sequence[float], kind: str, embedding: Vector | None) -> 
 
 
 def _complexity(
-    columns: Sequence[float], kind: str, numbers: int, steps: int
+    columns: Sequence[float], reading: Reading, numbers: int
 ) -> tuple[float, list[str]]:
     """Estimated amount of work in [0, 1] by a rule of thumb, with the reasons in words."""
     length, _, _, digits, _, _, _, _ = columns
@@ -172,15 +157,15 @@ def _complexity(
         "extraction": 0.1,
         "arithmetic": 0.1,
     }
-    score = parts.get(kind, 0.0)
-    reasons = [f"kind '{kind}'"]
+    score = parts.get(reading.kind, 0.0)
+    reasons = [f"kind '{reading.kind}'"]
     if length > 0.55:
         score += min(0.4, 0.2 * log2(length / 0.55) * 4)
         reasons.append("long text")
     if numbers >= 2 and digits >= 0.3:
         score += 0.25 * numbers / 2 + 0.2 * digits
         reasons.append(f"{numbers} numbers")
-    if steps >= 2:
-        score += min(0.3, 0.1 * steps)
-        reasons.append(f"{steps} words of several steps")
+    score += 0.3 * reading.steps
+    if reading.steps >= 0.5:
+        reasons.append("several steps")
     return min(1.0, round(score, 3)), reasons

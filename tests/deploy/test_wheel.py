@@ -37,6 +37,9 @@ settings = arguments["gateway"]["profiler"]
 item = ProfileItem("one two", "one two", 0, "chat", 0)
 (profile,) = TextProfiler(ProfilerSettings(**settings)).profile([item])
 assert profile.prompt_tokens > 2, "estimated, and not counted by the tokenizer"
+item = ProfileItem("¿Cuánto es 12 más 8?", "", 0, "chat", 0)
+(profile,) = TextProfiler(ProfilerSettings(**settings)).profile([item])
+assert profile.kind == "arithmetic", "the classifier is bundled"
 assert len(make_stream(1, 20, with_talk=True)) == 20
 assert paths.fetched_roots()[-1] == Path.cwd() / "var/fetched"
 assert "assets/models/general" in weights.MAKERS
@@ -87,6 +90,8 @@ def test_the_wheel_has_every_module_and_what_the_commands_need(
         "assets/prompts.jsonl",
         "assets/embedder/model.safetensors",
         "assets/embedder/tokenizer.json",
+        "assets/classifier/model.safetensors",
+        "assets/templates/de.toml",
         "assets/models/large/model.safetensors",
         "assets/models/nano/tokenizer.json",
         "assets/models/small/chat_template.jinja",

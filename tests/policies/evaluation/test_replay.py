@@ -97,7 +97,7 @@ def test_records_become_arrays(arms: tuple[Arm, ...]) -> None:
         record.outcome = Outcome(
             record.decision.id, "error" if i == 1 else "ok", latency_s=2.0
         )
-        if i % 3 == 0:
+        if i % 4 == 0:
             record.scores.update(user=1.0, judge=0.5)
     names = replay.arms_of(records)
     data = replay.to_log(records, names)

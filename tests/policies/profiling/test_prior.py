@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from policies.profiling.calibration import logit
-from policies.profiling.features import KINDS, profile
+from policies.profiling.features import KINDS
 from policies.profiling.prior import DeclaredQuality, prior_weights
 from policies.thompson.policy import Thompson, ThompsonSettings
 from policies.types import Arm, Objective, Request
+from tests.support.requests import make_profile
 
 OTHERS = tuple((kind, 0.0) for kind in KINDS if kind not in ("arithmetic", "strings"))
 ARMS = (
@@ -15,13 +16,39 @@ ARMS = (
     Arm("talker", prior_by_kind=(*((kind, 0.7) for kind, _ in OTHERS),)),
     Arm("unknown"),
 )
-TALK = ("Hello", "Who are you?", "Write a haiku", "Bonjour", "你好", "Wie geht es dir?")
+TALK = (
+    *("Hello", "Who are you?", "Write a haiku", "Bonjour", "你好", "Wie geht es dir?"),
+    *("Wer bist du?", "Schreibe ein Haiku", "¿Quién eres?", "Escribe un haiku"),
+    *(
+        "Qui es-tu ?",
+        "Écris un haïku",
+        "你是谁?",
+        "写一首俳句",
+        "あなたは誰?",
+        "俳句を書いて",
+    ),
+    *(
+        "Кто ты?",
+        "Напиши хайку",
+        "من أنت؟",
+        "مرحبا",
+        "안녕하세요",
+        "नमस्ते",
+        "Olá",
+        "Ciao",
+    ),
+)
+CALCULATIONS = (
+    *("What is 347 plus 586?", "Was ist 347 plus 586?", "¿Cuánto es 12 por 8?"),
+    *("计算 347 加 586", "Combien font 347 et 586 ?", "347 + 586", "12×8=?"),
+    *("Сколько будет 347 плюс 586?", "347 artı 586 kaç eder?", "347足す586は?"),
+)
 
 
 def request(text: str, score_chance: float = 1.0) -> Request:
     return Request(
         text,
-        profile(text, np.ones(16) / 4, "chat", 10),
+        make_profile(text, embedding=np.ones(16) / 4),
         Objective(),
         score_chance=score_chance,
     )
@@ -41,7 +68,7 @@ def test_the_weights_give_the_expected_score_of_each_kind() -> None:
             ("code", "def f(x): return x", 0.2),
             ("arithmetic", "3 + 4", 0.5),
         ):
-            found = profile(text, None, "chat", 10)
+            found = make_profile(text)
             assert found.kind == kind
             assert weights[0] @ found.features == pytest.approx(link(score))
 
@@ -55,6 +82,12 @@ def test_before_any_score_a_declared_kind_goes_to_the_arm_that_can_do_it(
     assert found["talker"] > 0.99
     # an arm of which nothing is declared is still explored
     assert propensities(Thompson(ARMS), text)["unknown"] > 0.05
+
+
+@pytest.mark.parametrize("text", CALCULATIONS)
+def test_a_calculation_in_any_language_is_arithmetic(text: str) -> None:
+    """So it is not taken for talk."""
+    assert make_profile(text).kind == "arithmetic"
 
 
 def test_an_undeclared_kind_is_explored() -> None:

@@ -10,7 +10,6 @@ from policies.base import prior_quality
 from policies.constraints import Exclusion
 from policies.events import Decision, Outcome
 from policies.objectives import with_text_sensitivity
-from policies.profiling import features
 from policies.registry import make_policy
 from policies.thompson.policy import Thompson, ThompsonSettings
 from policies.types import Arm, ModelState, Objective, Request
@@ -262,10 +261,7 @@ def test_limits_of_some_clients_do_not_change_what_is_expected_for_others(
     """Most ask for less than the answer would be, or for more than a terse arm says: each is expected right."""
     policy = Thompson(ARMS)
     rng = np.random.default_rng(0)
-    limited, free = (
-        features.profile("Write an essay", None, "chat", 20, most)
-        for most in (limit, 0)
-    )
+    limited, free = (make_profile("Write an essay", limit=most) for most in (limit, 0))
     for i in range(500):
         profile = free if rng.random() < 0.2 else limited
         (decision,) = policy.decide(
@@ -296,7 +292,7 @@ def test_a_truncated_answer_longer_than_expected_is_learned() -> None:
     """If a limit truncates every answer, the arm is expected to use the whole limit."""
     policy = Thompson(ARMS)
     rng = np.random.default_rng(0)
-    profile = features.profile("Sort these: 3 1 2", None, "chat", 20, 200)
+    profile = make_profile("Sort these: 3 1 2", limit=200)
     for i in range(60):
         (decision,) = policy.decide(
             [Request("r", profile, Objective(models=("large",)))], {}, rng, i
@@ -384,7 +380,7 @@ def test_an_answer_that_may_be_longer_than_the_context_has_room_for_goes_elsewhe
         [Arm("short", context_tokens=512), Arm("long", context_tokens=4096)]
     )
     profiles = [
-        features.profile("Write.", None, "chat", 300, limit)
+        make_profile("Write.", tokens=300, limit=limit)
         for limit in (1000, 212, 0, 9000)
     ]
     requests = [
