@@ -61,6 +61,10 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
         call.add_done_callback(ended)
         return call
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads without the limit of Python 3.12, which would pass at once on this clock."""
+        await super().shutdown_default_executor()
+
 
 def run(main: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine like asyncio.run, with the fake clock for the loop and for the `time` module."""
