@@ -69,7 +69,7 @@ def test_a_stream_longer_than_the_recording_repeats_it(streams: Streams) -> None
 def test_a_price_drop_takes_effect_at_once(streams: Streams) -> None:
     """After a price drop the share of the arm reaches its final value within the next 50 requests."""
     # On made streams the share is 0.35 before and 0.75 after; in one run of ten it is 0.75 before, too.
-    shuffles, least = (1, 0.7) if streams.recorded else (7, 0.6)
+    shuffles, least = (3, 0.7) if streams.recorded else (7, 0.6)
     jobs = [
         Job("price", PORTFOLIO, n, "thompson", 1000, streams.folder)
         for n in range(shuffles)
