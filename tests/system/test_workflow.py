@@ -149,7 +149,9 @@ def test_the_workflow(system: str, learned: list[Answer]) -> None:
             )
     for found in (*idle, *calm, *hasty):
         known = [m["quality"] for m in found["models"] if m["quality"] is not None]
-        assert len(known) == CHAT_ARMS and all(0.0 <= quality <= 1.0 for quality in known)
+        assert len(known) == CHAT_ARMS and all(
+            0.0 <= quality <= 1.0 for quality in known
+        )
 
 
 def test_every_kind_is_answered(system: str) -> None:

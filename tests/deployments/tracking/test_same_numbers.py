@@ -85,7 +85,9 @@ class Traffic:
     def play(self) -> None:
         """Traffic with everything that has made the surfaces differ."""
         models = self.gateway.models
-        routed = [self.ask(text) for text in (CODE, POEM, "Sort the letters: b a c") * 8]
+        routed = [
+            self.ask(text) for text in (CODE, POEM, "Sort the letters: b a c") * 8
+        ]
         routed += [self.ask(stream=True) for _ in range(3)]
         forced = [self.ask(model=arm) for arm in ("small", "large", "small")]
         embedded = self.gateway.client.post(
@@ -440,7 +442,9 @@ def test_every_surface_agrees_with_the_journal_while_requests_and_scores_arrive(
                     continue
                 n += 1
                 named = {"model": "small"} if (n + number) % 3 == 0 else {}
-                decision_id = traffic.ask(CODE if n % 2 else "Sort the letters: b a c", **named)
+                decision_id = traffic.ask(
+                    CODE if n % 2 else "Sort the letters: b a c", **named
+                )
                 assert traffic.score(decision_id, n % 2) in ("accepted", "held")
                 if n % 4 == 0:
                     traffic.score(decision_id, 0.5)  # a correction
