@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from deployments.model_settings import ModelSettings, VariantSettings
-from deployments.models.handle import Body
+from deployments.models.handle import ANSWERS_AS, Body
 
 
 class Variants:
@@ -31,7 +31,9 @@ class Variants:
             body: the client's request in OpenAI's shape.
         """
         variant = self._variants.get(arm)
-        return body if variant is None else _with_defaults(variant, body)
+        if variant is None:
+            return body
+        return {**_with_defaults(variant, body), ANSWERS_AS: arm}
 
 
 def _with_defaults(variant: VariantSettings, body: Body) -> Body:

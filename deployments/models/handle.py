@@ -6,6 +6,8 @@ from typing import Protocol
 from deployments.models.report import ModelReport
 
 Body = Mapping[str, object]  # a request in OpenAI's shape
+# key of a body that is no parameter of the engine: the name of the model in the answer, where it is a variant's
+ANSWERS_AS = "answers_as"
 # the bytes for the client; and the report, which comes with the last item
 Item = tuple[bytes, ModelReport | None]
 

@@ -36,7 +36,7 @@ from deployments.grammars.checker import CPU_S, GrammarChecker
 from deployments.grammars.log_filter import WARNING
 from deployments.grammars.worker import FAILED, LATE, Verdict
 from deployments.models import capabilities, context_length, process_reaper
-from deployments.models.handle import Body, Item
+from deployments.models.handle import ANSWERS_AS, Body, Item
 from deployments.models.report import ModelError, ModelReport, failure
 from deployments.models.thinking import name_thinking, with_both_names
 from deployments.models.watchdog import ANSWER_S, Watchdog
@@ -61,6 +61,8 @@ ENGINE_WORDS = re.compile(
     r"(?<!\w)--\w|vllm|\w*Error\b|[A-Z][a-z]+[A-Z]\w*|environment variable|max_model_len",
 )
 NO_TOKEN = re.compile(r"[Tt]oken id \d+ is out of vocabulary")
+# the field of a chunk
+MODEL = re.compile(r'"model":"(?:[^"\\]|\\.)*"')
 REFUSED = "the model's engine cannot answer this request as it is"
 SIMPLER = "use fewer properties, shorter maxLength and maxItems, and smaller counts in patterns"
 BUSY = "this model compiles the schemas of other requests; send this one again shortly"
@@ -143,7 +145,8 @@ class ModelServer(LLMServer):  # type: ignore[misc]
 
         Args:
             task: chat, completion or embed.
-            body: the request in OpenAI's shape. Its `model`, if it has one, is an adapter of this application.
+            body: the request in OpenAI's shape. Its `model`, if it has one, is an adapter of this application. The
+                answer names what is under ANSWERS_AS as its model, by default this application.
 
         Returns:
             The bytes for the client, empty after an error; and the report.
@@ -166,7 +169,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             try:
                 # read to the end: the engine frees the request's memory after the last item
                 async for item in await methods[task](request):
-                    payload, report = _read_answer(item)
+                    payload, report = _read_answer(item, body.get(ANSWERS_AS))
             except GenerationError:  # a stream gets this error as its last event
                 payload, report = b"", failure(ENGINE_FAILED, 500)
         return payload, self._for_client(report, body, refused)
@@ -192,6 +195,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         if isinstance(request, ModelReport):
             yield b"", request
             return
+        name = body.get(ANSWERS_AS)
         refused: list[Verdict] = []
         grammar_checker.refusals.set(refused)
         with self._count_constrained(body):
@@ -214,7 +218,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
                             report, finish_reason=_finish_reason(item)
                         )
                     if usage is None or wants_usage:
-                        parts.append(with_both_names(item))
+                        parts.append(_named(with_both_names(item), name))
                 if parts:
                     yield "".join(parts).encode(), None
             yield b"", report
@@ -266,8 +270,9 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         """
         unique_id = f"{runtime.serve_request_id()}-{uuid.uuid4().hex[:12]}".lstrip("-")
         named = {"model": self._llm_config.model_id, "request_id": unique_id}
+        given = {key: value for key, value in body.items() if key != ANSWERS_AS}
         try:
-            return REQUESTS[task].validate_python({**named, **body})
+            return REQUESTS[task].validate_python({**named, **given})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(
@@ -354,8 +359,21 @@ def _stream_failure(item: object, report: ModelReport) -> ModelReport | None:
     return _read_answer(item)[1] if hasattr(item, "error") else None
 
 
-def _read_answer(item: Any) -> tuple[bytes, ModelReport]:
-    """The bytes and the report of one of the engine's responses; no bytes for an ErrorResponse."""
+def _named(event: str, name: object) -> str:
+    """An event of vLLM's stream whose chunks name this model; the same event if the name is None."""
+    if name is None:
+        return event
+    field = f'"model":{json.dumps(name)}'
+    # the first one of a line is the chunk's own: what the model writes comes later, and its quotes are escaped
+    lines = [MODEL.sub(lambda _: field, line, count=1) for line in event.split("\n")]
+    return "\n".join(lines)
+
+
+def _read_answer(item: Any, name: object = None) -> tuple[bytes, ModelReport]:
+    """The bytes and the report of one of the engine's responses; no bytes for an ErrorResponse.
+
+    The answer names its model so, unless the name is None.
+    """
     # by attribute: the engine has several classes of error responses
     if hasattr(item, "error"):
         code = item.error.code if isinstance(item.error.code, int) else 500
@@ -370,12 +388,14 @@ def _read_answer(item: Any) -> tuple[bytes, ModelReport]:
         output_tokens=usage.completion_tokens or 0,
         finish_reason=(choices[0].finish_reason or "") if choices else "",
     )
-    return _encode_answer(item), report
+    return _encode_answer(item, name), report
 
 
-def _encode_answer(item: Any) -> bytes:
+def _encode_answer(item: Any, name: object) -> bytes:
     """An answer in OpenAI's shape: without the engine's empty fields, but with those that OpenAI's API always has."""
     plain = item.model_dump(mode="json", exclude_none=True)
+    if name is not None:
+        plain["model"] = name
     for choice in plain.get("choices", ()):
         choice.setdefault("logprobs", None)
         message = choice.get("message")

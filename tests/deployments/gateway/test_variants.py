@@ -269,18 +269,24 @@ def test_a_variant_that_does_not_think_lacks_the_capability(tmp_path: Path) -> N
         direct = gateway.chat(model="large", reasoning_effort="none")
         message = direct.json()["choices"][0]["message"]
         assert message["content"] == AT_ONCE and not message.get("reasoning")
+        # the engine calls itself "double"; the answer has the name of the variant, as the header does
+        assert direct.json()["model"] == "large-direct"
+        assert thought.json()["model"] == "double"
         assert direct.headers["x-router-model"] == "large-direct"
         sent = gateway.models["large"].calls[-1]
         assert sent["chat_template_kwargs"] == {"enable_thinking": False}
         assert "reasoning_effort" not in sent
         streamed = gateway.chat(model="large-direct", stream=True)
-        deltas = [
-            json.loads(line[6:])["choices"]
+        chunks = [
+            json.loads(line[6:])
             for line in streamed.text.split("\n")
             if line.startswith("data: {")
         ]
+        assert {chunk["model"] for chunk in chunks} == {"large-direct"}
         texts = [
-            one["delta"].get("content") or "" for choices in deltas for one in choices
+            one["delta"].get("content") or ""
+            for chunk in chunks
+            for one in chunk["choices"]
         ]
         assert "".join(texts) == AT_ONCE
 
