@@ -60,8 +60,8 @@ speed. It is a linear model on hashed sequences of characters, words and shapes 
 
 `python -m assets.classifier_card` measures it on {held_out} requests from {held_out_templates} held-out templates,
 filled with held-out words, and on {whole} whole requests sharing no template with the training. The training got more
-templates more than once after errors on the held-out templates had been looked at, and names of errors in code after those on
-the whole requests. Of each language, of each kind, and of all:
+templates more than once after errors on the held-out templates had been looked at, and names of errors in code
+after those on the whole requests. Of each language, of each kind, and of all:
 
 | | held-out templates | whole requests |
 |---|---:|---:|
