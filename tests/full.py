@@ -1,4 +1,4 @@
-"""The command `python -m tests.full`: all that `make test` leaves out and that continuous integration runs.
+"""The command `python -m tests.full`: what `make test` leaves out and holds on any machine.
 
 Generated requests, the catalogue's faults in one process, and, on a system that is started for it, the clients of
 OpenAI's API and the faults of a running system. The other checks of the catalogue have bars of milliseconds, which need
