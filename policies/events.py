@@ -271,6 +271,7 @@ NOTED = (
     REPEATED,
 )  # results of events that must be written to the journal
 
+JUDGE = "judge"  # source of the scores of the router's own judge
 ANY_OWNER = "*"  # owner of feedback that may belong to a decision of any owner
 # Sources of the zeros that earlier releases derived from a visible flaw. Their journals hold them; they do not count.
 DERIVED_SOURCES = ("check", "implicit")

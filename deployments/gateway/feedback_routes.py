@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 from fastapi import FastAPI, Header, Response
 from fastapi import Request as HttpRequest
 from msgspec import structs
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from deployments.access.middleware import identity_of
 from deployments.dispatch.admission import NORMAL
@@ -22,6 +22,7 @@ from deployments.parameters.values import DECISION_ID
 from policies.events import (
     ANY_OWNER,
     BUSY,
+    DERIVED_SOURCES,
     EXPIRED,
     MAX_SOURCES,
     PENDING,
@@ -84,6 +85,17 @@ class FeedbackRequest(StrictModel):
     source: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")] = (
         "user"
     )
+
+    @field_validator("source")
+    @classmethod
+    def _is_free(cls, source: str) -> str:
+        """Refuse the names of what earlier releases derived, whose scores do not count."""
+        if source in DERIVED_SOURCES:
+            names = " and ".join(f"'{name}'" for name in DERIVED_SOURCES)
+            raise ValueError(
+                f"the sources {names} are reserved for the journals of earlier releases; choose another name"
+            )
+        return source
 
 
 async def _ask(call: Awaitable[Result]) -> Result:

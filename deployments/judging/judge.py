@@ -22,10 +22,9 @@ from deployments.journal.ids import original_id, sampled
 from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
 from policies.capabilities import Capability
-from policies.events import ANY_OWNER, Decision, Feedback
+from policies.events import ANY_OWNER, JUDGE, Decision, Feedback
 from policies.types import Request
 
-SOURCE = "judge"
 MAX_ANNOUNCED = 20_000
 MAX_REPLY = 1_000  # characters of a reply that are read; a grade is one number
 CHARS = 4000  # shown to the judge: of a question the end, of an answer the beginning
@@ -256,7 +255,7 @@ class Judge:
                         log.warning("the judge's reply had no grade in it")
                         continue
                     feedback = Feedback(
-                        item.decision_id, score, SOURCE, time.time(), ANY_OWNER
+                        item.decision_id, score, JUDGE, time.time(), ANY_OWNER
                     )
                     await self._submit([feedback])
                     item.on_score()

@@ -1,19 +1,20 @@
-"""Scoring rates: how often each API key scores the answers that it gets.
+"""Scoring rates: how often the answers of each API key are scored.
 
-An exploring choice pays only if its answer is scored. The rate of a key is the share of its answers that it scored,
-under the prior that it scores all of PRIOR answers: a new key is taken to score until it shows that it does not. A
-judge's scores do not count, because a judge's sample is known beforehand.
+An exploring choice pays only if its answer is scored. The rate of a key is the share of its answers that were scored,
+by the key itself or by one that may score all decisions. The prior is that all of PRIOR answers are: a new key is taken
+to score until it shows that it does not. Without keys, all requests have one rate. The scores of the router's own judge
+do not count, because its sample is known beforehand.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from policies.events import ANY_OWNER, Decision, Event, Feedback, Outcome, Record
+from policies.events import JUDGE, Decision, Event, Feedback, Outcome, Record
 
 PRIOR = 10.0  # answers
 MOST = 1000.0  # answers of a key; beyond it its counts are halved, so that the rate follows a change
 MAX_KEYS = 1000  # latest keys that are kept
-Counts = tuple[float, float]  # answers, and those of them that the key scored
+Counts = tuple[float, float]  # answers, and those of them that were scored
 
 
 class ScoringRates:
@@ -23,7 +24,7 @@ class ScoringRates:
         self._counts: OrderedDict[str, Counts] = OrderedDict()
 
     def record(self, event: Event, record: Record) -> None:
-        """Count an answer, or the first score that a key gives for one of its answers.
+        """Count an answer, or the first score of an answer.
 
         Answers that no client asked for do not count.
         """
@@ -48,7 +49,7 @@ class ScoringRates:
             self._counts.popitem(last=False)
 
     def rates(self) -> dict[str, float]:
-        """By key, the probability in (0, 1] that it scores its next answer."""
+        """By key, the probability in (0, 1] that its next answer is scored."""
         return {
             owner: min(1.0, (scores + PRIOR) / (answers + PRIOR))
             for owner, (answers, scores) in self._counts.items()
@@ -67,8 +68,13 @@ class ScoringRates:
 
 
 def _is_first(event: Feedback, record: Record) -> bool:
-    """Whether this is the first score that a key, and not a judge, gave for this answer."""
-    if event.owner == ANY_OWNER or not record.is_first_of_source(event):
+    """Whether this is the first score of this answer but for that of the router's own judge.
+
+    A client may call its own judge by the same name. The router's judge grades only what it has announced, see
+    `Decision.score_chance`, and pairs.
+    """
+    announced = record.decision.score_chance >= 1.0 or record.decision.pair != ""
+    ignored = JUDGE if announced else None
+    if event.source == ignored or not record.is_first_of_source(event):
         return False
-    by_keys = [owner for owner in record.owners.values() if owner != ANY_OWNER]
-    return len(by_keys) == 1
+    return sum(source != ignored for source in record.scores) == 1

@@ -47,6 +47,28 @@ def test_feedback_is_410_for_an_expired_and_404_for_an_unknown_decision(
     assert send(gateway, overdue).status_code == 404
 
 
+def test_scores_count_in_the_chance_of_a_score(gateway: Gateway) -> None:
+    """Without keys, too: exploration is as wide as every second answer is scored."""
+    for n in range(60):
+        decision_id = gateway.chat().headers["x-router-decision-id"]
+        if n % 2:
+            send(gateway, decision_id)
+    client = gateway.ingress.router_client
+    eventually(lambda: 0.5 < client.scoring_rate("") < 0.7)
+
+
+@pytest.mark.parametrize("source", ["check", "implicit"])
+def test_a_source_whose_scores_would_not_count_is_refused(
+    gateway: Gateway, source: str
+) -> None:
+    """The journals of earlier releases have derived scores of these names."""
+    body = {"decision_id": "dec-1", "score": 1.0, "source": source}
+    answer = gateway.client.post("/v1/feedback", json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "source" and "choose another name" in error["message"]
+
+
 def test_an_id_has_one_spelling(gateway: Gateway) -> None:
     """Another spelling of a valid id was held for ever, with a row of the journal for each."""
     decision_id = gateway.chat().headers["x-router-decision-id"]

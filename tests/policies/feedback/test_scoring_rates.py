@@ -1,8 +1,9 @@
 """Scoring rates: the share of its answers that a key scores is learned from the events."""
 
 import pytest
+from msgspec import structs
 
-from policies.events import ANY_OWNER, Decision, Event, Feedback, Outcome, Record
+from policies.events import ANY_OWNER, JUDGE, Decision, Event, Feedback, Outcome, Record
 from policies.feedback.decision_records import DecisionRecords
 from policies.feedback.scoring_rates import MAX_KEYS, ScoringRates
 from policies.types import Objective
@@ -44,7 +45,7 @@ def test_each_answer_counts_once_and_a_judge_does_not_count() -> None:
     for n in range(100):
         events += [
             decision(n, "team"),
-            Feedback(f"d{n}", 0.5, "judge", owner=ANY_OWNER),
+            Feedback(f"d{n}", 0.5, JUDGE, owner=ANY_OWNER),
         ]
         if n % 4 == 0:
             events += [
@@ -54,6 +55,36 @@ def test_each_answer_counts_once_and_a_judge_does_not_count() -> None:
             ]
         events.append(Outcome(f"d{n}"))
     assert rates(events) == {"team": pytest.approx((25 + 10) / 110)}
+
+
+def test_scores_of_programs_and_without_keys_count() -> None:
+    """Who may score all decisions scores for the key that asked; without keys all requests have one rate."""
+    events: list[Event] = []
+    for n in range(200):
+        owner = "team" if n % 2 else ""
+        events += [decision(n, owner), Outcome(f"d{n}")]
+        if owner == "" or n % 4 == 1:
+            events.append(
+                Feedback(f"d{n}", 1.0, "program", owner=ANY_OWNER, given_by="tests")
+            )
+    found = rates(events)
+    assert found[""] == 1.0 and found["team"] == pytest.approx((50 + 10) / 110)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_a_judge_of_the_clients_counts(share: float) -> None:
+    """It may have the name of the router's own judge, which grades only answers that were announced."""
+    found = ScoringRates()
+    records = DecisionRecords(projection=found)
+    for n in range(400):
+        chance = found.rates().get("", 1.0)
+        made = structs.replace(decision(n, ""), score_chance=chance)
+        events: list[Event] = [made, Outcome(f"d{n}")]
+        if n % 10 < 10 * share:
+            events.append(Feedback(f"d{n}", 1.0, JUDGE, owner=ANY_OWNER))
+        for event in events:
+            records.apply(event, None)
+    assert found.rates()[""] == pytest.approx(share, abs=0.05)
 
 
 def test_failures_are_no_answers_to_score() -> None:
