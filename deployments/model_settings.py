@@ -6,9 +6,9 @@ deployments/settings.py has the others.
 import json
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from policies.profiling.features import KINDS
 from policies.types import Arm
@@ -25,6 +25,23 @@ class StrictModel(BaseModel):
     """Refuses unknown keys, and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _check_kinds(priors: dict[str, float]) -> dict[str, float]:
+    for kind, expected in priors.items():
+        if kind not in KINDS:
+            raise ValueError(
+                f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
+            )
+        if not 0 <= expected <= 1:
+            raise ValueError(f"'{kind}' is {expected:g}; a score is between 0 and 1")
+    return priors
+
+
+# Expected scores by kind of work.
+KindPriors = Annotated[dict[str, float], AfterValidator(_check_kinds)]
+# Fields of a variant that change nothing in what the engine is asked.
+NOT_ASKED = {"efforts", "prior_quality", "prior_quality_by_kind"}
 
 
 class CapabilitySettings(StrictModel):
@@ -63,7 +80,8 @@ class VariantSettings(StrictModel):
     efforts: the values of a client's `reasoning_effort` that go to it, and not to the model itself. Default: its own
         `reasoning_effort`; or `none` and `minimal` if it switches thinking off in the chat template, and the others if
         it switches thinking on; or else none.
-    prior_quality: expected score before there is any feedback. Default: that of the model.
+    prior_quality: expected score before there is any feedback. Default: those of the model, also by kind.
+    prior_quality_by_kind: the same for single kinds of work; other kinds keep theirs.
     """
 
     chat_template_kwargs: dict[str, object] = {}
@@ -73,6 +91,7 @@ class VariantSettings(StrictModel):
     adapter: str = ""
     efforts: tuple[Effort, ...] | None = None
     prior_quality: float | None = Field(None, ge=0, le=1)
+    prior_quality_by_kind: KindPriors = {}
 
     @model_validator(mode="after")
     def _check_difference(self) -> "VariantSettings":
@@ -117,7 +136,7 @@ class VariantSettings(StrictModel):
     @property
     def digest(self) -> str:
         """Changes with what the engine is asked."""
-        asked = self.model_dump(mode="json", exclude={"efforts", "prior_quality"})
+        asked = self.model_dump(mode="json", exclude=NOT_ASKED)
         encoded = json.dumps(asked, sort_keys=True).encode()
         return blake2b(encoded, digest_size=8).hexdigest()
 
@@ -150,27 +169,13 @@ class ModelSettings(StrictModel):
     prompt_price_usd_per_million: float = Field(0.0, ge=0)
     output_price_usd_per_million: float = Field(0.0, ge=0)
     prior_quality: float | None = Field(None, ge=0, le=1)
-    prior_quality_by_kind: dict[str, float] = {}
+    prior_quality_by_kind: KindPriors = {}
     prior_scores: float = Field(10.0, ge=0)
     parent: str = ""
     inherited_events: float = Field(50.0, gt=0)
     revision: str = ""
     capabilities: CapabilitySettings = CapabilitySettings()
     variants: dict[str, VariantSettings] = {}
-
-    @field_validator("prior_quality_by_kind")
-    @classmethod
-    def _check_kinds(cls, priors: dict[str, float]) -> dict[str, float]:
-        for kind, expected in priors.items():
-            if kind not in KINDS:
-                raise ValueError(
-                    f"unknown kind '{kind}'; choose one of: {', '.join(KINDS)}"
-                )
-            if not 0 <= expected <= 1:
-                raise ValueError(
-                    f"'{kind}' is {expected:g}; a score is between 0 and 1"
-                )
-        return priors
 
     def arm(self, name: str) -> Arm:
         """The arm as policies/ knows it."""
@@ -196,12 +201,13 @@ class ModelSettings(StrictModel):
     def _variant(self, own: Arm, name: str, variant: VariantSettings) -> Arm:
         tasks = tuple(task for task in own.tasks if task != "embed")
         prior = variant.prior_quality
+        kinds = dict(own.prior_by_kind) if prior is None else {}
         return replace(
             own,
             name=name,
             tasks=("chat",) if variant.for_chats_only else tasks,
             prior_quality=own.prior_quality if prior is None else prior,
-            prior_by_kind=own.prior_by_kind if prior is None else (),
+            prior_by_kind=tuple((kinds | variant.prior_quality_by_kind).items()),
             parent=own.name,
             revision=f"{own.revision}{variant.digest}",
             variant_of=own.name,

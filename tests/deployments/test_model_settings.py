@@ -23,8 +23,12 @@ def test_a_variant_is_an_arm_with_the_prices_of_its_model() -> None:
         "prior_quality_by_kind": {"code": 0.2},
         "revision": "r1",
         "variants": {
-            "large-direct": THINKS_NOT,
-            "large-brief": {"system_prompt": "Be brief.", "prior_quality": 0.4},
+            "large-direct": THINKS_NOT | {"prior_quality_by_kind": {"arithmetic": 0.3}},
+            "large-brief": {
+                "system_prompt": "Be brief.",
+                "prior_quality": 0.4,
+                "prior_quality_by_kind": {"writing": 0.1},
+            },
         },
     }
     small, own, direct, brief = settings(small={}, large=large).arms()
@@ -35,8 +39,10 @@ def test_a_variant_is_an_arm_with_the_prices_of_its_model() -> None:
     for arm in (direct, brief):
         assert arm.context_tokens == 512 and arm.output_price_usd == 3e-6
         assert arm.tasks == ("chat",)
-    assert direct.prior_by_kind == own.prior_by_kind and direct.prior_quality is None
-    assert brief.prior_quality == 0.4 and brief.prior_by_kind == ()
+    assert dict(direct.prior_by_kind) == {"code": 0.2, "arithmetic": 0.3}
+    assert direct.prior_quality is None and dict(own.prior_by_kind) == {"code": 0.2}
+    # what is expected of the model does not count where a variant has a value of its own
+    assert brief.prior_quality == 0.4 and dict(brief.prior_by_kind) == {"writing": 0.1}
     # other defaults are a new revision of the variant alone
     large["variants"] = {"large-direct": {"thinking_token_budget": 9}}
     _, again, changed = settings(small={}, large=large).arms()
