@@ -40,6 +40,7 @@ def explain(
         "time_s": round(decision.time_s, 3),
         "sequence": decision.sequence,
         "fallback": decision.fallback or "none",
+        "score_chance": rounded(decision.score_chance),
         "story": lines,
         "summary": "\n".join(lines),
         "models": [

@@ -272,6 +272,9 @@ def _chosen(decision: Decision) -> str:
             "the largest draw. `drawn` is one sample of what the worth may be, from what is known so far (Thompson "
             "sampling)"
         )
+        if 0.0 < decision.score_chance < 1.0:
+            share = probability(decision.score_chance)
+            reason += f"; an answer is scored with probability {share}, and `drawn` is the nearer the lower that is"
     else:
         reason = "the largest mean; no draw differs from its mean"
     return f"{line}: {reason}.{_profiler(decision, chosen)}"

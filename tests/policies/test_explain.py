@@ -211,6 +211,10 @@ def test_a_static_rule_makes_no_estimates() -> None:
 def test_the_draw_is_explained_where_it_differs_from_the_mean() -> None:
     """Without exploration nothing is drawn, and the story says so; a choice that others beat was by chance."""
     assert "`drawn` is one sample of what the worth may be" in text(Record(decided()))
+    rare = decided(score_chance=0.03)
+    told = text(Record(rare))
+    assert "an answer is scored with probability 0.03" in told
+    assert explain(Record(rare))["score_chance"] == 0.03
     made = decided()
     means = tuple(
         e._replace(sampled_utility=e.utility if not e.removed_by else 0.0)
