@@ -29,6 +29,7 @@ def write_card(teacher: str, tokens: int) -> None:
         + "\n"
     )
     (FOLDER / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlibrary_name: model2vec\n---\n\n"
         f"# The profiler's embedder\n\nA static embedding of {tokens:,} tokens in {DIMENSIONS} dimensions (int8), "
         f"distilled from `{teacher}` (Apache-2.0) with model2vec (MIT) by `python -m assets.distill`.\n"
     )

@@ -50,10 +50,7 @@ class TextProfiler:
     """
 
     def __init__(self, settings: ProfilerSettings):
-        from model2vec import StaticModel
-
-        embedder = bundled(settings.embedder)
-        self._embed = Embedding(StaticModel.from_pretrained(embedder))
+        self._embed = Embedding(load_embedder(settings.embedder))
         self._classifier = load_classifier(settings.classifier)
         self._tokenizer = load_tokenizer(settings.tokenizer)
 
@@ -89,6 +86,14 @@ class TextProfiler:
         if len(counts) > 1:
             profile = replace(profile, longest_prompt_tokens=max(counts))
         return profile
+
+
+@lru_cache(maxsize=4)
+def load_embedder(folder: str) -> Any:
+    """The model2vec StaticModel of a folder. It is shared, because loading it takes 0.1 s."""
+    from model2vec import StaticModel
+
+    return StaticModel.from_pretrained(bundled(folder))
 
 
 @lru_cache(maxsize=4)
