@@ -51,8 +51,8 @@ NAMES = {
 }
 TEXT = """# The profiler's classifier
 
-It reads what a request asks for: the kind of work, whether several steps are asked for, and the wish for accuracy or
-speed. It is a linear model on hashed sequences of characters, words and shapes (policies/profiling/ngrams.py).
+It reads what a request asks for: the kind of work, and the wish for accuracy or speed. It is a linear model on hashed
+sequences of characters, words and shapes (policies/profiling/ngrams.py).
 `make train-classifier` trained it on requests drawn from {templates} templates in {languages} languages
 (assets/templates). The templates were written for this project, so no other data are in it.
 

@@ -1,7 +1,7 @@
 """Requests in sixteen languages, drawn from templates, with the labels that the profiler's classifier learns.
 
 assets/templates/ has a file for each language, written for this project. `train` and `held_out` share no template and
-no word that fills one; `natural` has whole requests. A template whose line begins with "* " takes several steps.
+no word that fills one; `natural` has whole requests.
 """
 
 import random
@@ -18,7 +18,6 @@ from policies.profiling.features import KINDS
 FOLDER = Path(__file__).parent / "templates"
 LANGUAGES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 TRAIN, HELD_OUT, NATURAL = "train", "held_out", "natural"
-STEPS_MARK = "* "
 
 _SLOT = re.compile(r"\{(topic|word|text|to|code|n|letters|digits|expr|passage)\}")
 _LATIN = re.compile(r"[A-Za-z]")
@@ -79,14 +78,13 @@ class LabelledRequest:
     language: of the template, one of LANGUAGES.
     template: as its file has it; "" where there is none.
     kind: one of features.KINDS.
-    steps, care, haste: whether it takes several steps, asks for accuracy, asks for speed.
+    care, haste: whether it asks for accuracy, asks for speed.
     """
 
     text: str
     language: str
     template: str
     kind: str
-    steps: bool = False
     care: bool = False
     haste: bool = False
 
@@ -134,17 +132,16 @@ def draw(
     rng: random.Random, language: str, kind: str, template: str, part: str
 ) -> LabelledRequest:
     """A request from a template, with wishes, greetings and the ways in which people write."""
-    steps = template.startswith(STEPS_MARK)
     # what is translated is often in another language than the request; otherwise that is rare
     other = 0.5 if kind == "translation" else 0.125
     words = rng.choice(LANGUAGES) if rng.random() < other else language
-    text = _filled(rng, template.removeprefix(STEPS_MARK), language, words, part)
+    text = _filled(rng, template, language, words, part)
     if kind == "question" and rng.random() < 0.12:
         text = _with_options(rng, text, words, part)
     if kind == "other" and rng.random() < 0.15:
         text = rng.choice(SOUNDS[part])
     own = lines(language, part)
-    found = LabelledRequest(text, language, template, kind, steps)
+    found = LabelledRequest(text, language, template, kind)
     if kind != "other":
         found = _with_wishes(rng, found, own)
     if rng.random() < 0.12:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from assets.classifier_card import write_card
 from assets.request_templates import TRAIN, LabelledRequest, draw, templates
-from policies.profiling.classifier import HEADS, STEPS, Classifier
+from policies.profiling.classifier import CARE, HEADS, Classifier
 from policies.profiling.features import KINDS
 from policies.profiling.ngrams import BUCKETS, numbers_of
 
@@ -55,11 +55,11 @@ def fit(requests: Sequence[LabelledRequest]) -> tuple[np.ndarray, np.ndarray]:
     torch.set_num_threads(1)
     numbers = [torch.from_numpy(numbers_of(request.text)) for request in requests]
     kinds = torch.tensor([KINDS.index(request.kind) for request in requests])
-    others = torch.tensor(
-        [[request.steps, request.care, request.haste] for request in requests]
+    wishes = torch.tensor(
+        [[request.care, request.haste] for request in requests]
     ).float()
-    of_kinds = torch.zeros(BUCKETS, STEPS, requires_grad=True)
-    of_wishes = torch.zeros(BUCKETS, len(HEADS) - STEPS, requires_grad=True)
+    of_kinds = torch.zeros(BUCKETS, CARE, requires_grad=True)
+    of_wishes = torch.zeros(BUCKETS, len(HEADS) - CARE, requires_grad=True)
     bias = torch.zeros(len(HEADS), requires_grad=True)
     steps = EPOCHS * (len(requests) // BATCH)
     optimiser = torch.optim.Adam(
@@ -86,9 +86,9 @@ def fit(requests: Sequence[LabelledRequest]) -> tuple[np.ndarray, np.ndarray]:
                 per_sample_weights=scale * kept,
             )
             loss = torch.nn.functional.cross_entropy(
-                logits[:, :STEPS], kinds[rows], label_smoothing=0.02
+                logits[:, :CARE], kinds[rows], label_smoothing=0.02
             ) + torch.nn.functional.binary_cross_entropy_with_logits(
-                logits[:, STEPS:], others[rows]
+                logits[:, CARE:], wishes[rows]
             )
             optimiser.zero_grad()
             loss.backward()

@@ -201,7 +201,9 @@ def variants(strategy: str, defaults_only: bool) -> int:
 STREAM_SOURCES = (
     "benchmarks/decisions/streams.py",
     "benchmarks/decisions/bounds.py",
-    "policies/profiling/features.py",
+    "policies/profiling/*.py",
+    "deployments/profiler/reader.py",
+    "assets/*/model.safetensors",
     "policies/evaluation/simulate.py",
 )
 

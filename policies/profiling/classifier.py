@@ -1,11 +1,11 @@
-"""What a text asks for, in any language: the kind of work, whether it takes several steps, and accuracy or speed.
+"""What a text asks for, in any language: the kind of work, and accuracy or speed.
 
-A linear model on the n-grams of the text (ngrams.py). The kind is the most probable one of a softmax; the other three
+A linear model on the n-grams of the text (ngrams.py). The kind is the most probable one of a softmax; the other two
 are logistic regressions (Bishop, Pattern Recognition and Machine Learning, 2006, sec. 4.3). The weights were trained by
 assets/train_classifier.py.
 """
 
-from math import exp, sqrt
+from math import sqrt
 
 import numpy as np
 
@@ -14,10 +14,9 @@ from policies.profiling.ngrams import BUCKETS, numbers_of
 from policies.types import Vector
 
 # [H] what the columns of the weights stand for
-HEADS = (*KINDS, "steps", "care", "haste")
-STEPS, CARE, HASTE = range(len(KINDS), len(HEADS))
+HEADS = (*KINDS, "care", "haste")
+CARE, HASTE = range(len(KINDS), len(HEADS))
 WISHED = -0.5  # log-odds from which a wish is read
-LARGEST = 30.0  # log-odds, beyond which a probability does not change
 
 
 class Classifier:
@@ -54,11 +53,9 @@ class Classifier:
         if not text or text.isspace():
             return Reading()
         logits = self.logits(text).tolist()
-        kinds = logits[:STEPS]
-        bounded = min(max(logits[STEPS], -LARGEST), LARGEST)
+        kinds = logits[:CARE]
         return Reading(
             KINDS[kinds.index(max(kinds))],
-            round(1.0 / (1.0 + exp(-bounded)), 3),
             logits[CARE] > WISHED,
             logits[HASTE] > WISHED,
         )

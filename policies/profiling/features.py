@@ -8,6 +8,7 @@ bounded, so that no prompt can move a linear model far.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import log1p, log2
 
 import numpy as np
@@ -34,7 +35,7 @@ TEXT_COLUMNS = (
     "digits",
     "largest_number",
     "longest_word",
-    "steps",
+    "clauses",
     "question",
 )
 # [D] names of the features, in their order. A column of the learned embedding has a number and no meaning of its own.
@@ -56,6 +57,11 @@ READ_CHARS = 4000
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d+")
 _QUESTION = re.compile(r"[?？؟]")
+# Marks that end a clause wherever they stand; those of ASCII do so only where no letter or digit follows, as in 3.5.
+_MARKS = "\n،؛؟۔।॥၊။።፣፤។、。，．：；？！｡､"
+_CLAUSE = re.compile(rf"[,;:.!?{_MARKS}]+(?:(?!\w)|(?<=[{_MARKS}]))")
+MANY_CLAUSES = 4  # are a reason for complexity
+MOST_CLAUSES = 16  # are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +69,11 @@ class Reading:
     """What a text asks for.
 
     kind: the kind of work, one of KINDS.
-    steps: probability that the answer takes several steps.
     care: whether the text asks for accuracy.
     haste: whether the text asks for speed.
     """
 
     kind: str = "other"
-    steps: float = 0.0
     care: bool = False
     haste: bool = False
 
@@ -98,6 +102,7 @@ def profile(
     words = _WORD.findall(seen)
     numbers = _NUMBER.findall(seen)
     digits = sum(map(len, numbers))
+    clauses = sum(1 for _ in islice(_CLAUSE.finditer(seen), MOST_CLAUSES))
     columns = (
         min(1.0, log1p(len(text)) / 10),
         min(1.0, len(words) / 40),
@@ -105,10 +110,10 @@ def profile(
         min(1.0, digits / 16),
         min(1.0, max(map(len, numbers), default=0) / 6),
         min(1.0, max(map(len, words), default=0) / 16),
-        reading.steps,
+        clauses / MOST_CLAUSES,
         float(_QUESTION.search(seen) is not None),
     )
-    complexity, reasons = _complexity(columns, reading, len(numbers))
+    complexity, reasons = _complexity(columns, reading.kind, len(numbers), clauses)
     if reading.care:
         reasons.append("asks for accuracy")
     if reading.haste:
@@ -146,10 +151,10 @@ def _features(columns: Sequence[float], kind: str, embedding: Vector | None) -> 
 
 
 def _complexity(
-    columns: Sequence[float], reading: Reading, numbers: int
+    columns: Sequence[float], kind: str, numbers: int, clauses: int
 ) -> tuple[float, list[str]]:
     """Estimated amount of work in [0, 1] by a rule of thumb, with the reasons in words."""
-    length, _, _, digits, _, _, _, _ = columns
+    length, _, _, digits, _, _, clauses_share, _ = columns
     parts = {
         "code": 0.3,
         "translation": 0.2,
@@ -157,15 +162,16 @@ def _complexity(
         "extraction": 0.1,
         "arithmetic": 0.1,
     }
-    score = parts.get(reading.kind, 0.0)
-    reasons = [f"kind '{reading.kind}'"]
+    score = parts.get(kind, 0.0)
+    reasons = [f"kind '{kind}'"]
     if length > 0.55:
         score += min(0.4, 0.2 * log2(length / 0.55) * 4)
         reasons.append("long text")
     if numbers >= 2 and digits >= 0.3:
         score += 0.25 * numbers / 2 + 0.2 * digits
         reasons.append(f"{numbers} numbers")
-    score += 0.3 * reading.steps
-    if reading.steps >= 0.5:
-        reasons.append("several steps")
+    score += 0.3 * clauses_share
+    if clauses >= MANY_CLAUSES:
+        more = " or more" * (clauses == MOST_CLAUSES)
+        reasons.append(f"{clauses}{more} clauses")
     return min(1.0, round(score, 3)), reasons
