@@ -64,7 +64,7 @@ def test_complexity_rises_with_numbers_and_clauses() -> None:
         ("", 0),
         ("Hello there", 0),
         ("Read it, sum it up; then check it: is it right?", 4),
-        ("Lies es, fasse es zusammen, prüfe es.", 3),
+        ("Prüfe es, fasse es zusammen, antworte.", 3),
         ("把它读一遍，总结一下，然后检查。对吗？", 4),
         ("読んで、要約して、確認してください。", 3),
         ("इसे पढ़ो, समझाओ और जाँचो। क्या यह सही है?", 3),
