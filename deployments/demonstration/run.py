@@ -187,7 +187,6 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
             ylabel="share of the last 50",
             ylim=(0, 1),
         )
-    axes[levels[0]].legend(loc="lower left")
     for name, frame in frames.items():
         mean = frame.utility.rolling(2 * WINDOW, min_periods=WINDOW).mean()
         axes["utility"].plot(
@@ -200,7 +199,10 @@ def draw(frames: dict[str, pd.DataFrame], names: list[str], path: Path) -> None:
     axes["utility"].set(
         title="utility, mean of the last 100", xlabel="request", ylabel="utility"
     )
-    axes["utility"].legend(fontsize=8)
+    # the colours are the same in all panels, and beside them the legend hides nothing
+    figure.legend(
+        handles=axes["utility"].get_lines(), loc="outside right upper", fontsize=9
+    )
     figure.suptitle(
         "Models that `auto` chooses as it learns, and the utility of every strategy"
     )
