@@ -164,8 +164,8 @@ def t25(folder: Path) -> Finding:
     wish = "then" if wanted else "but never"
     figure = (
         f"{statuses[200]} of {len(found)} answered, p99 {percentile([s for _, s in found], 99):.2f} s, longest "
-        f"{longest:.2f} s; {calls} requests sent to it; by name: {cold.status_code}, {wish} wanted by the router; with a "
-        f"replica: {warm}"
+        f"{longest:.2f} s; {calls} requests sent to it; by name: {cold.status_code}, {wish} wanted by the router; with "
+        f"a replica: {warm}"
     )
     return Finding(
         figure,
