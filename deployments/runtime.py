@@ -78,10 +78,13 @@ class ServeApplication:
     """An application of Serve.
 
     replica_states: of all replicas of all its deployments.
+    target_replicas: number of replicas that all its deployments should have now; 0 if it is scaled to zero, and 1
+        before its deployments are known.
     args: of its builder, in serve_config.yaml; empty if the application is not ready yet.
     """
 
     replica_states: tuple[str, ...]
+    target_replicas: int
     args: Mapping[str, object]
 
 
@@ -109,8 +112,12 @@ def _application(details: Mapping[str, Any]) -> ServeApplication:
         for deployment in details["deployments"].values()
         for replica in deployment["replicas"]
     )
+    targets = [
+        deployment["target_num_replicas"]
+        for deployment in details["deployments"].values()
+    ]
     config = details.get("deployed_app_config") or {}
-    return ServeApplication(states, config.get("args") or {})
+    return ServeApplication(states, sum(targets or [1]), config.get("args") or {})
 
 
 def drop_trailers() -> None:

@@ -137,6 +137,7 @@ class ModelState(msgspec.Struct, frozen=True, gc=False):
     wait_s: expected time in the queue before the request is sent to the arm.
     lacks: the capabilities that the arm does not have (capabilities.py).
     price: score points that a request pays for each second that the arm works on it (scarcity.py); 0 with room.
+    target_replicas: number of replicas that the application should have now; 0 if the autoscaler has none of it.
     """
 
     in_flight: float = 0
@@ -146,6 +147,12 @@ class ModelState(msgspec.Struct, frozen=True, gc=False):
     wait_s: float = 0.0
     lacks: frozenset[str] = frozenset()
     price: float = 0.0
+    target_replicas: int = 1
+
+    @property
+    def is_at_zero(self) -> bool:
+        """Whether it has no replica because none is wanted now, so that nothing is wrong with it."""
+        return not self.replicas and not self.target_replicas
 
 
 @dataclass(frozen=True, eq=False)

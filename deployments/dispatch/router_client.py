@@ -213,13 +213,15 @@ class RouterClient:
         """Requests that the other ingresses have in flight on an arm's application, as of the last snapshot."""
         return self._states.get(arm, UNKNOWN_STATE).in_flight
 
-    def healthy(self) -> tuple[int, int]:
-        """Number of arms with a ready replica, as of the last snapshot, and number of all arms."""
+    def ready(self) -> tuple[int, int]:
+        """Number of arms with a ready replica or scaled to zero, as of the last snapshot, and number of all arms.
+
+        An arm at zero is ready, because a request for it is what starts it.
+        """
         known = [
-            self._states.get(arm.name, UNKNOWN_STATE).healthy
-            for arm in self._local_policy.arms
+            self._states.get(arm.name, UNKNOWN_STATE) for arm in self._local_policy.arms
         ]
-        return sum(known), len(known)
+        return sum(state.healthy or state.is_at_zero for state in known), len(known)
 
     def prompt_fields(self, prompt: str) -> tuple[str, str]:
         """What may be stored of a prompt: its salted hash, and its text if `store_text` is on."""

@@ -206,12 +206,12 @@ def add_router_routes(app: FastAPI, router_client: RouterClient) -> None:
 
     @app.get("/readyz")
     async def readyz(models: Literal["any", "all"] = "any") -> Response:
-        """For load balancers: a model is ready, or with `models=all` every model.
+        """For load balancers: a model is ready, or with `models=all` every model. One that is scaled to zero is ready.
 
         The router is not asked: the gateway answers requests without it.
         """
-        healthy, arms = router_client.healthy()
-        if healthy < (arms if models == "all" else 1):
+        ready, arms = router_client.ready()
+        if ready < (arms if models == "all" else 1):
             raise ApiError.later(503, "not ready yet", 2.0, "not_ready")
         return Response("ready\n", media_type="text/plain")
 

@@ -105,6 +105,11 @@ class Telemetry:
             "router_in_flight", "Requests being answered now.", ("arm",)
         )
         self._replicas = Gauge("router_replicas", "Ready replicas.", ("arm",))
+        self._target_replicas = Gauge(
+            "router_target_replicas",
+            "Replicas that the model should have now; 0 if it is scaled to zero.",
+            ("arm",),
+        )
         self._price = Gauge(
             "router_scarcity_price",
             "Score points that a request pays for each second at a scarce arm.",
@@ -259,6 +264,7 @@ class Telemetry:
             if arm not in variants:
                 self._in_flight.set(state.in_flight, tags)
                 self._replicas.set(state.replicas, tags)
+                self._target_replicas.set(state.target_replicas, tags)
                 self._price.set(state.price, tags)
             self._share.set(shares.get(arm), tags)
             self._quality.set(quality.get(arm), tags)

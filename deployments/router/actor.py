@@ -184,6 +184,7 @@ class Router:
         self._arm_stats.replicas = await asyncio.to_thread(
             self._count_replicas, tuple(self._settings.models)
         )
+        self._arm_stats.target_replicas = getattr(self._count_replicas, "targets", {})
         self._read_capabilities()
         digests = getattr(self._count_replicas, "digests", {})
         await self._learner.update_revisions(digests)

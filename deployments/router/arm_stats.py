@@ -32,6 +32,7 @@ class ArmStats:
     Attributes:
         priced_slots: of one ingress, see Tuning.priced_slots.
         replicas: number of ready replicas of each application; empty until they were counted once.
+        target_replicas: number of replicas that each application should have; 1 if it is not known.
         lacks: the capabilities that each arm does not have (policies/capabilities.py).
         totals: numbers of decisions, answers and scores since the journal began.
     """
@@ -39,6 +40,7 @@ class ArmStats:
     def __init__(self) -> None:
         self.priced_slots = 0.0
         self.replicas: dict[str, int] = {}
+        self.target_replicas: dict[str, int] = {}
         self.lacks: dict[str, frozenset[str]] = {}
         self.totals = Totals()
         self._meters: dict[str, ArmMeter] = {}  # by application
@@ -146,6 +148,7 @@ class ArmStats:
                 tokens_per_s=self._meters[application].tokens_per_s(now),
                 healthy=not self.replicas or self.replicas.get(application, 0) > 0,
                 lacks=self.lacks.get(name, frozenset()),
+                target_replicas=self.target_replicas.get(application, 1),
             )
             for name, application in self._applications.items()
         }

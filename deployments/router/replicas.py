@@ -15,12 +15,14 @@ class ReplicaCounter:
     Attributes:
         digests: digest of each deployed model, as of the last call (model_revisions.py).
         counts: ready replicas of each model, as of the last call.
+        targets: replicas that each deployed model should have, as of the last call; 0 if it is scaled to zero.
         capabilities: what is known of each model's, as of the last call (models/capabilities.py).
     """
 
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
         self.counts: dict[str, int] = {}
+        self.targets: dict[str, int] = {}
         self.capabilities: dict[str, Known] = {}
 
     def __call__(self, models: Collection[str]) -> dict[str, int]:
@@ -34,6 +36,7 @@ class ReplicaCounter:
         if not applications:
             return self.counts
         counts = dict.fromkeys(models, 0)
+        targets = {}
         capabilities = {}
         for name in models:
             application = applications.get(name)
@@ -42,9 +45,11 @@ class ReplicaCounter:
             counts[name] = sum(
                 state in READY_STATES for state in application.replica_states
             )
+            targets[name] = application.target_replicas
             if application.args:
                 self.digests[name] = digest_of(application.args)
             capabilities[name] = of_application(application.args)
         self.counts = counts
+        self.targets = targets
         self.capabilities = capabilities
         return counts

@@ -81,8 +81,14 @@ def test_serve_controller_reports_applications_and_replicas(
     replicas = [{"state": "RUNNING"}, {"state": "STARTING"}]
     applications = {
         "small": {
-            "deployments": {"Model:small": {"replicas": replicas}},
+            "deployments": {
+                "Model:small": {"replicas": replicas, "target_num_replicas": 2}
+            },
             "deployed_app_config": {"args": {"model_id": "small"}},
+        },
+        "rests": {
+            "deployments": {"Model:rests": {"replicas": [], "target_num_replicas": 0}},
+            "deployed_app_config": {"args": {"model_id": "rests"}},
         },
         "new": {"deployments": {}, "deployed_app_config": None},
     }
@@ -91,8 +97,9 @@ def test_serve_controller_reports_applications_and_replicas(
     get_client = create_autospec(context._get_global_client, return_value=client)
     monkeypatch.setattr(context, "_get_global_client", get_client)
     assert runtime.serve_applications() == {
-        "small": ServeApplication(("RUNNING", "STARTING"), {"model_id": "small"}),
-        "new": ServeApplication((), {}),
+        "small": ServeApplication(("RUNNING", "STARTING"), 2, {"model_id": "small"}),
+        "rests": ServeApplication((), 0, {"model_id": "rests"}),
+        "new": ServeApplication((), 1, {}),
     }
     get_client.return_value = None
     assert runtime.serve_applications() == {}
@@ -101,7 +108,8 @@ def test_serve_controller_reports_applications_and_replicas(
     assert {"deployments", "deployed_app_config"} <= set(
         ApplicationDetails.model_fields
     )
-    assert "replicas" in DeploymentDetails.model_fields
+    known = DeploymentDetails.model_fields
+    assert {"replicas", "target_num_replicas"} <= set(known)
     assert "state" in ReplicaDetails.model_fields
     assert set(READY_STATES) <= {state.value for state in ReplicaState}
 

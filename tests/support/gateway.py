@@ -37,6 +37,7 @@ class Watch:
 
     def __init__(self, replicas: dict[str, int]):
         self._replicas = replicas
+        self.targets = dict.fromkeys(replicas, 1)
         self.capabilities: dict[str, Known] = {}
 
     def __call__(self, _: Any) -> dict[str, int]:

@@ -320,6 +320,26 @@ def test_health_and_readiness(gateway: Gateway) -> None:
     eventually(lambda: status("/readyz") == 503)
 
 
+def test_a_gateway_whose_models_are_scaled_to_zero_is_ready(gateway: Gateway) -> None:
+    """A load balancer must send it requests, because they start the models; a start waits for no model at zero."""
+
+    def status(path: str) -> int:
+        return int(gateway.client.get(path).status_code)
+
+    gateway.replicas["large"] = 0
+    eventually(lambda: status("/readyz?models=all") == 503)
+    gateway.watch.targets["large"] = 0
+    eventually(lambda: status("/readyz?models=all") == 200)
+    gateway.replicas |= dict.fromkeys(gateway.replicas, 0)
+    eventually(lambda: status("/readyz") == 200 != status("/readyz?models=all"))
+    gateway.watch.targets |= dict.fromkeys(gateway.replicas, 0)
+    eventually(lambda: status("/readyz?models=all") == 200)
+    assert gateway.chat().status_code == 503
+    # wanted, and not there yet
+    gateway.watch.targets |= dict.fromkeys(gateway.replicas, 1)
+    eventually(lambda: status("/readyz") == 503)
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_a_stopped_ingress_reports_its_last_outcomes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool

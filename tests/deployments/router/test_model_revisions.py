@@ -193,7 +193,9 @@ def test_replica_counter_computes_digests_of_deployed_models(
 
     class Client:
         def get_serve_details(self) -> dict[str, Any]:
-            app = {"deployments": {"Model:large": {"replicas": [{"state": "RUNNING"}]}}}
+            replicas = [{"state": "RUNNING"}]
+            deployment = {"replicas": replicas, "target_num_replicas": 1}
+            app = {"deployments": {"Model:large": deployment}}
             return {
                 "applications": {
                     "large": app | {"deployed_app_config": {"args": CONFIG}},
@@ -251,7 +253,10 @@ def test_replica_counts_survive_a_restart_of_the_controller(
         return {
             "small": {
                 "deployments": {
-                    "Model:small": {"replicas": [{"state": state} for state in states]}
+                    "Model:small": {
+                        "replicas": [{"state": state} for state in states],
+                        "target_num_replicas": 1,
+                    }
                 }
             }
         }
