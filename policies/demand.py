@@ -8,7 +8,8 @@ its duration in requests in flight. The count is counterfactual, so it can be ad
 A request counts in proportion to the utility that is lost, so a dear size is not started for crumbs. An arm without a
 replica is wanted only if the loss would pay for its start: c is what a replica costs in score points a minute, C the
 time that it needs to start, H the time for which demand is expected to last, so the loss a minute must exceed
-c (C + H) / H. All of it fades without traffic.
+c (C + H) / H. All of it fades without traffic. The requests before it lost its last replica do not count: most of them
+went to it, and a model that was stopped for want of requests would be started again at once.
 
 Variants of a model are arms of one application, so their demand is the model's: it is idle for all of them or for none.
 Demand goes by the name of the application, which is that of the model.
@@ -86,6 +87,8 @@ class DemandMeter:
         self._settings = settings
         self._recent: deque[tuple[float, Decision]] = deque(maxlen=settings.kept)
         self._application: dict[str, str] = {}  # by arm
+        # by application that had a replica, since when it has none; inf while it has one
+        self._lost_s: dict[str, float] = {}
         self._wished_s: dict[
             str, float
         ] = {}  # by application, since when a start is wanted
@@ -122,18 +125,19 @@ class DemandMeter:
             for name, state in ((name, states.get(name, IDLE)) for name in found)
             if not state.healthy or state.in_flight > 0 or state.price > 0
         ]
-        sample, weights = self._sample(now_s)
-        if sample and busy:
-            now = self._decide(policy, sample, states)
-            for name in busy:
+        for since_s, names in self._by_loss(busy, states, now_s).items():
+            window = _Window(given, self._recent, since_s, now_s)
+            if not window.sample:
+                continue
+            now = self._decide(policy, window.sample, states)
+            for name in names:
                 arms = [arm for arm, of in self._application.items() if of == name]
                 idle = {**states, **dict.fromkeys(arms, IDLE)}
-                then = self._decide(policy, sample, idle, arms)
+                then = self._decide(policy, window.sample, idle, arms)
                 both = [self._of_request(arms, *pair) for pair in zip(now, then)]
-                requests, lost = np.dot(weights, np.array(both)).tolist()
+                requests, lost = np.dot(window.weights, np.array(both)).tolist()
                 found[name] = Demand(
-                    requests / self._span_s(now_s),
-                    60.0 * lost / self._span_s(now_s, whole=True),
+                    requests / window.span_s, 60.0 * lost / window.whole_span_s
                 )
         return {
             name: self._of_application(
@@ -151,28 +155,20 @@ class DemandMeter:
             known = self.start_s.get(name, seconds)
             self.start_s[name] = 0.5 * (known + seconds)
 
-    def _sample(self, now_s: float) -> tuple[list[Decision], list[float]]:
-        """Some of the requests, spread evenly over all of them, and the weight of each."""
-        every = -(-len(self._recent) // self._settings.sample) or 1
-        chosen = list(self._recent)[::-every]
-        scale = len(self._recent) / max(1, len(chosen))
-        memory_s = self._settings.memory_s
-        weights = [scale * exp((at_s - now_s) / memory_s) for at_s, _ in chosen]
-        return [decision for _, decision in chosen], weights
-
-    def _span_s(self, now_s: float, whole: bool = False) -> float:
-        """The time by which a sum of weights is divided to give a rate.
-
-        Args:
-            now_s: monotonic.
-            whole: take the time before the oldest request as one without requests. Otherwise a surge would look like
-                less than it is until it has lasted for the whole memory.
-        """
-        given = self._settings
-        oldest_s = max(given.least_s, now_s - self._recent[0][0]) if self._recent else 0
-        full = len(self._recent) == given.kept  # older ones were dropped
-        seen_s = inf if not self._recent or (whole and not full) else oldest_s
-        return given.memory_s * (1.0 - exp(-seen_s / given.memory_s))
+    def _by_loss(
+        self, busy: Sequence[str], states: Mapping[str, ModelState], now_s: float
+    ) -> dict[float, list[str]]:
+        """The applications by the time since which they have no replica; -inf for the others and those never ready."""
+        grouped: dict[float, list[str]] = {}
+        for name in set(self._application.values()):
+            if states.get(name, IDLE).healthy:
+                self._lost_s[name] = inf
+            elif self._lost_s.get(name) == inf:
+                self._lost_s[name] = now_s
+        for name in busy:
+            since_s = self._lost_s.get(name, inf)
+            grouped.setdefault(-inf if since_s == inf else since_s, []).append(name)
+        return grouped
 
     def _decide(
         self,
@@ -236,6 +232,39 @@ class DemandMeter:
                 requests = 0.0
                 self._wished_s.pop(name, None)
         return Demand(requests, demand.loss, start_s)
+
+
+class _Window:
+    """The requests since a time.
+
+    sample: some of them, spread evenly over all of them.
+    weights: of the sample.
+    span_s: the time by which a sum of weights is divided to give a rate.
+    whole_span_s: the same, if the time before the oldest request counts as one without requests. Otherwise a surge
+        would look like less than it is until it has lasted for the whole memory.
+    """
+
+    def __init__(
+        self,
+        given: DemandSettings,
+        recent: Sequence[tuple[float, Decision]],
+        since_s: float,
+        now_s: float,
+    ):
+        part = [entry for entry in recent if entry[0] >= since_s]
+        every = -(-len(part) // given.sample) or 1
+        chosen = part[::-every]
+        scale = len(part) / max(1, len(chosen))
+        self.sample = [decision for _, decision in chosen]
+        self.weights = [
+            scale * exp((at_s - now_s) / given.memory_s) for at_s, _ in chosen
+        ]
+        oldest_s = inf
+        if part:
+            oldest_s = max(given.least_s, now_s - max(since_s, part[0][0]))
+        self.span_s = given.memory_s * (1.0 - exp(-oldest_s / given.memory_s))
+        full = len(recent) == given.kept  # older ones were dropped
+        self.whole_span_s = self.span_s if full else given.memory_s
 
 
 def _value(decision: Decision) -> float:

@@ -125,6 +125,21 @@ def test_the_demand_fades_without_traffic() -> None:
     assert gone.requests == gone.loss == 0.0
 
 
+def test_what_went_to_a_model_does_not_start_it_again() -> None:
+    """A model that was stopped rests until new requests come; one that was never seen ready may start."""
+    policy = taught()
+    meter = DemandMeter()
+    busy = {**WARM, "large": ModelState(in_flight=1.0)}
+    run(meter, policy, busy, 5.0, 0.0, 60.0)
+    assert meter.measure(policy, COLD, 80.0)["large"] == Demand()
+    assert meter.measure(policy, COLD, 85.0)["large"] == Demand()
+    again = run(meter, policy, COLD, 5.0, 85.0, 20.0)["large"]
+    assert again.requests > 1.0 and again.loss > 1.0
+    # as a router does that has just started
+    fresh = DemandMeter()
+    assert run(fresh, policy, COLD, 5.0, 0.0, 60.0)["large"].requests > 1.0
+
+
 def test_a_slow_start_needs_more_demand() -> None:
     """The time from the wish to the first token is learned, and a start that takes longer must pay for it."""
     policy = taught()
@@ -137,6 +152,7 @@ def test_a_slow_start_needs_more_demand() -> None:
     needed = DemandSettings().replica * (1.0 + learned / 300.0)
     quick = DemandMeter()
     for one, wanted in ((meter, False), (quick, True)):
+        one.measure(policy, COLD, 2000.0)  # the replica is gone
         found = run(one, policy, COLD, 1 / 15, 2000.0, 120.0)["large"]
         assert 0.6 < found.loss < needed
         assert (found.requests > 0.0) == wanted
