@@ -8,8 +8,9 @@ its duration in requests in flight. The count is counterfactual, so it can be ad
 A request counts in proportion to the utility that is lost, so a dear size is not started for crumbs. An arm without a
 replica is wanted only if the loss would pay for its start: c is what a replica costs in score points a minute, C the
 time that it needs to start, H the time for which demand is expected to last, so the loss a minute must exceed
-c (C + H) / H. All of it fades without traffic. The requests before it lost its last replica do not count: most of them
-went to it, and a model that was stopped for want of requests would be started again at once.
+c (C + H) / H. All of it fades without traffic. The requests before it lost its last replica count only if no arm could
+answer them: most of the others went to it, and a model that was stopped for want of requests would be started again at
+once.
 
 Variants of a model are arms of one application, so their demand is the model's: it is idle for all of them or for none.
 Demand goes by the name of the application, which is that of the model.
@@ -105,6 +106,19 @@ class DemandMeter:
         if not named and decision.fallback not in (*BACKGROUND, "model", "hedge"):
             self._recent.append((now_s, decision))
 
+    def counted(self, ready: Mapping[str, int], now_s: float) -> None:
+        """Take note of how many replicas are ready.
+
+        Args:
+            ready: by application.
+            now_s: monotonic; when the count began.
+        """
+        for name, replicas in ready.items():
+            if replicas > 0:
+                self._lost_s[name] = inf
+            elif self._lost_s.get(name) == inf:
+                self._lost_s[name] = now_s
+
     def measure(
         self, policy: Policy, states: Mapping[str, ModelState], now_s: float
     ) -> dict[str, Demand]:
@@ -125,7 +139,7 @@ class DemandMeter:
             for name, state in ((name, states.get(name, IDLE)) for name in found)
             if not state.healthy or state.in_flight > 0 or state.price > 0
         ]
-        for since_s, names in self._by_loss(busy, states, now_s).items():
+        for since_s, names in self._by_loss(busy).items():
             window = _Window(given, self._recent, since_s, now_s)
             if not window.sample:
                 continue
@@ -155,17 +169,10 @@ class DemandMeter:
             known = self.start_s.get(name, seconds)
             self.start_s[name] = 0.5 * (known + seconds)
 
-    def _by_loss(
-        self, busy: Sequence[str], states: Mapping[str, ModelState], now_s: float
-    ) -> dict[float, list[str]]:
-        """The applications by the time since which they have no replica; -inf for the others and those never ready."""
+    def _by_loss(self, applications: Sequence[str]) -> dict[float, list[str]]:
+        """Applications by the time since which they have no replica; -inf for the others and those never ready."""
         grouped: dict[float, list[str]] = {}
-        for name in set(self._application.values()):
-            if states.get(name, IDLE).healthy:
-                self._lost_s[name] = inf
-            elif self._lost_s.get(name) == inf:
-                self._lost_s[name] = now_s
-        for name in busy:
+        for name in applications:
             since_s = self._lost_s.get(name, inf)
             grouped.setdefault(-inf if since_s == inf else since_s, []).append(name)
         return grouped
@@ -235,7 +242,7 @@ class DemandMeter:
 
 
 class _Window:
-    """The requests since a time.
+    """The requests since a time, and the earlier ones that no arm could answer.
 
     sample: some of them, spread evenly over all of them.
     weights: of the sample.
@@ -251,7 +258,11 @@ class _Window:
         since_s: float,
         now_s: float,
     ):
-        part = [entry for entry in recent if entry[0] >= since_s]
+        part = [
+            (at_s, decision)
+            for at_s, decision in recent
+            if at_s >= since_s or not decision.arm
+        ]
         every = -(-len(part) // given.sample) or 1
         chosen = part[::-every]
         scale = len(part) / max(1, len(chosen))

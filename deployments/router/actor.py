@@ -181,9 +181,11 @@ class Router:
         """Count replicas, export metrics, train the forecasts, take a snapshot if due, flush the journal and delete
         old rows.
         """
+        counted_s = time.monotonic()
         self._arm_stats.replicas = await asyncio.to_thread(
             self._count_replicas, tuple(self._settings.models)
         )
+        self._projections.demand.counted(self._arm_stats.replicas, counted_s)
         self._arm_stats.target_replicas = getattr(self._count_replicas, "targets", {})
         self._read_capabilities()
         digests = getattr(self._count_replicas, "digests", {})

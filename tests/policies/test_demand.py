@@ -12,6 +12,8 @@ from policies.thompson.policy import Thompson
 from policies.types import Arm, ModelState, Objective, Request
 from tests.support.requests import make_profile
 
+WARM_COUNT = {"small": 1, "large": 1, "embedder": 1}
+COLD_COUNT = {**WARM_COUNT, "large": 0}
 ARMS = (Arm("small"), Arm("large"), Arm("embedder", ("embed",)))
 WARM = {arm.name: ModelState() for arm in ARMS}
 COLD = {**WARM, "large": ModelState(replicas=0, healthy=False)}
@@ -130,14 +132,41 @@ def test_what_went_to_a_model_does_not_start_it_again() -> None:
     policy = taught()
     meter = DemandMeter()
     busy = {**WARM, "large": ModelState(in_flight=1.0)}
+    meter.counted(WARM_COUNT, 0.0)
     run(meter, policy, busy, 5.0, 0.0, 60.0)
-    assert meter.measure(policy, COLD, 80.0)["large"] == Demand()
-    assert meter.measure(policy, COLD, 85.0)["large"] == Demand()
+    for second in (80.0, 85.0):
+        meter.counted(COLD_COUNT, second)
+        assert meter.measure(policy, COLD, second)["large"] == Demand()
     again = run(meter, policy, COLD, 5.0, 85.0, 20.0)["large"]
     assert again.requests > 1.0 and again.loss > 1.0
     # as a router does that has just started
     fresh = DemandMeter()
+    fresh.counted(COLD_COUNT, 0.0)
     assert run(fresh, policy, COLD, 5.0, 0.0, 60.0)["large"].requests > 1.0
+
+
+def test_requests_after_the_count_are_demand_however_late_it_is_measured() -> None:
+    """The replicas are counted before the demand is measured; requests come in between."""
+    policy = taught()
+    meter = DemandMeter()
+    meter.counted(WARM_COUNT, 0.0)
+    meter.counted(COLD_COUNT, 60.0)
+    found = run(meter, policy, COLD, 5.0, 60.0, 20.0)["large"]
+    assert found.requests > 1.0 and found.loss > 1.0
+
+
+def test_a_request_that_was_refused_is_demand_before_the_count_too() -> None:
+    """The last replica is lost up to one count before the router knows."""
+    policy = taught()
+    meter = DemandMeter()
+    cold = {name: ModelState(replicas=0, healthy=False) for name in WARM}
+    meter.counted(WARM_COUNT, 0.0)
+    (refused,) = policy.decide([request()], cold, np.random.default_rng(0), 1000)
+    assert not refused.arm
+    meter.decided(refused, 1.0)
+    meter.counted(dict.fromkeys(WARM, 0), 2.0)
+    found = meter.measure(policy, cold, 2.0)
+    assert found["large"].requests > 0.0 and found["small"].requests > 0.0
 
 
 def test_a_slow_start_needs_more_demand() -> None:
@@ -152,7 +181,8 @@ def test_a_slow_start_needs_more_demand() -> None:
     needed = DemandSettings().replica * (1.0 + learned / 300.0)
     quick = DemandMeter()
     for one, wanted in ((meter, False), (quick, True)):
-        one.measure(policy, COLD, 2000.0)  # the replica is gone
+        one.counted(WARM_COUNT, 1990.0)
+        one.counted(COLD_COUNT, 2000.0)
         found = run(one, policy, COLD, 1 / 15, 2000.0, 120.0)["large"]
         assert 0.6 < found.loss < needed
         assert (found.requests > 0.0) == wanted
