@@ -36,6 +36,7 @@ from deployments.grammars.checker import CPU_S, GrammarChecker
 from deployments.grammars.log_filter import WARNING
 from deployments.grammars.worker import FAILED, LATE, Verdict
 from deployments.models import capabilities, context_length, process_reaper
+from deployments.models.engine import Engine
 from deployments.models.handle import ANSWERS_AS, Body, Item
 from deployments.models.report import ModelError, ModelReport, failure
 from deployments.models.thinking import name_thinking, with_both_names
@@ -108,7 +109,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         log_filter.filter_stderr()
         bound_grammars(llm_config)
         read_adapters(llm_config)
-        await super().__init__(llm_config, **options)
+        await super().__init__(llm_config, engine_cls=Engine, **options)
         client = runtime.engine_client(self.engine)
         self._watchdog = Watchdog(client.output_processor, lambda: self._constrained)
         tasks: tuple[str, ...] = ("chat", "completion")

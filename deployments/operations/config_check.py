@@ -38,6 +38,8 @@ LLM_CONFIG = (
 )
 # asks the router for the demand of a model (deployments/models/autoscaling.py)
 DEMAND_POLICY = "deployments.models.autoscaling:DemandPolicy"
+# of release 0.1.0; what the engine needed it for is done by deployments/models/engine.py
+FORMER_WORKER = "deployments.models.vllm_worker.IdleSleepWorker"
 # the builders of deployments/app.py that serve a model
 MODEL_BUILDERS = ("model", "embedder")
 # the content of serve_config.yaml, or a part of it
@@ -359,6 +361,12 @@ def _llm(arguments: Config, where: str) -> list[str]:
 
     known = list(LLM_CONFIG)
     wrong = _names(arguments, known, where)
+    engine = arguments.get("engine_kwargs") or {}
+    if engine.get("worker_extension_cls") == FORMER_WORKER:
+        wrong.append(
+            f"{where}.engine_kwargs.worker_extension_cls: this class is gone, because an engine on a CPU needs it no "
+            "more; remove the line"
+        )
     deployment = arguments.get("deployment_config") or {}
     wrong += _unknown(deployment, DeploymentSchema, f"{where}.deployment_config")
     scaling = deployment.get("autoscaling_config") or {}

@@ -164,10 +164,16 @@ def rename(arguments: dict[str, Any]) -> None:
 
 
 def test_a_configuration_is_refused_with_the_names_that_are_valid_now() -> None:
-    """Once its keys are renamed, it is valid, and no other key has changed."""
+    """Once its keys are renamed and a class that is gone is removed, it is valid, and no other key has changed."""
     config = yaml.safe_load((EARLIER / "serve_config.yaml").read_text())
+    models = config["applications"][:3]
     problems = check_config(config)
-    assert len(problems) == 2
+    assert len(problems) == 2 + len(models)
+    for model, problem in zip(models, problems):
+        kwargs = f"applications.{model['name']}.args.engine_kwargs"
+        assert problem.startswith(f"{kwargs}.worker_extension_cls: ")
+        assert "remove the line" in problem
+    problems = problems[len(models) :]
     assert "'journal_keep_days' is now 'journal_retention_days'" in problems[0]
     for old, new in (
         ("decide_here_s", "snapshot_max_age_s"),
@@ -176,6 +182,8 @@ def test_a_configuration_is_refused_with_the_names_that_are_valid_now() -> None:
     ):
         assert f"'{old}' is now '{new}'" in problems[1]
     assert not any("unknown key" in problem for problem in problems)
+    for model in models:
+        model["args"]["engine_kwargs"].pop("worker_extension_cls", None)
     gateway = config["applications"][-1]
     rename(gateway["args"])
     rename(gateway["deployments"][0]["user_config"])
