@@ -81,11 +81,11 @@ bench-check: .venv/installed  ## compare the speed with the last release, in one
 	@$(PY) -m benchmarks.release.check $(if $(RELEASE),--release '$(RELEASE)')
 
 # WORKERS=4: processes that run tests at the same time
-test: .venv/installed  ## run all tests, with a system of their own on other ports
+test: .venv/installed  ## run all tests but the slow ones, with a system of their own on other ports
 	@$(PY) -m pytest -n $(or $(WORKERS),2)
 
-# ONLY="fuzz faults clients system-faults": only these parts
-test-full: .venv/installed  ## what `make test` leaves out: generated requests, faults, clients; with a system of its own
+# ONLY="slow fuzz faults clients system-faults": only these parts
+test-full: .venv/installed  ## what `make test` leaves out: slow tests, generated requests, faults, clients; with a system of its own
 	@$(PY) -m tests.full $(if $(ONLY),--only $(ONLY))
 
 # URL=http://127.0.0.1:8000 STATE=var: also test the running system; MINUTES=20: duration of the soak tests;

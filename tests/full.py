@@ -1,8 +1,8 @@
 """The command `python -m tests.full`: what `make test` leaves out and holds on any machine.
 
-Generated requests, the catalogue's faults in one process, and, on a system that is started for it, the clients of
-OpenAI's API and the faults of a running system. The other checks of the catalogue have bars of milliseconds, which need
-a quiet machine, or take long: `make test-faults`.
+The slow tests, generated requests, the catalogue's faults in one process, and, on a system that is started for it, the
+clients of OpenAI's API and the faults of a running system. The other checks of the catalogue have bars of milliseconds,
+which need a quiet machine, or take long: `make test-faults`.
 
 Every part is run, also if an earlier one failed, except for those that need the system if it does not start. The system
 has its own ports and folder, and is ended in any case. The exit status is 1 if a part failed.
@@ -78,6 +78,12 @@ def parts(state: Path) -> list[Part]:
     where = ["--state", str(state), "--offset", str(PORT_OFFSET)]
     here = ["--url", URL, "--state", str(state)]
     return [
+        Part(
+            "slow",
+            "the slow tests",
+            [*python, "pytest", "-m", "slow", "-n", "2", "-q"],
+            1_200,
+        ),
         Part(
             "fuzz",
             f"generated requests, and {MUTATIONS:,} mutations",

@@ -246,6 +246,7 @@ def test_every_alert_has_a_severity_and_an_action() -> None:
         assert outcomes == {True, False}, rule["alert"]
 
 
+@pytest.mark.slow
 def test_the_alerts_fire_when_they_must(tmp_path: Path) -> None:
     """Debian's promtool passes, and fails if one alert is broken."""
     debian("promtool", "prometheus")
@@ -398,6 +399,7 @@ def prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_every_panel_has_data(prometheus: str) -> None:
     """A real Prometheus answers each of the dashboard's queries with finite numbers, and loads the alerts."""
 

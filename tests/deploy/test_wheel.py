@@ -153,6 +153,7 @@ def installed(wheel: zipfile.ZipFile, tmp_path: Path) -> Installed:
     return Installed(wheel, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_installed_package_finds_its_models_from_any_folder(
     installed: Installed,
 ) -> None:
@@ -162,6 +163,7 @@ def test_an_installed_package_finds_its_models_from_any_folder(
     assert done.stdout.split() == [str(installed.site.resolve())]
 
 
+@pytest.mark.slow
 def test_the_first_commands_of_a_newcomer_without_a_checkout(
     installed: Installed,
 ) -> None:
@@ -182,6 +184,7 @@ def test_the_first_commands_of_a_newcomer_without_a_checkout(
     assert backup.returncode == 1 and str(own) in backup.stderr
 
 
+@pytest.mark.slow
 def test_without_a_running_system_the_demo_says_so(installed: Installed) -> None:
     """It does not need a checkout; exit code 3 and one line."""
     done = installed.router("demo --url http://127.0.0.1:9")

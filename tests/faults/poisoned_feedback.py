@@ -21,7 +21,7 @@ from policies.feedback.reputation import KeyReputation
 from policies.thompson.policy import Thompson
 from policies.types import Arm, Vector
 from tests.deployments.journal.test_durability import Kills, kill_often
-from tests.faults.catalogue import ALONE, TEST, Fault, Finding
+from tests.faults.catalogue import ALONE, Fault, Finding
 from tests.policies.thompson.test_propensity import asked, p_value, taught
 from tests.support.gateway import Gateway, eventually
 from tests.support.poisoning import ARMS, play
@@ -274,7 +274,6 @@ FAULTS = [
         "the journal's disk is locked, full, read-only",
         "100 % answered, 503 for feedback, 0 lost",
         t8,
-        tier=TEST,
     ),
     Fault("T22", "honest statistics", "≥ 93 %, sequence ≥ 95 %, p > 0.001", t22),
     Fault(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from deployments.journal.ids import IdFactory
 from deployments.journal.journal import Journal
@@ -178,6 +179,7 @@ class Kills:
     apart: float
 
 
+@pytest.mark.slow
 def test_a_killed_learner_loses_and_repeats_nothing(url: str, tmp_path: Path) -> None:
     """SIGKILL at random moments: 0 lost events, 0 repeated events, the posterior of an uninterrupted process."""
     found = kill_often(url, tmp_path, KILLS)

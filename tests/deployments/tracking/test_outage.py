@@ -152,6 +152,7 @@ def until(check: object, patience_s: float = 240.0) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_mlflow_stops_under_load(
     tmp_path: Path, server: tuple[str, subprocess.Popen[bytes]]
 ) -> None:
