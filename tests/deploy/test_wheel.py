@@ -16,9 +16,12 @@ SHIPPED = {"assets", "deployments", "policies"}
 # prints where the package is, then what its parts find: the models, the embedder and the tokenizer
 READS_BUNDLED_FILES = """
 from pathlib import Path
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from deployments import paths
 from deployments.app import with_source
 from deployments.demonstration.run import make_stream
+from deployments.documentation.page import add_docs_routes
 from deployments.models.embedding_server import EmbeddingServer
 from deployments.operations import launcher, weights
 from deployments.profiler.reader import ProfileItem, TextProfiler
@@ -43,6 +46,10 @@ assert profile.kind == "arithmetic", "the classifier is bundled"
 assert len(make_stream(1, 20, with_talk=True)) == 20
 assert paths.fetched_roots()[-1] == Path.cwd() / "var/fetched"
 assert "assets/models/general" in weights.MAKERS
+app = FastAPI(docs_url=None)
+add_docs_routes(app)
+page = TestClient(app)
+assert "start.js" in page.get("/docs").text and page.get("/docs/start.js").is_success
 """
 
 
@@ -75,30 +82,19 @@ def test_the_wheel_has_the_product_and_nothing_else(wheel: zipfile.ZipFile) -> N
 def test_the_wheel_has_every_module_and_what_the_commands_need(
     wheel: zipfile.ZipFile,
 ) -> None:
-    """All modules are there, and the files that are read at run time, unchanged."""
+    """Every file of the three folders is there, unchanged: modules, and what is read at run time."""
     names = set(wheel.namelist())
-    modules = {
+    files = {
         path.relative_to(ROOT).as_posix()
         for house in SHIPPED
-        for path in (ROOT / house).rglob("*.py")
+        for path in (ROOT / house).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    assert modules <= names
-    for name in (
-        "deployments/py.typed",
-        "policies/py.typed",
-        "deployments/operations/haproxy.sh",
-        "assets/prompts.jsonl",
-        "assets/embedder/model.safetensors",
-        "assets/embedder/tokenizer.json",
-        "assets/classifier/model.safetensors",
-        "assets/templates/de.toml",
-        "assets/models/large/model.safetensors",
-        "assets/models/nano/tokenizer.json",
-        "assets/models/small/chat_template.jinja",
-    ):
+    assert {"deployments/app.py", "deployments/documentation/page.html"} <= files
+    assert {"assets/models/large/model.safetensors", "policies/py.typed"} <= files
+    for name in sorted(files):
+        assert name in names, f"{name} is not in the wheel"
         assert wheel.read(name) == (ROOT / name).read_bytes(), name
-    for name in ("serve_config.yaml", "serve_config.gpu.yaml"):
-        assert wheel.read(f"assets/{name}") == (ROOT / name).read_bytes(), name
     mode = wheel.getinfo("deployments/operations/haproxy.sh").external_attr >> 16
     assert mode & 0o111  # HAProxy is started by it
     assert not {name for name in names if name.endswith((".png", ".pyc"))}
