@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from deployments.model_settings import ModelSettings
 from deployments.operations.config_check import check_config
-from deployments.settings import GatewaySettings, Tuning
+from deployments.settings import RENAMED, GatewaySettings, Tuning
 from docs.reference.metrics_table import alerts
 from tests.support.documents import ROOT, Block, Page, pages
 from tests.test_layout import FORBIDDEN_WORDS
@@ -27,6 +27,10 @@ ROOMS = "deployments|policies|tests|benchmarks|notebooks|assets|deploy|docs"
 PATH = re.compile(rf"(?<![\w/.-])(?:{ROOMS})/[\w./-]*\w")
 FILE = re.compile(r"(?<![\w/.…<-])[\w.-]+\.(?:py|sh|cfg|ipynb|yaml|toml|lock)(?![\w/])")
 MADE = {"docs/generated"}  # by a build
+# code that is one word, or a word and its value, as in YAML
+SETTING = re.compile(r"(?:\w+\.)?(\w+)(?:: .*)?")
+# former names of settings that are the names of something else on a page
+OTHER_THINGS = {("docs/guides/autoscaling.md", "requests")}  # of the router's state
 # files that are made, or written by users
 OF_USERS = {"grade.py"}
 
@@ -59,6 +63,16 @@ def test_settings_in_the_documentation_are_valid(block: Block) -> None:
     else:
         assert "applications" in content, f"{block.caption!r} is no section of settings"
         assert check_config(content) == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_settings_have_their_present_names(page: Page) -> None:
+    """The text of a page names no setting by a name that the program refuses as renamed."""
+    named = {found[1] for span in page.spans if (found := SETTING.fullmatch(span))}
+    former = {old for _, old in RENAMED}
+    assert not {
+        name for name in named & former if (page.name, name) not in OTHER_THINGS
+    }
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
