@@ -116,6 +116,18 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
 
 
+def test_the_notice_says_where_all_data_come_from(wheel: zipfile.ZipFile) -> None:
+    """Each folder and file of assets/ that is no code or configuration is in NOTICE, with its licence."""
+    data = {
+        "/".join(Path(name).parts[:2])
+        for name in wheel.namelist()
+        if name.startswith("assets/") and not name.endswith((".py", ".yaml"))
+    }
+    assert {"assets/embedder", "assets/models", "assets/prompts.jsonl"} <= data
+    notice = (ROOT / "NOTICE").read_text()
+    assert not {name for name in data if name not in notice}
+
+
 class Installed:
     """The content of the wheel in a folder of its own, as pip installs it, and an empty folder to work in."""
 
