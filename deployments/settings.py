@@ -196,7 +196,7 @@ class GatewaySettings(StrictModel):
     store_text: write prompts and answers to the journal, not only features and a salted hash.
     mlflow_uri: URL of MLflow, without a password. Default: nothing is exported, and there are no policy versions.
     unsigned_versions: what to do with a policy version in MLflow that this journal has not registered: "refuse" it, or
-        "load" it, for example after the journal was lost, or with the versions of an earlier release.
+        "load" it, for example after the journal was lost, or if it is older than the signatures, which came with 0.1.0.
     experiment: name of the experiment in MLflow.
     publish_interval_s: time between two policy versions that are registered in MLflow.
     rollout: how policy versions are tried, promoted and rolled back, and the first day.
