@@ -1,7 +1,8 @@
-"""What a model's engine needs of this machine beside Python packages: a C++ compiler, Python's headers, a library."""
+"""What a model's engine needs beside Python packages: Linux, a C++ compiler, Python's headers, a library."""
 
 import ctypes
 import os
+import platform
 import shutil
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,11 @@ def missing(config: Config) -> list[str]:
     applications = config.get("applications") or []
     if not any(str(a.get("import_path")).endswith(MODEL) for a in applications):
         return []
+    if (name := platform.system()) != "Linux":
+        return [
+            f"the engines (vLLM) run on Linux, and this system is {name}: use a Linux machine or container; "
+            "docs/installation.md says what works here"
+        ]
     problems = []
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

@@ -38,6 +38,16 @@ def test_this_machine_has_what_the_default_needs() -> None:
     assert prerequisites.missing(config(ENGINE)) == []
 
 
+def test_another_system_is_refused_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Engines run on Linux; a configuration without engines needs nothing."""
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    (problem,) = prerequisites.missing(config(EMBEDDER, ENGINE))
+    assert "Linux" in problem and "Darwin" in problem
+    assert prerequisites.missing(config(EMBEDDER)) == []
+
+
 def test_all_are_named_with_the_packages_that_have_them(bare: Path) -> None:
     """Debian's packages; the path of the header says of which Python."""
     no_compiler, no_headers, no_library = prerequisites.missing(
