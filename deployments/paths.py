@@ -1,7 +1,8 @@
 """Version and files of this installation, and the files of an instance; for a checkout and for an installed package."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 # the folder that has deployments/, policies/ and assets/: the checkout, or site-packages
@@ -12,11 +13,11 @@ BUNDLED_GPU_CONFIG = ROOT / "assets/serve_config.gpu.yaml"
 
 
 def release() -> str:
-    """Version of the installed package; "unreleased" where a checkout runs without being installed."""
-    try:
-        return version("adaptive-llm-router")
-    except PackageNotFoundError:
-        return "unreleased"
+    """Version of the checkout, as its pyproject.toml says, or of the installed package."""
+    if IS_CHECKOUT:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        return str(project["version"])
+    return version("adaptive-llm-router")
 
 
 def home() -> Path:

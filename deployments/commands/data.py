@@ -42,13 +42,14 @@ def backup(
         Path | None,
         typer.Option(help="File of the API keys, as given to `make serve`."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Copy journal, policy versions, API keys and configuration while the system runs."""
     try:
-        for line in back_up(Sources.of(config, state, keys), target):
-            typer.echo(line)
+        said = back_up(Sources.of(config, state, keys), target)
     except BackupError as error:
         fail(str(error))
+    show("\n".join(said), {"backup": str(target.resolve()), "parts": said}, as_json)
 
 
 @app.command()
@@ -59,13 +60,14 @@ def restore(
     journal: Annotated[
         str, typer.Option(help="URL of an empty PostgreSQL database.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Restore a backup into an empty folder; the system must not run."""
     try:
-        for line in restore_backup(source, state, journal):
-            typer.echo(line)
+        said = restore_backup(source, state, journal)
     except BackupError as error:
         fail(str(error))
+    show("\n".join(said), {"state": str(state.resolve()), "parts": said}, as_json)
 
 
 @app.command()

@@ -105,6 +105,7 @@ def demo(
         typer.Option(help="Complexity from which the static rules take the largest."),
     ] = 0.5,
     out: Annotated[Path, typer.Option(help="Folder of the picture.")] = OUT,
+    as_json: AsJson = False,
 ) -> None:
     """Watch the router learn, beside each fixed size and the static rules; the system must be running.
 
@@ -124,7 +125,9 @@ def demo(
         headers=gateway.key_headers(),
     )
     with reported():
-        demonstrate(options, typer.echo)
+        figures = demonstrate(options, partial(typer.echo, err=as_json))
+    if as_json:
+        show("", {"strategies": figures}, True)
 
 
 @example("router report --journal sqlite:///var/journal.db")

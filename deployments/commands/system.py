@@ -86,6 +86,7 @@ def up(
     offset: Offset = 0,
     keys: Keys = None,
     without: Without = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start MLflow, Ray, the models and the gateway on this machine, and wait until they are ready.
 
@@ -104,7 +105,13 @@ def up(
         cluster = launcher.load(config, state, offset, keys, without or ())
         launcher.start(cluster)
     url = cluster.url("gateway")
-    typer.echo(
+    addresses = {
+        "gateway": f"{url}/v1",
+        "mlflow": cluster.url("MLflow"),
+        "ray_dashboard": cluster.url("Ray dashboard"),
+        "state": str(cluster.state),
+    }
+    show(
         f"""
   gateway        {url}/v1   (docs: {url}/docs)
   MLflow         {cluster.url("MLflow")}
@@ -113,7 +120,9 @@ def up(
 
 curl {url}/v1/chat/completions -H 'content-type: application/json' \\
   -d '{{"model": "auto", "messages": [{{"role": "user", "content": "What is 347 plus 586?"}}]}}'
-"""
+""",
+        addresses,
+        as_json,
     )
 
 
@@ -122,13 +131,15 @@ def down(
     config: ConfigFile = CONFIG,
     state: State = STATE,
     offset: Offset = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Stop exactly the processes that `router up` started. What was learned is kept."""
     from deployments.operations import launcher
 
     with reported():
         count = launcher.stop(launcher.unchecked(config, state, offset))
-    typer.echo(f"stopped {count} processes" if count else "nothing to stop")
+    text = f"stopped {count} processes" if count else "nothing to stop"
+    show(text, {"stopped": count}, as_json)
 
 
 @example("router reload")

@@ -373,8 +373,13 @@ def check_mlflow(url: str) -> None:
         )
 
 
-def demonstrate(options: Options, say: Callable[[str], object] = print) -> None:
+def demonstrate(
+    options: Options, say: Callable[[str], object] = print
+) -> dict[str, dict[str, float]]:
     """Play every strategy, then show and log the results.
+
+    Returns:
+        The figures of each strategy, as in the table.
 
     Raises:
         SystemExit: the gateway or MLflow does not answer, or a request was refused.
@@ -410,3 +415,4 @@ def demonstrate(options: Options, say: Callable[[str], object] = print) -> None:
     if options.mlflow:
         log_to_mlflow(options, figures, frames, picture, spans)
     say(f"picture: {picture}")
+    return figures

@@ -72,6 +72,13 @@ def test_a_backup_is_restored_by_commands(tmp_path: Path) -> None:
     assert done.exit_code == 0 and str(tmp_path / "new/journal.db") in done.output
     again = run(data.app, "restore", str(tmp_path / "backup"), *new)
     assert again.exit_code == 1 and "is not empty" in again.output
+    second = run(data.app, "backup", str(tmp_path / "second"), *where, "--json")
+    said = json.loads(second.output)
+    assert said["backup"] == str(tmp_path / "second")
+    assert any("journal.db" in part for part in said["parts"])
+    third = ["--state", str(tmp_path / "third"), "--json"]
+    restored = run(data.app, "restore", str(tmp_path / "second"), *third)
+    assert json.loads(restored.output)["state"] == str(tmp_path / "third")
 
 
 def test_a_user_is_exported_and_erased_by_commands(

@@ -103,6 +103,23 @@ def test_the_demo_needs_mlflow_before_it_asks_anything(gateway: Gateway) -> None
     assert all(not model.calls for model in gateway.models.values())
 
 
+def test_the_demo_prints_its_figures_for_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With --json standard output has the figures of each strategy only; what the demo says is on standard error."""
+    figures = {"auto": {"utility_last_third": 0.8}}
+
+    def demonstrate(_: object, say: Any) -> dict[str, dict[str, float]]:
+        say("a table")
+        return figures
+
+    monkeypatch.setattr("deployments.demonstration.run.demonstrate", demonstrate)
+    assert invoke(None, "demo").stdout == "a table\n"
+    result = invoke(None, "demo --json")
+    assert json.loads(result.stdout) == {"strategies": figures}
+    assert result.stderr == "a table\n"
+
+
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [(401, 1, "ROUTER_API_KEY"), (403, 1, "operate"), (404, 3, "gateway's URL")],

@@ -75,11 +75,11 @@ def test_the_help_names_every_command_and_the_exit_codes() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    """A checkout that is not installed has none, and says so."""
+    """In a checkout it is that of pyproject.toml, also if an older one was installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     result = invoke(None, "--version")
     assert result.exit_code == 0
-    assert result.stdout.strip() in (project["project"]["version"], "unreleased")
+    assert result.stdout.strip() == project["project"]["version"]
 
 
 def test_the_documentation_names_every_command() -> None:
@@ -91,6 +91,16 @@ def test_the_documentation_names_every_command() -> None:
         assert re.search(row, text), words
     for code in range(5):
         assert f"| {code} |" in text
+
+
+def test_every_command_with_data_prints_json() -> None:
+    """`init` and `report` make files, and `export` writes lines of JSON in any case."""
+    without = {
+        words
+        for words, command in COMMANDS.items()
+        if "--json" not in {name for p in command.params for name in p.opts}
+    }
+    assert without == {"init", "report", "export"}
 
 
 def test_the_package_installs_the_command() -> None:

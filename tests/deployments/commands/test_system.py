@@ -140,6 +140,9 @@ def test_down_ends_the_processes_of_the_system(system: System, running: Any) -> 
     assert running.wait(10) is not None
     result = invoke(None, f"down {system.where}")
     assert result.exit_code == 0 and result.stdout == "nothing to stop\n"
+    assert json.loads(invoke(None, f"down {system.where} --json").stdout) == {
+        "stopped": 0
+    }
 
 
 def test_up_refuses_before_it_starts_anything(system: System, running: Any) -> None:
