@@ -79,7 +79,7 @@ BOXES = (
         3.0,
         1.7,
         "Ingress, 2 replicas",
-        "access, schemas, decision\non a snapshot, queues,\nfailover, answer checks",
+        "access, parameters, decision\non a snapshot, queues,\nfailover, answer checks",
         SERVE,
     ),
     Box(
@@ -88,7 +88,7 @@ BOXES = (
         3.0,
         1.9,
         "Models",
-        "one Serve application each:\nnano, small, large,\ngeneral (vLLM), minilm (embeddings);\n1 to n replicas",
+        "one Serve application each:\nnano, small, large, general\n(vLLM), minilm (embeddings);\n0 to n replicas",
         SERVE,
     ),
     Box(
@@ -161,7 +161,8 @@ ARROWS = (
         False,
     ),
     ((6.18, 2.4), (4.72, 2.4), LEARNING, "rows; restore", (5.45, 2.65), True),
-    ((9.22, 2.4), (10.58, 2.4), REPORT, "roles,\nversions", (9.9, 2.8), True),
+    ((9.22, 2.4), (10.58, 2.4), REPORT, "roles,\nversions", (9.9, 2.0), True),
+    ((9.22, 3.0), (11.2, 4.23), REPORT, "demand for\nreplicas", (11.35, 3.62), False),
     ((12.6, 1.73), (12.6, 0.4), REPORT, "", (0, 0), True),
     ((7.7, 1.68), (7.7, 0.4), REPORT, "metrics", (8.2, 0.75), False),
 )
