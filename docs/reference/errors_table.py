@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ MAKERS = {
     "ApiError.later": (0, 1, 3),
     "ModelError": (1, 0, 3),
 }
+ONLY_THEN = "…"  # stands for what is known at run time only
+SAYS_WHY = "(what was refused, and why)"
+CODE = re.compile(r"[a-z]+(_[a-z]+)*")
+REFUSED = 409  # status of an exception whose class has a code: deployments/gateway/version_routes.py
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +38,10 @@ def errors_page() -> str:
         first.setdefault((error.status, error.code), error.message)
     return table(
         ("status", "code", "a message with it"),
-        ((str(status), f"`{code}`", text) for (status, code), text in first.items()),
+        (
+            (str(status), f"`{code}`", SAYS_WHY if text == ONLY_THEN else text)
+            for (status, code), text in first.items()
+        ),
     )
 
 
@@ -41,7 +49,8 @@ def error_codes() -> set[ErrorCode]:
     """All errors with a code."""
     found = set()
     for path in sorted((ROOT / "deployments").rglob("*.py")):
-        found |= set(_errors_of(_parse(path.read_text())))
+        module = _parse(path.read_text())
+        found |= {*_errors_of(module), *_refusals_of(module)}
     return found
 
 
@@ -57,7 +66,7 @@ def _parse(source: str) -> ast.Module:
 
 
 def _errors_of(module: ast.Module) -> Iterator[ErrorCode]:
-    constants = _assignments(module)
+    constants = {**_imported(module), **_assignments(module)}
     for scope in ast.walk(module):
         if not isinstance(scope, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -67,8 +76,33 @@ def _errors_of(module: ast.Module) -> Iterator[ErrorCode]:
             if arguments is None:
                 continue
             status, message, code = (_text(part, known) for part in arguments)
-            if status.isdigit() and code not in ("", "None", "…"):
+            if status.isdigit() and CODE.fullmatch(code):
                 yield ErrorCode(int(status), code, message)
+
+
+def _refusals_of(module: ast.Module) -> Iterator[ErrorCode]:
+    """The exceptions that have a code, with the first line of their docstring as message."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+            code = _text(_assignments(node).get("code"), {})
+            if CODE.fullmatch(code):
+                words = (ast.get_docstring(node) or "").split("\n")[0]
+                yield ErrorCode(REFUSED, code, words)
+
+
+def _imported(module: ast.Module) -> dict[str, ast.expr]:
+    """The constants that a module takes from another one of deployments/."""
+    found = {}
+    for node in module.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "deployments."
+        ):
+            path = (ROOT / str(node.module).replace(".", "/")).with_suffix(".py")
+            names = {name.name for name in node.names if name.name.isupper()}
+            if names and path.exists():
+                known = _assignments(_parse(path.read_text()))
+                found |= {name: known[name] for name in names & known.keys()}
+    return found
 
 
 def _own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
@@ -115,4 +149,4 @@ def _text(node: ast.expr | None, known: dict[str, ast.expr]) -> str:
         return _text(known[node.id], {})
     if isinstance(node, ast.IfExp):
         return _text(node.body, known)
-    return "…" if node is not None else ""
+    return ONLY_THEN if node is not None else ""

@@ -13,6 +13,7 @@ from deployments.gateway.ingress import Ingress
 from deployments.settings import GatewaySettings
 from docs.reference.markdown import table
 
+NONE = "not supported"  # a field whose only value is null
 PURPOSES = {  # of the routes that have no docstring
     "POST /v1/chat/completions": "Answer a chat.",
     "POST /v1/completions": "Continue prompts.",
@@ -105,7 +106,7 @@ def _words(content: dict[str, Any]) -> str:
     for key in ("anyOf", "oneOf", "allOf"):
         if key in content:
             kinds = [_words(part) for part in content[key]]
-            return " or ".join(dict.fromkeys(k for k in kinds if k != "null")) or "null"
+            return " or ".join(dict.fromkeys(k for k in kinds if k != "null")) or NONE
     if "$ref" in content:
         return content["$ref"].rpartition("/")[2]  # type: ignore[no-any-return]
     if "enum" in content:
@@ -113,6 +114,8 @@ def _words(content: dict[str, Any]) -> str:
     if "const" in content:
         return f"`{content['const']}`"
     kind = content.get("type", "any value")
+    if kind == "null":
+        return NONE
     if kind == "array":
         kind = f"list of {_words(content.get('items', {}))}"
     limits = [

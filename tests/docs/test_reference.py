@@ -71,6 +71,7 @@ def test_every_route_is_in_the_reference() -> None:
         for method in methods:
             shown = path.replace("{model:path}", "{model}")
             assert f"| `{method.upper()} {shown}` |" in page
+    assert "| `functions` | not supported |" in page and "| null |" not in page
 
 
 def test_the_error_codes_are_those_of_the_code() -> None:
@@ -83,11 +84,14 @@ def test_the_error_codes_are_those_of_the_code() -> None:
         (400, "context_length_exceeded"),
         (400, "unsupported_parameter"),
         (409, "no_answer"),
+        (409, "gate_refused"),
+        (409, "ancestor_of_champion"),
         (410, "feedback_expired"),
         (429, "rate_limit_exceeded"),
         (503, "model_unavailable"),
         (503, "too_many_unfinished"),
     } <= codes
+    assert all(re.fullmatch(r"[a-z_]+", code) for _, code in codes)
 
 
 def test_no_code_is_missing_from_the_reference() -> None:
