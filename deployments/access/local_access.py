@@ -20,6 +20,8 @@ PROXY_HEADERS = (
     b"x-real-ip",
     b"via",
 )
+# what lets a gateway take requests of others
+USE_KEYS = "make a key (`router keys add NAME`) and start it with `router up --keys var/keys.json`"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 
 
@@ -38,7 +40,7 @@ def check_local(scope: Scope, origins: Collection[str] = ()) -> None:
         if not _is_loopback(f"//{host}"):
             message = (
                 f"this gateway has no API keys and answers to the hosts {', '.join(LOOPBACK)} only, not to "
-                f"'{host[:100]}'; ask it at one of these, or make a key and start it with KEYS=FILE"
+                f"'{host[:100]}'; ask it at one of these, or {USE_KEYS}"
             )
             raise ApiError(403, message, code="host_not_allowed")
     if scope["method"] not in SAFE_METHODS:
@@ -52,8 +54,7 @@ def _refuse_proxied(scope: Scope) -> None:
         if name in given:
             message = (
                 "this gateway has no API keys and takes no requests from a proxy "
-                f"(header '{name.decode()}'); make a key and start it with KEYS=FILE, "
-                "or ask it directly on loopback"
+                f"(header '{name.decode()}'); {USE_KEYS}, or ask it directly on loopback"
             )
             raise ApiError(403, message, code="no_keys_behind_a_proxy")
 
@@ -67,7 +68,7 @@ def _refuse_cross_site(scope: Scope, origins: Collection[str]) -> None:
     if foreign or "cross-site" in _values(scope, b"sec-fetch-site"):
         message = (
             "this gateway has no API keys and takes no requests from web pages of other sites; list the page's "
-            "origin under cors_origins, or make a key and start it with KEYS=FILE"
+            f"origin under cors_origins, or {USE_KEYS}"
         )
         raise ApiError(403, message, code="cross_site")
 

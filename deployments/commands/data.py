@@ -40,7 +40,7 @@ def backup(
     state: State = STATE,
     keys: Annotated[
         Path | None,
-        typer.Option(help="File of the API keys, as given to `make serve`."),
+        typer.Option(help="File of the API keys, as given to `router up`."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -145,8 +145,11 @@ def _text(node: ast.expr | None, known: dict[str, ast.expr]) -> str:
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(part, known) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, known)
     if isinstance(node, ast.Name) and node.id in known:
-        return _text(known[node.id], {})
+        others = {name: value for name, value in known.items() if name != node.id}
+        return _text(known[node.id], others)
     if isinstance(node, ast.IfExp):
         return _text(node.body, known)
     return ONLY_THEN if node is not None else ""
