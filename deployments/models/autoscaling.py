@@ -65,6 +65,11 @@ class DemandPolicy:
         demand = 0.0
         if now_s - self._answered_s < self._stale_s:
             demand = self._demand
+        return self.wanted(ctx, demand)
+
+    @staticmethod
+    def wanted(ctx: AutoscalingContext, demand: float) -> float:
+        """The number of replicas for the requests that Serve sees, and this many that it does not see."""
         target: float = ctx.config.get_target_ongoing_requests()
         wanted: float = (ctx.total_num_requests + demand) / target
         if ctx.current_num_replicas == 0:
