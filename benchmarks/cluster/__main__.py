@@ -80,7 +80,6 @@ def measure(
         world.rate,
         scored=arguments.scored,
         event=setting.event,
-        autoscale=arguments.autoscale,
     )
     runs = {}
     wanted = arguments.router or routers.names(world)
@@ -164,11 +163,6 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=0.1,
         help="score points for the cost of the dearest size",
-    )
-    parser.add_argument(
-        "--autoscale",
-        action="store_true",
-        help="replicas come and go by Ray Serve's stock rule",
     )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--pictures", type=Path, help="folder for the pictures")

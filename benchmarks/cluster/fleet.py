@@ -1,7 +1,7 @@
 """The replicas of one size behind the product's admission rule, on a simulated clock."""
 
 from collections.abc import Callable
-from math import ceil, inf
+from math import inf
 
 import numpy as np
 
@@ -36,16 +36,13 @@ class Pool:
         running = {"max_running": size.engine.max_running}
         self.places.settings = admission.model_copy(update=running)
         self.replicas = [Replica(size.engine) for _ in range(size.replicas)]
-        self.asleep: list[float] = []  # times at which replicas fell asleep
+        self._stopping: list[Replica] = []  # with requests that they still answer
         self.gpu_s = 0.0
         self.busy_gpu_s = 0.0  # of replicas that are gone
-        self.starts = self.woken = 0
+        self.starts = self.stops = 0
         self._clock = clock
         self._rng = rng
         self._counted_s = 0.0
-        self._above_s = self._below_s = (
-            inf  # since when more or fewer replicas are wanted
-        )
         self._slowdown = 1.0
 
     @property
@@ -80,14 +77,18 @@ class Pool:
 
     def next_s(self) -> float:
         """When something happens next in a replica."""
-        return min((replica.next_s() for replica in self.replicas), default=inf)
+        alive = (*self.replicas, *self._stopping)
+        return min((replica.next_s() for replica in alive), default=inf)
 
     def advance(self, now_s: float) -> list[Job]:
         """Work up to this time; returns the requests that finished, in their order."""
-        awake_s = len(self.replicas) * (now_s - self._counted_s)
-        self.gpu_s += self.size.engine.gpus * awake_s
+        alive = (*self.replicas, *self._stopping)
+        self.gpu_s += self.size.engine.gpus * len(alive) * (now_s - self._counted_s)
         self._counted_s = now_s
-        finished = [job for replica in self.replicas for job in replica.advance(now_s)]
+        finished = [job for replica in alive for job in replica.advance(now_s)]
+        for replica in [one for one in self._stopping if not one.jobs]:
+            self._stopping.remove(replica)
+            self.busy_gpu_s += self.size.engine.gpus * replica.busy_s
         return sorted(finished, key=lambda job: job.finished_s)
 
     def finish(self, job: Job) -> None:
@@ -105,7 +106,8 @@ class Pool:
 
     def busy_gpus_s(self) -> float:
         """GPU-seconds in which a replica had work."""
-        working = sum(replica.busy_s for replica in self.replicas)
+        alive = (*self.replicas, *self._stopping)
+        working = sum(replica.busy_s for replica in alive)
         return self.busy_gpu_s + self.size.engine.gpus * working
 
     def kill(self, now_s: float) -> list[Job]:
@@ -124,43 +126,23 @@ class Pool:
         for replica in self.replicas:
             replica.slowdown = factor
 
-    def scale(
-        self, now_s: float, least: int, most: int, delays_s: tuple[float, float]
-    ) -> None:
-        """Ray Serve's stock rule: requests in flight over the target, after a delay up or down.
+    def resize(self, wanted: int) -> None:
+        """Start or stop replicas until so many are there, those that start included.
 
-        A replica too many falls asleep once it has no request; the next one that is wanted is woken, or started.
+        Those that are not ready stop first, then the least loaded ones. A stopped replica gets no request any more and
+        ends when its last one is answered. Its GPUs count from the beginning of its start to its end.
         """
-        in_flight = self.places.running + self.places.waiting
-        target = 0.75 * self.size.engine.max_running
-        wanted = min(most, max(least, ceil(in_flight / target)))
-        have = len(self.replicas)
-        self._above_s = min(self._above_s, now_s) if wanted > have else inf
-        self._below_s = min(self._below_s, now_s) if wanted < have else inf
-        up_s, down_s = delays_s
-        if now_s - self._above_s >= up_s:
-            for _ in range(wanted - have):
-                self._add(now_s)
-            self._above_s = inf
-        if now_s - self._below_s >= down_s:
-            for replica in [one for one in self.replicas if not one.jobs]:
-                if len(self.replicas) > wanted:
-                    self.replicas.remove(replica)
-                    self.busy_gpu_s += self.size.engine.gpus * replica.busy_s
-                    self.asleep.append(now_s)
-
-    def _add(self, now_s: float) -> None:
-        engine = self.size.engine
-        if self.asleep:
-            self.asleep.pop()
-            self.woken += 1
-            delay_s = engine.wake_s
-        else:
+        now_s = self._clock()
+        for _ in range(wanted - len(self.replicas)):
+            replica = Replica(self.size.engine, now_s + self.size.engine.start_s)
+            replica.slowdown = self._slowdown
+            self.replicas.append(replica)
             self.starts += 1
-            delay_s = engine.start_s
-        replica = Replica(engine, now_s + delay_s)
-        replica.slowdown = self._slowdown
-        self.replicas.append(replica)
+        order = sorted(self.replicas, key=lambda one: (one.ready_s <= now_s, one.jobs))
+        for replica in order[: max(0, len(self.replicas) - wanted)]:
+            self.replicas.remove(replica)
+            self._stopping.append(replica)
+            self.stops += 1
 
     def _start(self, job: Job) -> None:
         now_s = self._clock()

@@ -18,7 +18,7 @@ class Engine:
     kv_tokens: prompt and answer tokens of all running requests that fit into the memory.
     chunk: prompt tokens that are read in one step.
     max_running: answers in one step.
-    start_s: from nothing to ready. wake_s: from asleep to ready.
+    start_s: from nothing to ready.
     """
 
     gpus: float
@@ -29,7 +29,6 @@ class Engine:
     chunk: int = 512
     max_running: int = 64
     start_s: float = 60.0
-    wake_s: float = 3.0
 
     def running_at_most(self, tokens: float) -> float:
         """Number of requests with so many prompt and answer tokens that run at once."""

@@ -41,7 +41,6 @@ class Figures:
     busy_gpu_hours: float
     decision_ms: float
     starts: int
-    woken: int
     retries: int
     shares: tuple[float, ...]
     utilisation: tuple[float, ...]
@@ -77,11 +76,10 @@ def figures(
         refused=float((run.chosen < 0).mean()),
         utility=utility,
         regret=best - utility,
-        gpu_hours=run.gpu_hours,
+        gpu_hours=float(run.gpu_hours.sum()),
         busy_gpu_hours=run.busy_gpu_hours,
         decision_ms=1e3 * float(run.decision_s.mean()),
         starts=run.starts,
-        woken=run.woken,
         retries=run.retries,
         shares=tuple(float((run.chosen == k).mean()) for k in range(sizes)),
         utilisation=tuple(float(share) for share in run.utilisation),

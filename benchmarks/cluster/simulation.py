@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import Protocol
 
 import numpy as np
 
@@ -17,10 +18,9 @@ from policies.base import Policy
 from policies.constraints import Exclusion
 from policies.events import Decision, Outcome
 from policies.scarcity import ScarcityPrices, ScarcitySettings
-from policies.types import Arm, Objective, Request, Vector
+from policies.types import Arm, ModelState, Objective, Request, Vector
 
 EXPLORE = 0.2  # as the judge's default
-SCALING_S = 5.0  # between two looks of the autoscaler
 NO_EVENT = ""
 
 
@@ -32,8 +32,6 @@ class Plan:
     scored: share of the answers that get a score, which is known before the choice. first: share of these scores that
         go to the first requests.
     event: "", or what happens at noon, half of the way: "degrade", "death" or "price" (see `run`).
-    autoscale: whether replicas come and go by Ray Serve's stock rule.
-    scale_delays_s: its delays up and down.
     scarcity: the constants of the scarcity price; None switches it off.
     """
 
@@ -41,8 +39,6 @@ class Plan:
     scored: float = 0.1
     first: float = 0.5
     event: str = NO_EVENT
-    autoscale: bool = False
-    scale_delays_s: tuple[float, float] = (30.0, 120.0)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     scarcity: ScarcitySettings | None = field(default_factory=ScarcitySettings)
 
@@ -61,8 +57,8 @@ class Run:
     score, cost: [N] 0 if refused. ttft_s, latency_s, tpot_s: [N] NaN if refused.
     decision_s: [N] processor time of each decision.
     utilisation: [K] share of the replicas' time with work.
-    gpu_hours, busy_gpu_hours: of all replicas, and of those with work.
-    starts, woken, retries: numbers of replicas started and woken, and of requests that began anew.
+    gpu_hours: [K] of all replicas, those that start included. busy_gpu_hours: of those with work.
+    starts, stops, retries: numbers of replicas started and stopped, and of requests that began anew.
     """
 
     chosen: Vector
@@ -73,10 +69,10 @@ class Run:
     tpot_s: Vector
     decision_s: Vector
     utilisation: Vector
-    gpu_hours: float
+    gpu_hours: Vector
     busy_gpu_hours: float
     starts: int
-    woken: int
+    stops: int
     retries: int
 
     def utility(self, objective: Objective) -> Vector:
@@ -89,6 +85,31 @@ class Run:
         )
 
 
+class Scaler(Protocol):
+    """Starts and stops replicas while requests are routed.
+
+    Attributes:
+        every_s: time between two looks.
+    """
+
+    every_s: float
+
+    def decided(self, decision: Decision, now_s: float) -> None:
+        """Take note of a request, unless every queue was full."""
+
+    def answered(self, decision: Decision, outcome: Outcome) -> None:
+        """Take note of an answer."""
+
+    def look(
+        self,
+        pools: Sequence[Pool],
+        router: Policy,
+        states: Mapping[str, ModelState],
+        now_s: float,
+    ) -> None:
+        """Change the number of replicas."""
+
+
 class Simulation:
     """A router on a workload.
 
@@ -99,6 +120,7 @@ class Simulation:
         cost: [K] cost of an answer, as a share of the dearest size's.
         objective: of every request.
         seed: of all random choices.
+        scaler: starts and stops replicas; None leaves their numbers as they are.
     """
 
     def __init__(
@@ -109,7 +131,9 @@ class Simulation:
         cost: Vector,
         objective: Objective,
         seed: int,
+        scaler: Scaler | None = None,
     ):
+        self._scaler = scaler
         self._sizes = sizes
         self._load = load
         self._plan = plan
@@ -164,8 +188,8 @@ class Simulation:
         if self._plan.event:
             noon_s = float(self._arrivals[len(self._arrivals) // 2])
             self._at(noon_s, lambda: self._noon(reprice))
-        if self._plan.autoscale:
-            self._at(SCALING_S, self._scale)
+        if self._scaler is not None:
+            self._scale(self._scaler)
         arrived = 0
         while True:
             event_s = self._events[0][0] if self._events else inf
@@ -198,9 +222,7 @@ class Simulation:
     def _route(self, job: Job) -> None:
         """Decide, and send the request to the queue of the chosen size, unless all queues are full."""
         n = job.number
-        states = {pool.size.name: pool.state() for pool in self._pools}
-        if self._plan.scarcity is not None:
-            states = self._prices.priced(states, self._now_s, self._slots)
+        states = self._states()
         full = [pool.size.name for pool in self._pools if pool.full()]
         sentence = Exclusion.QUEUE_FULL.sentence()
         objective = replace(
@@ -221,6 +243,8 @@ class Simulation:
         (decision,) = self._router.decide([request], states, self._rng, self._decided)
         self._decision_s[n] = time.process_time() - started
         self._prices.decided(decision)
+        if self._scaler is not None and len(full) < len(self._pools):
+            self._scaler.decided(decision, self._now_s)
         self._decided += 1
         if not decision.arm:
             job.size = -1  # refused: 429
@@ -234,6 +258,12 @@ class Simulation:
         if entry is not None:
             limit_s = self._now_s + self._plan.admission.max_queue_wait_s
             self._at(limit_s, lambda: self._give_up(pool, job, entry))
+
+    def _states(self) -> dict[str, ModelState]:
+        states = {pool.size.name: pool.state() for pool in self._pools}
+        if self._plan.scarcity is not None:
+            states = self._prices.priced(states, self._now_s, self._slots)
+        return states
 
     def _give_up(self, pool: Pool, job: Job, entry: tuple[int, int, Job]) -> None:
         """Refuse a request that has waited as long as the admission allows."""
@@ -256,6 +286,8 @@ class Simulation:
             streamed=True,
         )
         self._router.learn(decision, outcome)
+        if self._scaler is not None:
+            self._scaler.answered(decision, outcome)
         if self._scored[n]:
             self._router.score(decision, float(self._scores[n, job.size]))
             self._given += 1
@@ -280,13 +312,12 @@ class Simulation:
                 job.started_s = job.first_s = inf
                 self._route(job)
 
-    def _scale(self) -> None:
-        delays = self._plan.scale_delays_s
+    def _scale(self, scaler: Scaler) -> None:
+        scaler.look(self._pools, self._router, self._states(), self._now_s)
         for pool in self._pools:
-            pool.scale(self._now_s, 1, 2 * pool.size.replicas, delays)
             pool.assign()
         if self._now_s < self._arrivals[-1]:
-            self._at(self._now_s + SCALING_S, self._scale)
+            self._at(self._now_s + scaler.every_s, lambda: self._scale(scaler))
 
     def _result(self) -> Run:
         jobs = [self._jobs[n] for n in range(len(self._load))]
@@ -306,11 +337,11 @@ class Simulation:
             whole,
             (whole - first) / further,
             self._decision_s,
-            np.array([pool.busy_gpus_s() / pool.gpu_s for pool in pools]),
-            sum(pool.gpu_s for pool in pools) / 3600,
+            np.array([pool.busy_gpus_s() / max(pool.gpu_s, 1e-9) for pool in pools]),
+            np.array([pool.gpu_s for pool in pools]) / 3600,
             sum(pool.busy_gpus_s() for pool in pools) / 3600,
             sum(pool.starts for pool in pools),
-            sum(pool.woken for pool in pools),
+            sum(pool.stops for pool in pools),
             self._retries,
         )
 

@@ -112,6 +112,16 @@ def workload(
     )
 
 
+def recorded_rate(trace: str, data: str | None = None) -> float:
+    """Requests a second in a recording with arrivals, in the mean.
+
+    Raises:
+        SystemExit: the recording is missing.
+    """
+    arrival = _read(data_folder(data) / "load", trace).arrival_s
+    return len(arrival) / float(arrival.max() - arrival.min())
+
+
 def _read(folder: Path, trace: str) -> pd.DataFrame:
     path = folder / f"{trace}.parquet"
     if not path.is_file():

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from benchmarks.cluster import __main__ as command
@@ -27,16 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Generated streams, and a generated load of 300 requests at two a second."""
     made = tmp_path_factory.mktemp("cluster")
     recordings.generate(made)
-    (made / "load").mkdir()
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame(
-        {
-            "arrival_s": np.cumsum(rng.exponential(0.5, 300)),
-            "prompt_tokens": rng.integers(10, 2000, 300),
-            "output_tokens": rng.integers(1, 400, 300),
-        }
-    )
-    frame.to_parquet(made / "load" / "azure_conv.parquet")
+    recordings.generate_load(made, "azure_conv")
     return str(made)
 
 
@@ -213,16 +203,6 @@ def test_a_dead_replica_begins_its_requests_anew(folder: str) -> None:
     run = play(name, made, "death")
     assert run.retries > 0 and run.starts == 1
     assert np.isfinite(run.latency_s[run.chosen >= 0]).all()
-
-
-def test_idle_replicas_sleep_and_are_woken(folder: str) -> None:
-    """With few requests the stock rule puts replicas to sleep, which saves GPU-hours."""
-    made = world(folder, 0.02)
-    name = routers.FIXED + made.sizes[0].name
-    fixed = play(name, made)
-    scaled = play(name, made, autoscale=True, scale_delays_s=(0.0, 5.0))
-    assert scaled.gpu_hours < 0.8 * fixed.gpu_hours
-    assert np.isfinite(scaled.latency_s[scaled.chosen >= 0]).all()
 
 
 def test_routebalance_leaves_out_sizes_that_miss_the_limits(folder: str) -> None:

@@ -112,3 +112,18 @@ def generate(folder: Path) -> None:
         (folder / name).mkdir()
         for split, part in frame.groupby("split"):
             part.to_parquet(folder / name / f"{split}.parquet")
+
+
+def generate_load(folder: Path, *traces: str) -> None:
+    """Write recorded loads of 300 requests at two a second, always with the same content."""
+    (folder / "load").mkdir()
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "arrival_s": np.cumsum(rng.exponential(0.5, 300)),
+            "prompt_tokens": rng.integers(10, 2000, 300),
+            "output_tokens": rng.integers(1, 400, 300),
+        }
+    )
+    for trace in traces:
+        frame.to_parquet(folder / "load" / f"{trace}.parquet")
