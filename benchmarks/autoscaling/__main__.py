@@ -7,6 +7,7 @@ save all figures.
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def main(given: list[str] | None = None) -> None:
         latency_weight=arguments.latency_weight, cost_weight=arguments.cost_weight
     )
     rows: list[report.Figures] = []
+    found: dict[str, list[report.Point]] = {}
     total = len(arguments.period) * len(seeds) * len(rules)
     with tqdm(total=total, unit="run") as progress:
         for period in arguments.period:
@@ -125,24 +127,32 @@ def main(given: list[str] | None = None) -> None:
                 for rule in rules:
                     rows.append(measure(rule, made, period, arguments.scored))
                     progress.update()
-    found = {}
-    for period in arguments.period:
-        found[period] = report.points([row for row in rows if row.period == period])
-        print(f"\n{arguments.portfolio}, {period}\n\n{report.table(found[period])}")
-        if arguments.pictures:
-            name = f"autoscaling-{period.replace(' ', '-')}.png"
-            print(plots.draw(found[period], period, arguments.pictures / name))
-    if arguments.json:
-        options = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(arguments).items()
-        }
-        saved = {
-            "options": options,
-            "points": {name: report.plain(own) for name, own in found.items()},
-            "rows": report.plain(rows),
-        }
-        arguments.json.write_text(json.dumps(saved, indent=1))
+            found[period] = report.points([row for row in rows if row.period == period])
+            progress.clear()
+            print(f"\n{arguments.portfolio}, {period}\n\n{report.table(found[period])}")
+            if arguments.pictures:
+                name = f"autoscaling-{period.replace(' ', '-')}.png"
+                print(plots.draw(found[period], period, arguments.pictures / name))
+            if arguments.json:
+                save(arguments, found, rows)
+
+
+def save(
+    arguments: argparse.Namespace,
+    found: Mapping[str, Sequence[report.Point]],
+    rows: Sequence[report.Figures],
+) -> None:
+    """Write what is known so far."""
+    options = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(arguments).items()
+    }
+    saved = {
+        "options": options,
+        "points": {name: report.plain(own) for name, own in found.items()},
+        "rows": report.plain(rows),
+    }
+    arguments.json.write_text(json.dumps(saved, indent=1))
 
 
 if __name__ == "__main__":
