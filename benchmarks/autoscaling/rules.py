@@ -18,7 +18,7 @@ class Rule:
 
     name: what the rule does. knob: the setting by which it differs from others of that name.
     demand: whether the router's counterfactual demand counts, as with DemandPolicy.
-    wakes: whether a request that a size without a replica could answer sends a wake-up request to it.
+    wake_up: whether a request that a size without a replica could answer sends a wake-up request to it.
     least: replicas that a larger size has at least; the smallest size has one at least.
     target: requests in flight that a replica is meant to have.
     up_s, down_s, zero_s: delays before a start, before a stop, and before the stop of the last replica.
@@ -28,7 +28,7 @@ class Rule:
     name: str
     knob: str = ""
     demand: bool = False
-    wakes: bool = False
+    wake_up: bool = False
     least: int = 0
     target: float = 32.0
     up_s: float = 15.0
@@ -55,7 +55,7 @@ DEMAND = "demand"
 RULES = (
     Rule(SERVE),
     Rule(WARM, least=1),
-    *(Rule(WAKE, f"zero {s:g} s", wakes=True, zero_s=s) for s in (60.0, 300.0)),
+    *(Rule(WAKE, f"zero {s:g} s", wake_up=True, zero_s=s) for s in (60.0, 300.0)),
     *(
         Rule(DEMAND, f"price {c:g}", demand=True, replica=c)
         for c in (0.5, 1.0, 1.5, 2.0)

@@ -66,7 +66,7 @@ class RuleScaler:
         """Count a request; it may send wake-up requests."""
         self._meter.decided(decision, now_s)
         self._came_s.append(now_s)
-        if self._rule.wakes:
+        if self._rule.wake_up:
             for name, since_s in self._at_zero_s.items():
                 free = now_s >= self._next_s.get(name, 0.0)
                 if since_s < inf and name not in self._calls_s and free:

@@ -149,8 +149,8 @@ def test_replicas_that_start_are_stopped_before_those_that_work(clock: Clock) ->
 
 
 def test_a_wake_up_request_starts_one_replica_and_pauses(clock: Clock) -> None:
-    """The first request wakes a larger size; the next call comes a minute after the end of one."""
-    scaler = RuleScaler(Rule(WAKE, wakes=True, zero_s=10.0), SIZES)
+    """The first request starts a larger size; the next call comes a minute after the end of one."""
+    scaler = RuleScaler(Rule(WAKE, wake_up=True, zero_s=10.0), SIZES)
     policy = make_policy("static", (Arm("small"), Arm("large")))
     own = pools(clock, 1, 0)
     states = {"small": ModelState(), "large": ModelState(replicas=0, healthy=False)}
@@ -183,7 +183,7 @@ def test_demand_starts_what_serve_leaves_at_zero(made: World) -> None:
         for rule in (
             Rule(SERVE),
             Rule(WARM, least=1),
-            Rule(WAKE, wakes=True),
+            Rule(WAKE, wake_up=True),
             Rule(DEMAND, demand=True),
         )
     }
@@ -212,7 +212,7 @@ def point(rule: str, knob: str, utility: float, hours: float) -> report.Figures:
 
 
 def test_shares_and_equal_hours() -> None:
-    """What is won back is a share of what is lost at zero, and a timetable lies between zero and warm."""
+    """What is won back is a share of what is lost at zero, and a timetable is between zero and warm."""
     found = report.points(
         [
             point(SERVE, "", 0.4, 0.0),
