@@ -82,7 +82,7 @@ bench-check: .venv/installed  ## compare the speed with the last release, in one
 
 # WORKERS=4: processes that run tests at the same time
 test: .venv/installed  ## run all tests but the slow ones, with a system of their own on other ports
-	@$(PY) -m pytest -n $(or $(WORKERS),2)
+	@$(PY) -m pytest -n $(or $(WORKERS),2) --max-worker-restart 0
 
 # ONLY="slow fuzz faults clients system-faults": only these parts
 test-full: .venv/installed  ## what `make test` leaves out: slow tests, generated requests, faults, clients; with a system of its own

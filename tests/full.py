@@ -81,7 +81,7 @@ def parts(state: Path) -> list[Part]:
         Part(
             "slow",
             "the slow tests",
-            [*python, "pytest", "-m", "slow", "-n", "2", "-q"],
+            [*python, *"pytest -q -m slow -n 2 --max-worker-restart 0".split()],
             1_200,
         ),
         Part(

@@ -28,11 +28,12 @@ def use_one_process(vllm_config: Any) -> None:
 
 
 class Engine(VLLMEngine):  # type: ignore[misc]
-    """Ray's vLLM engine, which may use one process; ModelServer passes it to LLMServer as `engine_cls`.
+    """Ray's vLLM engine, which may use one process; ModelServer names it as the class of its engine.
 
     When Ray changes: look in `ray.llm._internal.serve.engines.vllm.vllm_engine.VLLMEngine.start` for the call that
-    receives vLLM's configuration. When Ray keeps a `distributed_executor_backend` of `engine_kwargs` on a CPU, and vLLM
-    does not replace it either, set it in serve_config.yaml and delete this module.
+    receives vLLM's configuration, and in `LLMServer` for `_default_engine_cls`. When Ray keeps a
+    `distributed_executor_backend` of `engine_kwargs` on a CPU, and vLLM does not replace it either, set it in
+    serve_config.yaml and delete this module.
     """
 
     def _start_async_llm_engine(

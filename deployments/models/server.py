@@ -101,6 +101,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
     never outlives it.
     """
 
+    _default_engine_cls = Engine  # Ray's RAYLLM_VLLM_ENGINE_CLS may name another
     _constrained = 0  # requests under way whose grammar the engine compiles
 
     async def __init__(self, llm_config: Any, **options: Any) -> None:  # type: ignore[misc]
@@ -109,7 +110,7 @@ class ModelServer(LLMServer):  # type: ignore[misc]
         log_filter.filter_stderr()
         bound_grammars(llm_config)
         read_adapters(llm_config)
-        await super().__init__(llm_config, engine_cls=Engine, **options)
+        await super().__init__(llm_config, **options)
         client = runtime.engine_client(self.engine)
         self._watchdog = Watchdog(client.output_processor, lambda: self._constrained)
         tasks: tuple[str, ...] = ("chat", "completion")

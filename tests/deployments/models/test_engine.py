@@ -10,6 +10,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from deployments.models import engine
 from deployments.models.engine import Engine
+from deployments.models.server import ModelServer
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
 
@@ -48,6 +49,8 @@ def test_the_executor(
 
 def test_ray_starts_the_engine_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails after an upgrade of Ray, see the docstring of Engine."""
+    server = ModelServer.__new__(ModelServer)
+    assert server._get_default_engine_class() is Engine
     started = []
     monkeypatch.setattr(
         VLLMEngine,
