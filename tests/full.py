@@ -81,7 +81,7 @@ def parts(state: Path) -> list[Part]:
         Part(
             "slow",
             "the slow tests",
-            [*python, *"pytest -q -m slow -n 2 --max-worker-restart 0".split()],
+            [*python, "pytest", "-q", "-m", "slow", "-n2", "--max-worker-restart=0"],
             1_200,
         ),
         Part(
