@@ -148,6 +148,7 @@ def test_replicas_that_start_are_stopped_before_those_that_work(clock: Clock) ->
     assert pool.replicas == [working]
 
 
+@pytest.mark.slow
 def test_a_wake_up_request_starts_one_replica_and_pauses(clock: Clock) -> None:
     """The first request starts a larger size; the next call comes a minute after the end of one."""
     scaler = RuleScaler(Rule(WAKE, wake_up=True, zero_s=10.0), SIZES)
@@ -176,6 +177,7 @@ def test_a_wake_up_request_starts_one_replica_and_pauses(clock: Clock) -> None:
     assert max(replicas) == 1
 
 
+@pytest.mark.slow
 def test_demand_starts_what_serve_leaves_at_zero(made: World) -> None:
     """At zero the larger size never answers by Serve's own rule; by demand or wake-up requests it does, for less."""
     found = {
@@ -227,6 +229,7 @@ def test_shares_and_equal_hours() -> None:
     assert report.points([point(DEMAND, "a", 0.48, 4.0)])[0].won is None
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_saves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
