@@ -48,13 +48,18 @@ def headers() -> dict[str, str]:
 
 
 def cluster(system: System) -> Cluster:
-    """The launcher's cluster of a system; the port of its URL gives the offset of all ports."""
+    """The launcher's cluster of a system; the port of its URL gives the offset of all ports.
+
+    It leaves out the models that the system was started without: those in ROUTER_WITHOUT.
+    """
     assert system.state is not None
     config = ROOT / "serve_config.yaml"
+    without = os.environ.get("ROUTER_WITHOUT", "").split()
     return load(
         config,
         system.state,
         (httpx.URL(system.url).port or 80) - load(config, system.state, 0).gateway_port,
+        without=without,
     )
 
 
