@@ -147,8 +147,8 @@ class LatencyModel:
         at = decision.sequence
         certainty = 1.0
         if outcome.status == "disconnected" and outcome.ttft_s <= 0:
-            noise = float(self.ttft.noise[arm])
-            outcome, certainty = _above_bound(estimate, outcome, noise)
+            # the learned σ² would make the event depend on the order of the others
+            outcome, certainty = _above_bound(estimate, outcome, self.ttft.prior_noise)
         (ttft_s, pace), (by_ttft, by_pace) = _split(estimate, outcome)
         by_ttft *= certainty
         by_pace *= certainty

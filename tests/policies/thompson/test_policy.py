@@ -236,6 +236,31 @@ def test_an_abandoned_answer_teaches_a_lower_bound_of_the_latency() -> None:
     assert expected[3] > 2.0
 
 
+def test_an_abandoned_answer_teaches_the_same_in_any_order() -> None:
+    """What a bound teaches does not depend on what was learned before it, so a restart derives the same state."""
+    first, second = Thompson(ARMS), Thompson(ARMS)
+    rng = np.random.default_rng(0)
+    events = []
+    for i in range(60):
+        (decision,) = first.decide([make_request(HARD)], {}, rng, i)
+        left = i % 3 == 0
+        status = "disconnected" if left else "ok"
+        ttft_s = 0.0 if left else 0.1 + 0.05 * (i % 7)
+        outcome = Outcome(
+            decision.id, status, ttft_s, 3.0, 20, 0 if left else 40, streamed=True
+        )
+        events.append((decision, outcome))
+    for policy, order in ((first, events), (second, events[::-1])):
+        for n, (decision, outcome) in enumerate(order):
+            policy.learn(decision, outcome)
+            if n % 5 == 0:  # σ² is estimated anew
+                policy.decide([make_request(HARD)], {}, rng, 60)
+        policy.decide([make_request(HARD)], {}, rng, 60)
+    one, other = first.state(), second.state()
+    for name in ("ttft.count", "ttft.moment", "ttft.squares", "tpot.count"):
+        assert one[name] == pytest.approx(other[name], rel=1e-9), name
+
+
 def test_a_missing_score_still_teaches_latency() -> None:
     """Outcomes alone move the expected latency and length, and leave the quality where it was."""
     policy = Thompson(ARMS)
