@@ -32,9 +32,8 @@ PORT_OFFSET = 200
 URL = f"http://127.0.0.1:{8000 + PORT_OFFSET}"
 QUIET_S = 60.0  # a part that prints nothing for so long is reported as running
 MUTATIONS = 20_000
-MOST_HOLD_MS = (
-    "500"  # of the event loop; the bar of a quiet machine is that of `make test-fuzz`
-)
+# CPU time for which a callback may hold the event loop; `make test-fuzz` has the bar of a quiet machine
+MOST_HOLD_MS = "500"
 # starts of the lines that name a failure: of pytest, of the command `router`; and within a line, of the catalogue
 FAILURES = ("FAILED ", "ERROR ", "Error: ")
 NOT_HELD = " NOT HELD: "

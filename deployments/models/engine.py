@@ -2,7 +2,7 @@
 
 On a CPU, Ray and vLLM give every engine a second process, the worker, because the environment that binds threads to
 cores must be set before a process starts. A small model pays much for that: another copy of the libraries in memory, a
-start that takes twice as long, and two messages for every token. Without bound threads there is no need for it.
+second start, and two messages for every step. Without bound threads there is no need for it.
 """
 
 from typing import Any

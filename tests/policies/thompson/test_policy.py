@@ -236,7 +236,8 @@ def test_an_abandoned_answer_teaches_a_lower_bound_of_the_latency() -> None:
     assert expected[3] > 2.0
 
 
-def test_an_abandoned_answer_teaches_the_same_in_any_order() -> None:
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_abandoned_answer_teaches_the_same_in_any_order(streamed: bool) -> None:
     """What a bound teaches does not depend on what was learned before it, so a restart derives the same state."""
     first, second = Thompson(ARMS), Thompson(ARMS)
     rng = np.random.default_rng(0)
@@ -246,8 +247,9 @@ def test_an_abandoned_answer_teaches_the_same_in_any_order() -> None:
         left = i % 3 == 0
         status = "disconnected" if left else "ok"
         ttft_s = 0.0 if left else 0.1 + 0.05 * (i % 7)
+        tokens = 0 if left else 40
         outcome = Outcome(
-            decision.id, status, ttft_s, 3.0, 20, 0 if left else 40, streamed=True
+            decision.id, status, ttft_s, 3.0, 20, tokens, streamed=streamed
         )
         events.append((decision, outcome))
     for policy, order in ((first, events), (second, events[::-1])):
