@@ -52,7 +52,7 @@ class CapabilitySettings(StrictModel):
     parallel_tools: calls several tools at once. By default as `tools`.
     json_object, json_schema: can be held to JSON, and to a schema or another grammar. By default true.
     logprobs: returns log probabilities. By default true, unless `max_logprobs` is 0.
-    images: reads images. By default if `limit_mm_per_prompt` has a number of them.
+    images, audio, video: reads these. By default if `limit_mm_per_prompt` has a number of `image`, `audio`, `video`.
     thinking: thinks, and returns it apart from the answer. By default if `reasoning_parser` is set.
     vllm_parameters: takes the parameters that vLLM has beside OpenAI's. By default if the engine is vLLM.
     """
@@ -64,6 +64,8 @@ class CapabilitySettings(StrictModel):
     json_schema: bool | None = None
     logprobs: bool | None = None
     images: bool | None = None
+    audio: bool | None = None
+    video: bool | None = None
     thinking: bool | None = None
     vllm_parameters: bool | None = None
 

@@ -207,9 +207,9 @@ class GatewaySettings(StrictModel):
         all.
     max_mean_cost_usd: maximum of the mean cost of a routed request (policies/budget.py). Default: none.
     keys: API keys and their limits. Default: the gateway asks for no API keys, which is allowed on loopback only.
-    max_body_bytes: maximum size of a request, images included.
-    image_hosts: hosts from which the engines may fetch images that messages name by URL, as images.example.com.
-        Default: none, so that images are data URLs.
+    max_body_bytes: maximum size of a request, with its images, audio and videos.
+    media_hosts: hosts from which the engines may fetch images, audio and videos that messages name by URL, as
+        media.example.com. Default: none, so that they are data URLs.
     cors_origins: origins of the web pages that may use the gateway from a browser, as https://chat.example.com; "*" for
         all, which needs keys. Default: none.
     """
@@ -233,7 +233,7 @@ class GatewaySettings(StrictModel):
     max_mean_cost_usd: float | None = Field(None, gt=0)
     keys: KeySettings | None = None
     max_body_bytes: int = Field(2**20, ge=1024)
-    image_hosts: tuple[str, ...] = ()
+    media_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
 
     def arms(self) -> tuple[Arm, ...]:

@@ -12,8 +12,9 @@ class Capability(StrEnum):
 
     TOOLS: calls tools where it sees fit. FORCED_TOOLS: can be made to call one. PARALLEL_TOOLS: calls several at once.
     JSON_OBJECT, JSON_SCHEMA: its engine lets it write JSON only, or JSON of a schema or another grammar.
-    LOGPROBS: returns the probabilities of tokens. IMAGES: reads images. THINKING: thinks before it answers, and returns
-    that apart from the answer. VLLM_PARAMETERS: its engine takes the parameters that vLLM has and OpenAI's API has not.
+    LOGPROBS: returns the probabilities of tokens. IMAGES, AUDIO, VIDEO: takes these in messages. THINKING: thinks
+    before it answers, and returns that apart from the answer. VLLM_PARAMETERS: its engine takes the parameters that
+    vLLM has and OpenAI's API has not.
     """
 
     TOOLS = "tools"
@@ -23,6 +24,8 @@ class Capability(StrEnum):
     JSON_SCHEMA = "json_schema"
     LOGPROBS = "logprobs"
     IMAGES = "images"
+    AUDIO = "audio"
+    VIDEO = "video"
     THINKING = "thinking"
     VLLM_PARAMETERS = "vllm_parameters"
 
@@ -41,6 +44,13 @@ _WORDS = {
     Capability.JSON_SCHEMA: "be held to a schema",
     Capability.LOGPROBS: "return log probabilities",
     Capability.IMAGES: "read images",
+    Capability.AUDIO: "listen to audio",
+    Capability.VIDEO: "watch videos",
     Capability.THINKING: "think before it answers",
     Capability.VLLM_PARAMETERS: "take parameters of vLLM",
 }
+
+# What is no text in a message, as the names that profiles and states hold.
+MEDIA = frozenset(
+    medium.value for medium in (Capability.IMAGES, Capability.AUDIO, Capability.VIDEO)
+)

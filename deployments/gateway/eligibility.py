@@ -13,7 +13,7 @@ from deployments.parameters.embedding import EmbeddingRequest
 from deployments.parameters.generation import Texts
 from deployments.parameters.needs import Need, capability_names
 from deployments.profiler.reader import TOKENS_PER_MESSAGE
-from policies.capabilities import Capability
+from policies.capabilities import MEDIA
 from policies.constraints import candidates
 from policies.types import Arm, Objective, Request, TaskProfile
 
@@ -26,34 +26,34 @@ class Eligibility:
     Args:
         router_client: knows what each arm lacks, and whether tokens are counted.
         arms: all arms by name.
-        image_hosts: hosts from which engines may fetch images.
+        media_hosts: hosts from which engines may fetch images, audio and videos.
     """
 
     def __init__(
         self,
         router_client: RouterClient,
         arms: Mapping[str, Arm],
-        image_hosts: Collection[str] = (),
+        media_hosts: Collection[str] = (),
     ):
         self._router_client = router_client
         self._arms = arms
-        self._image_hosts = frozenset(image_hosts)
+        self._media_hosts = frozenset(media_hosts)
 
-    def check_images(self, request: AnyRequest) -> None:
-        """Refuse images that an engine would fetch from a host which the settings do not name.
+    def check_media(self, request: AnyRequest) -> None:
+        """Refuse images, audio and videos that an engine would fetch from a host which the settings do not name.
 
         Raises:
-            ApiError: 400, with the place of the image.
+            ApiError: 400, with the place.
         """
         if not isinstance(request, ChatRequest):
             return
-        for where, image in request.images():
-            if image.host is None or image.host in self._image_hosts:
+        for where, medium in request.media():
+            if medium.host is None or medium.host in self._media_hosts:
                 continue
-            hosts = ", ".join(sorted(self._image_hosts)) or "no host"
+            hosts = ", ".join(sorted(self._media_hosts)) or "no host"
             raise ApiError(
                 400,
-                f"{where}: images are fetched from {hosts} here; send a data URL",
+                f"{where}: {medium.noun} is fetched from {hosts} here; send a data URL",
                 where,
             )
 
@@ -91,12 +91,12 @@ class Eligibility:
         needs: Sequence[Need],
         objective: Objective,
     ) -> TaskProfile:
-        """The profile of a request's text with what its parameters change: needs, images, limits and cuts."""
+        """The profile of a request's text with what its parameters change: needs, media, limits and cuts."""
         if isinstance(request, EmbeddingRequest):
             return profile
         least = request.min_tokens or 0
         cut = self._cut(profile.task, request, objective)
-        if not (needs or least or cut or read.image_tokens):
+        if not (needs or least or cut or read.media_tokens):
             return profile
         tokens = profile.prompt_tokens
         longest = profile.longest_prompt_tokens
@@ -105,7 +105,7 @@ class Eligibility:
             tokens = min(tokens, cut * max(1, len(read.parts), len(read.token_counts)))
         return replace(
             profile,
-            prompt_tokens=tokens + read.image_tokens,
+            prompt_tokens=tokens + read.media_tokens,
             longest_prompt_tokens=longest,
             needs=capability_names(needs),
             min_output_tokens=least,
@@ -141,7 +141,7 @@ class Eligibility:
             return
         largest = max(arm.context_tokens for arm in may_answer)
         prompt = 0
-        estimated = asked.fallback or Capability.IMAGES in profile.needs
+        estimated = asked.fallback or not MEDIA.isdisjoint(profile.needs)
         if self._router_client.counts_tokens and not estimated:
             prompt = profile.longest_prompt_tokens or profile.prompt_tokens
             messages = body.get("messages")

@@ -116,7 +116,7 @@ class Ingress:
             PairTelemetry().count,
         )
         self._eligibility = Eligibility(
-            self.router_client, self._arms, settings.image_hosts
+            self.router_client, self._arms, settings.media_hosts
         )
         self.relay = AnswerRelay(
             self.dispatcher, self.router_client, self.judge, self.pairs, self._arms
@@ -273,7 +273,7 @@ class Ingress:
         needs = request.needs()
         if needs:
             self._eligibility.check_needs(task, needs, objective)
-            self._eligibility.check_images(request)
+            self._eligibility.check_media(request)
         body = request.body()
         constrained = is_constrained(body)
         with self.dispatcher.admission.deciding():

@@ -21,7 +21,7 @@ from deployments.dispatch.background import ModelFailedError
 from deployments.journal.ids import original_id, sampled
 from deployments.models.handle import Body
 from deployments.settings import JudgeSettings
-from policies.capabilities import Capability
+from policies.capabilities import MEDIA
 from policies.events import ANY_OWNER, JUDGE, Decision, Feedback
 from policies.types import Request
 
@@ -156,7 +156,7 @@ class Judge:
             settings is None
             or request.forced
             # the judge reads text alone
-            or Capability.IMAGES in request.profile.needs
+            or not MEDIA.isdisjoint(request.profile.needs)
             or not sampled(request.id, self._share(settings))
             or not self.has_budget(1)
         ):

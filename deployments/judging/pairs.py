@@ -25,7 +25,7 @@ from deployments.journal.ids import sampled
 from deployments.judging.judge import Judge
 from deployments.models.handle import Body
 from deployments.observability import logs
-from policies.capabilities import Capability
+from policies.capabilities import MEDIA
 from policies.constraints import Exclusion, candidates
 from policies.events import Decision, Outcome, visible_flaw
 from policies.types import Arm, Objective, Request
@@ -98,7 +98,7 @@ class Pairs:
             settings is None
             or not settings.pair_rate
             or request.forced
-            or Capability.IMAGES in request.profile.needs  # the judge reads text alone
+            or not MEDIA.isdisjoint(request.profile.needs)  # the judge reads text alone
             or constrained
             # the judge's own sample is a hash of the id itself, so this one needs another hash
             or not sampled(f"{request.id} pair", settings.pair_rate)

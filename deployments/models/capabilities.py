@@ -16,11 +16,17 @@ from policies.capabilities import Capability
 
 CODE = "unsupported_parameter"  # OpenAI's
 # what few models can do, so that a model of which nothing is known is not asked for it
-ASSUMED_ABSENT = frozenset({Capability.IMAGES})
+ASSUMED_ABSENT = frozenset({Capability.IMAGES, Capability.AUDIO, Capability.VIDEO})
 # sources of models that call tools in a way of their own, which vLLM knows without these arguments
 OWN_WAY = re.compile(r"gpt[-_]?oss|mistral|magistral|devstral|ministral", re.I)
 # of these also the thinking comes apart without an argument
 HARMONY = re.compile(r"gpt[-_]?oss", re.I)
+# vLLM's names of the kinds of media
+MODALITIES: Mapping[Capability, str] = {
+    Capability.IMAGES: "image",
+    Capability.AUDIO: "audio",
+    Capability.VIDEO: "video",
+}
 TOOL_ARGUMENTS = ("enable_auto_tool_choice", "tool_call_parser")
 TOOL_CAPABILITIES = (
     Capability.TOOLS,
@@ -34,7 +40,10 @@ Known = Mapping[Capability, bool]
 ARGUMENTS: Mapping[Capability, str] = {
     **dict.fromkeys(TOOL_CAPABILITIES, " and ".join(TOOL_ARGUMENTS)),
     Capability.LOGPROBS: "max_logprobs above 0",
-    Capability.IMAGES: "limit_mm_per_prompt with images",
+    **{
+        medium: f"limit_mm_per_prompt with {modality}"
+        for medium, modality in MODALITIES.items()
+    },
     Capability.THINKING: "reasoning_parser",
     Capability.VLLM_PARAMETERS: "llm_engine vLLM",
     Capability.JSON_OBJECT: "a runner that generates",
@@ -47,13 +56,15 @@ VLLM_CANNOT: tuple[tuple[re.Pattern[str], Capability, str], ...] = (
         Capability.TOOLS,
         "tools",
     ),
-    (
-        re.compile(
-            r"not a multimodal model|At most 0 image|requires a multimodal processor"
-        ),
-        Capability.IMAGES,
-        "messages",
+    *(
+        (
+            re.compile(rf"At most 0 {name}|'{name}' requires a multimodal processor"),
+            medium,
+            "messages",
+        )
+        for medium, name in MODALITIES.items()
     ),
+    (re.compile(r"not a multimodal model"), Capability.IMAGES, "messages"),
     (
         re.compile(r"thinking_token_budget is set but"),
         Capability.THINKING,
@@ -105,9 +116,10 @@ def of_application(args: Mapping[str, object]) -> Known:
         parses = all(engine.get(name) for name in TOOL_ARGUMENTS)
         for capability in TOOL_CAPABILITIES:
             known[capability] = parses
-    images = _images(engine)
-    if images is not None:
-        known[Capability.IMAGES] = images
+    for medium, modality in MODALITIES.items():
+        takes = _takes(engine, modality)
+        if takes is not None:
+            known[medium] = takes
     return known
 
 
@@ -117,12 +129,12 @@ def _reasoning_parser(engine: Mapping[str, object]) -> object:
     return engine.get("reasoning_parser") or inner
 
 
-def _images(engine: Mapping[str, object]) -> bool | None:
-    """Whether an engine takes images; None if its arguments do not say."""
+def _takes(engine: Mapping[str, object], modality: str) -> bool | None:
+    """Whether an engine takes media of a modality; None if its arguments do not say."""
     if engine.get("language_model_only"):
         return False
     limits = engine.get("limit_mm_per_prompt")
-    limit = limits.get("image") if isinstance(limits, Mapping) else None
+    limit = limits.get(modality) if isinstance(limits, Mapping) else None
     if isinstance(limit, Mapping):
         limit = limit.get("count")
     return limit > 0 if isinstance(limit, int) else None

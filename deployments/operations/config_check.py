@@ -17,7 +17,7 @@ from deployments.parameters.vllm import TemplateValues
 from deployments.paths import bundled
 from deployments.runtime import LOOPBACK
 from deployments.settings import GatewaySettings, Tuning, explain
-from policies.capabilities import Capability
+from policies.capabilities import MEDIA, Capability
 from policies.registry import make_policy
 
 # fields of ray.serve.llm.LLMConfig; to import it takes many seconds, because it imports vLLM
@@ -234,23 +234,23 @@ def _template(folder: Path) -> str | None:
 def _fetches(
     application: Config, model: ModelSettings, settings: GatewaySettings
 ) -> list[str]:
-    """Problems of a model whose engine would fetch images from more hosts than the gateway allows."""
+    """Problems of a model whose engine would fetch media from more hosts than the gateway allows."""
     arguments = application.get("args") or {}
     lacks = lacking(model.capabilities, of_application(arguments))
-    if not settings.image_hosts or Capability.IMAGES in lacks:
+    if not settings.media_hosts or lacks >= MEDIA:
         return []
     where = f"applications.{application['name']}.args"
     wrong = []
     engine = arguments.get("engine_kwargs") or {}
-    hosts = list(settings.image_hosts)
+    hosts = list(settings.media_hosts)
     if sorted(engine.get("allowed_media_domains") or ()) != sorted(hosts):
         wrong.append(
-            f"{where}.engine_kwargs.allowed_media_domains differs from the gateway's image_hosts; write: {hosts}"
+            f"{where}.engine_kwargs.allowed_media_domains differs from the gateway's media_hosts; write: {hosts}"
         )
     environment = (arguments.get("runtime_env") or {}).get("env_vars") or {}
     if str(environment.get(REDIRECTS)) != "0":
         wrong.append(
-            f"{where}.runtime_env.env_vars.{REDIRECTS} lets a host of image_hosts send the engine to any other; write: "
+            f"{where}.runtime_env.env_vars.{REDIRECTS} lets a host of media_hosts send the engine to any other; write: "
             '"0"'
         )
     return wrong

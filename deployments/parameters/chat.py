@@ -7,9 +7,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from deployments.errors import field_error
 from deployments.grammars.bounds import check_tools, compiled_tools
+from deployments.media.medium import MAX_MEDIA, Medium
 from deployments.model_settings import THINKING_SWITCHES, Effort
 from deployments.parameters.generation import GenerationRequest, Texts
-from deployments.parameters.images import MAX_IMAGES, ImageUrl
 from deployments.parameters.messages import Message
 from deployments.parameters.needs import Need
 from deployments.parameters.structured_outputs import MAX_SCHEMA
@@ -136,18 +136,19 @@ class ChatRequest(EngineChatParameters, RefusedChatParameters, GenerationRequest
         return self
 
     @model_validator(mode="after")
-    def _check_images(self) -> "ChatRequest":
-        if sum(1 for _ in self.images()) > MAX_IMAGES:
+    def _check_media(self) -> "ChatRequest":
+        if sum(1 for _ in self.media()) > MAX_MEDIA:
             raise field_error(
-                "messages", f"have more than {MAX_IMAGES} images; send fewer"
+                "messages",
+                f"have more than {MAX_MEDIA} images, audio and videos; send fewer",
             )
         return self
 
-    def images(self) -> Iterator[tuple[str, ImageUrl]]:
-        """The images of all messages, each with the path of its message's content."""
+    def media(self) -> Iterator[tuple[str, Medium]]:
+        """The images, audio and videos of all messages, each with the path of its message's content."""
         for i, message in enumerate(self.messages):
-            for image in message.images:
-                yield f"messages.{i}.content", image
+            for medium in message.media:
+                yield f"messages.{i}.content", medium
 
     @property
     def forces_tools(self) -> bool:
@@ -172,9 +173,10 @@ class ChatRequest(EngineChatParameters, RefusedChatParameters, GenerationRequest
                 needs.append(Need(Capability.PARALLEL_TOOLS, "parallel_tool_calls"))
         if self.logprobs:
             needs.append(Need(Capability.LOGPROBS, "logprobs"))
-        for where, _ in self.images():
-            needs.append(Need(Capability.IMAGES, where))
-            break
+        places: dict[Capability, str] = {}
+        for where, medium in self.media():
+            places.setdefault(medium.capability, where)
+        needs += [Need(capability, where) for capability, where in places.items()]
         if (switch := self.thinks) is not None:
             needs.append(Need(Capability.THINKING, switch))
         return needs
@@ -202,5 +204,5 @@ class ChatRequest(EngineChatParameters, RefusedChatParameters, GenerationRequest
         user_messages = [m for m in self.messages if m.role == "user"]
         last = user_messages[-1] if user_messages else self.messages[-1]
         context = "".join(m.text() for m in self.messages)
-        tokens = sum(image.tokens for _, image in self.images())
-        return Texts(last.text(), context, len(self.messages), image_tokens=tokens)
+        tokens = sum(medium.tokens for _, medium in self.media())
+        return Texts(last.text(), context, len(self.messages), media_tokens=tokens)

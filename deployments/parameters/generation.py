@@ -46,7 +46,7 @@ class Texts:
         messages: number of messages in `context`.
         parts: the prompts, where the model answers each by itself.
         token_counts: lengths of the prompts, where they are token ids.
-        image_tokens: estimate of the tokens of all images.
+        media_tokens: estimate of the tokens of all images, audio and videos.
     """
 
     last: str
@@ -54,7 +54,7 @@ class Texts:
     messages: int = 0
     parts: tuple[str, ...] = ()
     token_counts: tuple[int, ...] = ()
-    image_tokens: int = 0
+    media_tokens: int = 0
 
 
 class StreamOptions(StrictModel):

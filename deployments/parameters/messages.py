@@ -12,31 +12,43 @@ from pydantic import (
 from pydantic_core import from_json
 
 from deployments.errors import field_error
+from deployments.media.audio import AudioUrl, InputAudio
+from deployments.media.images import ImageUrl
+from deployments.media.medium import Medium
+from deployments.media.video import VideoUrl
 from deployments.model_settings import StrictModel
-from deployments.parameters.images import ImageUrl
 from deployments.parameters.values import Free, Listed, Name, Text, Unsupported, small
 
 MAX_PARTS = 2_048  # of one message
-OTHER_PARTS = ("input_audio", "audio_url", "video_url", "input_image", "file")
+MEDIA = ("image_url", "input_audio", "audio_url", "video_url")
+OTHER_PARTS = ("input_image", "file")
 
 
 def _known_part(kind: object) -> object:
     """Refuse kinds of parts that OpenAI's API has and no model here takes."""
     if kind in OTHER_PARTS:
-        raise ValueError(f"'{kind}' is not supported here; send text or images")
+        raise ValueError(
+            f"'{kind}' is not supported here; send text, image_url, input_audio, audio_url or video_url"
+        )
     return kind
 
 
 class Part(StrictModel):
-    """One piece of a message's content: a text or an image."""
+    """One piece of a message's content: a text or a medium."""
 
-    type: Annotated[Literal["text", "image_url"], BeforeValidator(_known_part)]
+    type: Annotated[
+        Literal["text", "image_url", "input_audio", "audio_url", "video_url"],
+        BeforeValidator(_known_part),
+    ]
     text: Text | None = None
     image_url: ImageUrl | None = None
+    input_audio: InputAudio | None = None
+    audio_url: AudioUrl | None = None
+    video_url: VideoUrl | None = None
 
     @model_validator(mode="after")
     def _check_kind(self) -> "Part":
-        for name in ("text", "image_url"):
+        for name in ("text", *MEDIA):
             given = getattr(self, name) is not None
             if given is not (name == self.type):
                 problem = "is missing; send it"
@@ -44,6 +56,14 @@ class Part(StrictModel):
                     problem = f"does not belong to a part of the type '{self.type}'"
                 raise field_error(name, problem)
         return self
+
+    @property
+    def medium(self) -> Medium | None:
+        """The image, audio or video of the part; None for a text."""
+        found: Medium | None = None
+        if self.type in MEDIA:
+            found = getattr(self, self.type)
+        return found
 
 
 class FunctionCall(StrictModel):
@@ -107,7 +127,7 @@ class Message(StrictModel):
             # an assistant may have said nothing beside its calls, or may have thought or refused only
             said = self.tool_calls or self.refusal or self.reasoning
             empty = empty and not (said or self.reasoning_content)
-        if self.images and self.role != "user":
+        if self.media and self.role != "user":
             raise field_error(
                 "content", f"a message of the role '{self.role}' has text only"
             )
@@ -127,7 +147,7 @@ class Message(StrictModel):
         if self.role == "developer":
             change["role"] = "system"
         if isinstance(self.content, list):
-            change["content"] = self._joined() if self.images else self.text()
+            change["content"] = self._joined() if self.media else self.text()
         elif self.content is None and not self.tool_calls:
             change["content"] = self.refusal or ""
         return self.model_copy(update=change) if change else self
@@ -139,11 +159,11 @@ class Message(StrictModel):
         return self.content or self.refusal or ""
 
     @property
-    def images(self) -> list[ImageUrl]:
-        """The images of the content, in their order."""
+    def media(self) -> list[Medium]:
+        """The images, audio and videos of the content, in their order."""
         if not isinstance(self.content, list):
             return []
-        return [part.image_url for part in self.content if part.image_url is not None]
+        return [part.medium for part in self.content if part.medium is not None]
 
     def _joined(self) -> list[Part]:
         """The parts, where texts that follow each other are one."""

@@ -127,7 +127,7 @@ def test_the_vision_model_of_the_comment_can_be_served() -> None:
     can = of_application(application["args"])
     assert can[Capability.IMAGES] and can[Capability.TOOLS]
     # images by URL need the same hosts in the engine, which must not follow redirects
-    gateway["args"]["image_hosts"] = ["images.example.com"]
+    gateway["args"]["media_hosts"] = ["images.example.com"]
     hosts, redirects = check_config(config)
     assert "allowed_media_domains" in hosts and "ALLOW_REDIRECTS" in redirects
     application["args"]["engine_kwargs"]["allowed_media_domains"] = [

@@ -178,7 +178,7 @@ def test_needs_that_no_single_model_meets(tmp_path: Path) -> None:
 
 
 def test_models_of_which_nothing_is_known_are_asked(gateway: Gateway) -> None:
-    """The default models' applications may have no arguments; all but images is assumed then."""
+    """The default models' applications may have no arguments; all but images, audio and videos is assumed then."""
     changes: list[dict[str, Any]] = [
         {"tools": [TOOL]},
         {"tools": [TOOL], "tool_choice": "required"},

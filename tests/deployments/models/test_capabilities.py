@@ -13,7 +13,7 @@ from deployments.models.capabilities import (
     of_application,
     without_hints,
 )
-from policies.capabilities import Capability
+from policies.capabilities import MEDIA, Capability
 
 PARSES = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 
@@ -87,12 +87,13 @@ def test_another_engine_does_not_take_vllms_parameters() -> None:
 
 
 def test_what_is_declared_counts_more_than_what_follows() -> None:
-    """What neither says is assumed, except for images."""
+    """What neither says is assumed, except for images, audio and videos."""
     unknown = lacking(CapabilitySettings(), {})
-    assert unknown == {Capability.IMAGES}
+    assert unknown == MEDIA
     known = of_application({"engine_kwargs": PARSES})
     declared = CapabilitySettings(tools=False, images=True, thinking=True)
-    assert lacking(declared, known) == {Capability.TOOLS}
+    heard = {Capability.AUDIO, Capability.VIDEO}
+    assert lacking(declared, known) == {Capability.TOOLS} | heard
 
 
 def test_contradictions_say_what_to_change() -> None:
@@ -109,6 +110,9 @@ def test_contradictions_say_what_to_change() -> None:
         ('tool_choice="required" requires --tool-call-parser to be set', "tools"),
         ("x is not a multimodal model", "messages"),
         ("At most 0 image(s) may be provided in one prompt.", "messages"),
+        ("At most 0 audio(s) may be provided in one prompt.", "messages"),
+        ("At most 0 video(s) may be provided in one prompt.", "messages"),
+        ("Resolving modality 'audio' requires a multimodal processor", "messages"),
         (
             "thinking_token_budget is set but reasoning_config is not configured.",
             "thinking_token_budget",

@@ -5,13 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from deployments.media.images import MAX_TOKENS, ImageUrl, size_of
+from deployments.media.medium import MAX_MEDIA
 from deployments.parameters.chat import ChatRequest
-from deployments.parameters.images import (
-    MAX_IMAGES,
-    MAX_TOKENS,
-    UNKNOWN_TOKENS,
-    size_of,
-)
 from policies.capabilities import Capability
 from tests.support.images import drawn, url_of
 
@@ -61,7 +57,7 @@ def test_an_image_reaches_the_model_with_its_text() -> None:
         {"type": "image_url", "image_url": {"url": url}},
     ]
     read = request.texts()
-    assert read.context == "What is this?" and read.image_tokens == 2 * 3
+    assert read.context == "What is this?" and read.media_tokens == 2 * 3
     (need,) = request.needs()
     assert need.capability is Capability.IMAGES
     assert need.parameter == "messages.0.content"
@@ -69,8 +65,10 @@ def test_an_image_reaches_the_model_with_its_text() -> None:
 
 def test_tokens_are_bounded_and_assumed_of_what_is_fetched() -> None:
     wide = url_of(drawn("PNG", 2**14, 2**10))
-    assert chat(wide).texts().image_tokens <= MAX_TOKENS
-    assert chat("https://a.example/b.png").texts().image_tokens == UNKNOWN_TOKENS
+    assert chat(wide).texts().media_tokens <= MAX_TOKENS
+    assert (
+        chat("https://a.example/b.png").texts().media_tokens == ImageUrl.unknown_tokens
+    )
 
 
 def huge() -> bytes:
@@ -104,9 +102,9 @@ def test_other_urls_are_refused(url: str, reason: str) -> None:
 
 def test_images_are_bounded_in_number_and_are_of_users() -> None:
     url = url_of(drawn("PNG", 8, 8))
-    chat(*[url] * MAX_IMAGES)
+    chat(*[url] * MAX_MEDIA)
     with pytest.raises(ValidationError, match="more than 16 images"):
-        chat(*[url] * (MAX_IMAGES + 1))
+        chat(*[url] * (MAX_MEDIA + 1))
     for role in ("system", "assistant"):
         with pytest.raises(ValidationError, match="has text only"):
             chat(url, role=role)
@@ -119,7 +117,8 @@ def test_images_are_bounded_in_number_and_are_of_users() -> None:
         {"type": "image_url"},
         {"type": "text", "text": "a", "image_url": {"url": "https://a/b"}},
         {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
-        {"type": "video_url", "video_url": {"url": "https://a/b"}},
+        {"type": "image_url", "video_url": {"url": "https://a/b"}},
+        {"type": "input_image", "image_url": {"url": "https://a/b"}},
         {"type": "file", "file": {}},
         {"type": "image_url", "image_url": "https://a/b"},
         {"type": "image_url", "image_url": {"url": "https://a/b", "uuid": "c"}},

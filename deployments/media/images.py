@@ -1,25 +1,16 @@
-"""Images in messages: data URLs of bounded size, or URLs of hosts that the settings name."""
+"""Images in messages."""
 
-import binascii
-import re
 from collections.abc import Iterator
 from math import ceil
 from typing import Literal
-from urllib.parse import urlsplit
-
-from pydantic import Field, PrivateAttr, field_validator
 
 from deployments.errors import field_error
-from deployments.model_settings import StrictModel
+from deployments.media.medium import MediumUrl
+from policies.capabilities import Capability
 
-MAX_IMAGES = 16  # of one request
-MAX_BYTES = 20 * 2**20  # of one image; max_body_bytes bounds them before
 MAX_PIXELS = 2**24
-MAX_URL = 2_048  # characters of a URL that is no data URL
 PATCH = 28  # pixels of a side that become one token, as in Qwen's models; others differ
 MAX_TOKENS = 16_384  # of one image; models scale larger ones down
-UNKNOWN_TOKENS = 1_024  # of an image that is fetched, whose size is not known here
-DATA_URL = re.compile(r"data:image/(png|jpeg|webp|gif);base64,")
 JPEG_SIZES = {*range(0xC0, 0xD0)} - {
     0xC4,
     0xC8,
@@ -84,53 +75,19 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 2 + max(2, _big(data[at + 2 : at + 4]))
 
 
-class ImageUrl(StrictModel):
+class ImageUrl(MediumUrl):
     """Where an image is."""
 
-    url: str = Field(
-        description="A data URL with a PNG, JPEG, WebP or GIF; other URLs only of hosts that the operator names."
-    )
+    capability = Capability.IMAGES
+    noun = "image"
+    mime = "image"
+    formats = ("png", "jpeg", "webp", "gif")
+    unknown_tokens = 1_024
+
     detail: Literal["auto", "low", "high"] | None = None
-    _tokens: int = PrivateAttr(UNKNOWN_TOKENS)
 
-    @field_validator("url")
-    @classmethod
-    def _check_scheme(cls, url: str) -> str:
-        if url.startswith("data:"):
-            return url
-        if len(url) > MAX_URL:
-            raise ValueError(f"has more than {MAX_URL} characters; shorten it")
-        try:
-            known = urlsplit(url).scheme in ("http", "https")
-        except ValueError:
-            known = False
-        if not known:
-            raise ValueError("is no data URL of an image, and no URL of http or https")
-        return url
-
-    def model_post_init(self, _: object) -> None:
-        """Check a data URL, and estimate the tokens of its image.
-
-        Raises:
-            ValueError: it is no image, or too large.
-        """
-        if not self.url.startswith("data:"):
-            return
-        head = DATA_URL.match(self.url)
-        if head is None:
-            raise field_error(
-                "url",
-                "a data URL begins with data:image/png;base64, (or jpeg, webp, gif)",
-            )
-        encoded = self.url[head.end() :]
-        if len(encoded) > MAX_BYTES * 4 // 3 + 4:
-            raise field_error(
-                "url", f"the image has more than {MAX_BYTES} bytes; shrink it"
-            )
-        try:
-            data = binascii.a2b_base64(encoded, strict_mode=True)
-        except ValueError:
-            raise field_error("url", "the data is no base64; correct it") from None
+    def measure(self, data: bytes) -> int:
+        """See MediumUrl."""
         size = size_of(data)
         if size is None or not all(size):
             raise field_error("url", "the data is no PNG, JPEG, WebP or GIF")
@@ -139,16 +96,4 @@ class ImageUrl(StrictModel):
             raise field_error(
                 "url", f"the image has more than {MAX_PIXELS} pixels; shrink it"
             )
-        self._tokens = min(MAX_TOKENS, ceil(width / PATCH) * ceil(height / PATCH))
-
-    @property
-    def tokens(self) -> int:
-        """An estimate of the tokens that a model reads."""
-        return self._tokens
-
-    @property
-    def host(self) -> str | None:
-        """The host of the URL; None for a data URL."""
-        return (
-            None if self.url.startswith("data:") else urlsplit(self.url).hostname or ""
-        )
+        return min(MAX_TOKENS, ceil(width / PATCH) * ceil(height / PATCH))

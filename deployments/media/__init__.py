@@ -1,0 +1,1 @@
+"""Images, audio and video in messages: which are taken, and how many tokens they are."""
