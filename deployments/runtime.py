@@ -176,6 +176,16 @@ def engine_client(engine: Any) -> Any:
     return engine._engine_client
 
 
+def reports_usage() -> bool:
+    """Whether Ray may report statistics of usage, by RAY_USAGE_STATS_ENABLED and Ray's own rule.
+
+    When the test fails: look in ray._common.usage.usage_lib for what decides whether a report is sent.
+    """
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    return bool(usage_stats_enabled())
+
+
 def serve_log_buffers() -> list[logging.Handler]:
     """The handlers by which Serve writes a replica's log file; empty in a process that is no replica.
 

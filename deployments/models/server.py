@@ -91,9 +91,10 @@ def read_adapters(llm_config: Any) -> None:
     """Turn the LoRA adapters of a configuration into what vLLM wants: records, where YAML has objects."""
     adapters = llm_config.engine_kwargs.get("lora_modules")
     if adapters:
-        llm_config.update_engine_kwargs(
-            lora_modules=[LoRAModulePath(**adapter) for adapter in adapters]
-        )
+        # an argument of vLLM's server, which Ray keeps apart from those of the engine
+        llm_config.get_engine_config().frontend_kwargs["lora_modules"] = [
+            LoRAModulePath(**adapter) for adapter in adapters
+        ]
 
 
 class ModelServer(LLMServer):  # type: ignore[misc]
@@ -127,6 +128,17 @@ class ModelServer(LLMServer):  # type: ignore[misc]
             checker = GrammarChecker(lambda: grammar_checker.vocabulary_of(client))
             client.generate = grammar_checker.guard(client.generate, checker)
             self._checker_starts = asyncio.create_task(checker.start())
+
+    async def _start_engine(self) -> None:
+        """Start the engine. Without Ray's statistics of usage, the report for them is left out: Ray starts a process of
+        0.4 GB for it, and each engine waits for its answer.
+
+        When Ray changes: look in `LLMServer._start_engine` for what it does beside `engine.start()`.
+        """
+        if runtime.reports_usage():
+            await super()._start_engine()
+        else:
+            await self.engine.start()
 
     async def check_health(self) -> None:
         """Serve calls this every `health_check_period_s`, and replaces the replica when it raises three times in a row.

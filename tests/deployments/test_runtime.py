@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import create_autospec
+from unittest.mock import AsyncMock, create_autospec
 
 import grpc
 import psutil
@@ -124,6 +124,32 @@ async def test_serve_handle_tells_when_a_replica_has_accepted_a_call() -> None:
         assigned.set_result(None)
         assert runtime.accepted_by_replica(call)
     assert not runtime.accepted_by_replica(None)
+
+
+async def test_an_engine_starts_without_rays_report_of_usage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless Ray's statistics of usage are on: Ray's server sends the report after the start of the engine."""
+    pytest.importorskip("vllm")
+    from ray.llm._internal.serve.core.server import llm_server
+
+    from deployments.models.server import ModelServer
+
+    done: list[str] = []
+    engine = SimpleNamespace(start=AsyncMock(side_effect=lambda: done.append("start")))
+    monkeypatch.setattr(
+        llm_server,
+        "push_telemetry_report_for_all_models",
+        lambda **_: done.append("report"),
+    )
+    for enabled, expected in (("0", ["start"]), ("1", ["start", "report"])):
+        monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", enabled)
+        done.clear()
+        server = ModelServer.__new__(ModelServer)
+        server.engine = engine
+        server._llm_config = None
+        await server._start_engine()
+        assert done == expected
 
 
 def test_rays_engine_holds_vllms_engine() -> None:

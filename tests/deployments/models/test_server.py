@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import xgrammar
 from ray.serve.context import _RequestContext, _serve_request_context
+from ray.serve.llm import LLMConfig
 from ray.serve.llm.openai_api_models import ChatCompletionResponse, ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import (
     create_error_response,
@@ -325,18 +326,18 @@ def test_json_ends_within_its_grammar(schema: dict[str, Any]) -> None:
 
 
 def test_adapters_of_a_configuration_are_records_of_vllm() -> None:
-    """The engine reads their attributes. A request of an adapter's variant names it, and others the model."""
-    engine_kwargs: dict[str, Any] = {
-        "lora_modules": [{"name": "legal", "path": "/models/legal"}]
-    }
-    config = SimpleNamespace(engine_kwargs=engine_kwargs)
-    config.update_engine_kwargs = lambda **new: engine_kwargs.update(new)
-    read_adapters(config)
-    (adapter,) = engine_kwargs["lora_modules"]
-    assert (adapter.name, adapter.path) == ("legal", "/models/legal")
-    plain: dict[str, Any] = {}
-    read_adapters(SimpleNamespace(engine_kwargs=plain))
-    assert plain == {}
+    """VLLM's server gets them, and not its engine. A request of an adapter's variant names it, and others the model."""
+    loading = {"model_id": "small", "model_source": "assets/models/small"}
+    modules = [{"name": "legal", "path": "/models/legal"}]
+    arguments: dict[str, Any] = {"enable_lora": True, "lora_modules": modules}
+    for kwargs in (arguments, {}):
+        config = LLMConfig(model_loading_config=loading, engine_kwargs=kwargs)
+        config.get_engine_config()  # Ray makes it before the server
+        read_adapters(config)
+        made = config.get_engine_config()
+        names = [(a.name, a.path) for a in made.frontend_kwargs.get("lora_modules", ())]
+        assert names == [("legal", "/models/legal")] * bool(kwargs)
+        assert "lora_modules" not in made.get_initialization_kwargs()
     messages = [{"role": "user", "content": "Hello"}]
     named = server()._request("chat", {"messages": messages, "model": "legal"})
     assert named.model == "legal"
