@@ -34,6 +34,7 @@ OWN_ENVIRONMENT = {"mlflow": {"PYTHONSAFEPATH": "1"}}
 READY_S = 900
 DEFAULT_PORT = 8000  # Serve's
 LOGS = "/tmp/ray/session_latest/logs"  # of Ray
+MAX_ERROR = 500  # characters of an engine's error that are shown
 APPLICATIONS = "/api/serve/applications/"  # of Serve's REST API at the dashboard
 
 
@@ -149,6 +150,19 @@ class StartingReplicas:
         }
         self._starting = {name for name, state in states.items() if state == "STARTING"}
         return failed
+
+
+def failure_of(application: Config) -> str:
+    """The last line of the error with which a replica of an application ended, after a colon; "" if Serve has none.
+
+    Args:
+        application: as in Serve's REST API.
+    """
+    for deployment in (application.get("deployments") or {}).values():
+        _, error, lines = (deployment.get("message") or "").partition("Error:\n")
+        if error and lines.strip():
+            return f": {lines.strip().splitlines()[-1].strip()[:MAX_ERROR]}"
+    return ""
 
 
 def read_config(path: Path) -> Config:
@@ -493,15 +507,15 @@ def _wait_for_applications(cluster: Cluster, progress: Progress) -> None:
             ):
                 for replica in sorted(starting[name].failed(application)):
                     progress.say(
-                        f"  {name}: replica {replica} ended while it started, and another one starts; "
-                        f"the reason is in the newest worker-*.err under {LOGS}"
+                        f"  {name}: replica {replica} ended while it started, and another one starts"
+                        f"{failure_of(application)}; see the newest worker-*.err under {LOGS}"
                     )
                 now = application["status"]
                 if seen.get(name) != now:
                     progress.say(f"  {name}: {now.lower().replace('_', ' ')}")
                 if now == "DEPLOY_FAILED":
                     raise SystemExit(
-                        f"{name} failed to start: {application['message'][-2000:]}"
+                        f"{name} failed to start: {application['message'][-2000:]}{failure_of(application)}"
                     )
                 seen[name] = now
             if seen and all(

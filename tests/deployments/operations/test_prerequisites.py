@@ -120,3 +120,18 @@ def test_a_replica_that_ends_while_it_starts_is_noticed_once() -> None:
     assert starting.failed(application(four="STARTING")) == {"three"}
     assert starting.failed(application(four="RUNNING")) == set()
     assert starting.failed({"deployments": None}) == set()
+
+
+def test_the_error_of_a_replica_is_shown() -> None:
+    """Its last line, as Serve has it; a message without an error is none."""
+    failed = application(one="STOPPING")
+    error = "A replica failed to start with exception. Retrying. Error:\nTraceback:\n  File\nKeyError: 'a'\n"
+    for message, shown in (
+        (error, ": KeyError: 'a'"),
+        ("The deployment is starting.", ""),
+        (None, ""),
+        ("Error:\n", ""),
+    ):
+        failed["deployments"]["Model:nano"]["message"] = message
+        assert launcher.failure_of(failed) == shown
+    assert launcher.failure_of({"deployments": None}) == ""
