@@ -10,14 +10,13 @@ from pathlib import Path
 from assets import talk, tasks
 from assets.request_templates import (
     HELD_OUT,
-    LANGUAGES,
     TRAIN,
     LabelledRequest,
     draw,
     natural,
     templates,
 )
-from policies.profiling.classifier import Classifier
+from policies.profiling.classifier import LANGUAGES, SURE, Classifier
 from policies.profiling.features import KINDS, Reading
 
 DRAWS = 6  # of each held-out template
@@ -51,9 +50,9 @@ NAMES = {
 }
 TEXT = """# The profiler's classifier
 
-It reads what a request asks for: the kind of work, and the wish for accuracy or speed. It is a linear model on hashed
-sequences of characters, words and shapes (policies/profiling/ngrams.py).
-`make train-classifier` trained it on requests drawn from {templates} templates in {languages} languages
+It reads what a request asks for: the kind of work, and the wish for accuracy or speed; and the language of the request.
+It is a linear model on hashed sequences of characters, words and shapes (policies/profiling/ngrams.py).
+`make train-classifier` trained it on requests drawn from {templates} templates in {number} languages
 (assets/templates). The templates were written for this project, so no other data are in it.
 
 ## Accuracy of the kinds
@@ -77,6 +76,15 @@ one of `arithmetic` and `strings`. {talk:.3f} of its questions for a language mo
 | requests | wish | found | read where there is none |
 |---|---|---:|---:|
 {wishes}
+
+## The language
+
+It is read where its probability is at least {sure}. Of a text in a language that no template is in, or in none, it is
+rarely that sure.
+
+| | held-out templates: read | right of these | whole requests: read | right of these |
+|---|---:|---:|---:|---:|
+{languages}
 """
 Read = Callable[[str], Reading]
 
@@ -150,7 +158,7 @@ def write_card(classifier: Classifier, path: Path) -> None:
             wishes.append(f"| {name} | {label} | {found:.2f} | {false:.3f} |")
     text = TEXT.format(
         templates=f"{len(templates(TRAIN)):,}",
-        languages=len(LANGUAGES),
+        number=len(LANGUAGES),
         held_out=f"{len(unseen):,}",
         held_out_templates=len(templates(HELD_OUT)),
         whole=sum(bool(request.kind) for request in whole),
@@ -158,8 +166,31 @@ def write_card(classifier: Classifier, path: Path) -> None:
         wishes="\n".join(wishes),
         calculations=right_kinds(read, asked),
         talk=to_model,
+        sure=SURE,
+        languages="\n".join(_languages(read, unseen, whole)),
     )
     path.write_text(text)
+
+
+def languages_read(
+    read: Read, requests: Sequence[LabelledRequest]
+) -> tuple[float, float]:
+    """The share of the requests whose language is read, and the share of these in which it is right."""
+    found = [(read(request.text).language, request.language) for request in requests]
+    known = [language == right for language, right in found if language]
+    return len(known) / len(found), sum(known) / max(1, len(known))
+
+
+def _languages(
+    read: Read, unseen: Sequence[LabelledRequest], whole: Sequence[LabelledRequest]
+) -> Iterator[str]:
+    """The rows of the table of languages; the last one has all."""
+    for name, language in [*NAMES.items(), ("all", "")]:
+        cells = []
+        for requests in (unseen, whole):
+            own = [r for r in requests if name in ("all", r.language)]
+            cells += [f"{share:.2f}" for share in languages_read(read, own)]
+        yield f"| {language or name} | {' | '.join(cells)} |"
 
 
 def _groups(

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from policies.profiling.classifier import LANGUAGES
 from policies.profiling.features import KINDS
 
 FOLDER = Path(__file__).parent / "templates"
-LANGUAGES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 TRAIN, HELD_OUT, NATURAL = "train", "held_out", "natural"
 
 _SLOT = re.compile(r"\{(topic|word|text|to|code|n|letters|digits|expr|passage)\}")

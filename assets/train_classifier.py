@@ -16,7 +16,13 @@ from safetensors.numpy import save_file
 
 from assets.classifier_card import write_card
 from assets.request_templates import TRAIN, LabelledRequest, draw, templates
-from policies.profiling.classifier import CARE, HEADS, Classifier
+from policies.profiling.classifier import (
+    CARE,
+    HEADS,
+    LANGUAGE,
+    LANGUAGES,
+    Classifier,
+)
 from policies.profiling.features import KINDS
 from policies.profiling.ngrams import BUCKETS, numbers_of
 
@@ -58,13 +64,15 @@ def fit(requests: Sequence[LabelledRequest]) -> tuple[np.ndarray, np.ndarray]:
     wishes = torch.tensor(
         [[request.care, request.haste] for request in requests]
     ).float()
+    languages = torch.tensor([LANGUAGES.index(r.language) for r in requests])
     of_kinds = torch.zeros(BUCKETS, CARE, requires_grad=True)
-    of_wishes = torch.zeros(BUCKETS, len(HEADS) - CARE, requires_grad=True)
+    of_wishes = torch.zeros(BUCKETS, LANGUAGE - CARE, requires_grad=True)
+    of_languages = torch.zeros(BUCKETS, len(LANGUAGES), requires_grad=True)
     bias = torch.zeros(len(HEADS), requires_grad=True)
     steps = EPOCHS * (len(requests) // BATCH)
     optimiser = torch.optim.Adam(
         [
-            {"params": [of_kinds], "weight_decay": DECAY},
+            {"params": [of_kinds, of_languages], "weight_decay": DECAY},
             {"params": [of_wishes, bias], "lr": 2 * RATE},
         ],
         lr=RATE,
@@ -80,7 +88,7 @@ def fit(requests: Sequence[LabelledRequest]) -> tuple[np.ndarray, np.ndarray]:
             kept = torch.rand(int(ends[-1])) < KEEP
             logits = bias + torch.nn.functional.embedding_bag(
                 torch.cat(bags),
-                torch.cat([of_kinds, of_wishes], dim=1),
+                torch.cat([of_kinds, of_wishes, of_languages], dim=1),
                 ends - sizes,
                 mode="sum",
                 per_sample_weights=scale * kept,
@@ -88,13 +96,16 @@ def fit(requests: Sequence[LabelledRequest]) -> tuple[np.ndarray, np.ndarray]:
             loss = torch.nn.functional.cross_entropy(
                 logits[:, :CARE], kinds[rows], label_smoothing=0.02
             ) + torch.nn.functional.binary_cross_entropy_with_logits(
-                logits[:, CARE:], wishes[rows]
+                logits[:, CARE:LANGUAGE], wishes[rows]
+            )
+            loss += torch.nn.functional.cross_entropy(
+                logits[:, LANGUAGE:], languages[rows], label_smoothing=0.02
             )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-    weights = torch.cat([of_kinds, of_wishes], dim=1)
+    weights = torch.cat([of_kinds, of_wishes, of_languages], dim=1)
     return weights.detach().numpy(), bias.detach().numpy()
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from policies.profiling.classifier import LANGUAGES
 from policies.profiling.features import KINDS
 from policies.types import Arm
 
@@ -38,8 +39,18 @@ def _check_kinds(priors: dict[str, float]) -> dict[str, float]:
     return priors
 
 
+def _check_languages(languages: tuple[str, ...]) -> tuple[str, ...]:
+    for language in languages:
+        if language not in LANGUAGES:
+            raise ValueError(
+                f"unknown language '{language}'; the profiler tells apart: {', '.join(LANGUAGES)}"
+            )
+    return languages
+
+
 # Expected scores by kind of work.
 KindPriors = Annotated[dict[str, float], AfterValidator(_check_kinds)]
+Languages = Annotated[tuple[str, ...], AfterValidator(_check_languages)]
 # Fields of a variant that change nothing in what the engine is asked.
 NOT_ASKED = {"efforts", "prior_quality", "prior_quality_by_kind"}
 
@@ -55,6 +66,8 @@ class CapabilitySettings(StrictModel):
     images, audio, video: reads these. By default if `limit_mm_per_prompt` has a number of `image`, `audio`, `video`.
     thinking: thinks, and returns it apart from the answer. By default if `reasoning_parser` is set.
     vllm_parameters: takes the parameters that vLLM has beside OpenAI's. By default if the engine is vLLM.
+    languages: ISO 639-1 codes of the languages that it is for, as [en, de]. A text that is surely in another one goes
+        to a model that is for it, if there is one. By default it is for all.
     """
 
     tools: bool | None = None
@@ -68,6 +81,7 @@ class CapabilitySettings(StrictModel):
     video: bool | None = None
     thinking: bool | None = None
     vllm_parameters: bool | None = None
+    languages: Languages = ()
 
 
 class VariantSettings(StrictModel):
@@ -193,6 +207,7 @@ class ModelSettings(StrictModel):
             parent=self.parent,
             inherit=self.inherited_events,
             revision=self.revision,
+            languages=self.capabilities.languages,
         )
 
     def arms(self, name: str) -> tuple[Arm, ...]:

@@ -26,6 +26,7 @@ class Exclusion(StrEnum):
     NOT_IDLE = "not_idle"
     CAPABILITY = "capability"
     VARIANT = "variant"
+    LANGUAGE = "language"
 
     def sentence(self, *details: object) -> str:
         """The sentence for this reason; `details` fill the gaps of its template, in their order."""
@@ -54,6 +55,7 @@ _TEMPLATES = {
     Exclusion.NOT_IDLE: "it was not idle",
     Exclusion.CAPABILITY: "cannot {}",
     Exclusion.VARIANT: "answers another way than {} asks",
+    Exclusion.LANGUAGE: "is not for texts in '{}'",
 }
 _BEGINNINGS = {
     reason: template.partition("{")[0] for reason, template in _TEMPLATES.items()
@@ -84,8 +86,9 @@ def removed(
 ) -> list[str]:
     """[K] the sentence for the hard limit that excludes an arm before any estimate is made; "" if none does.
 
-    An arm without room for the longest answer allowed is excluded only if another arm has that room. The number of
-    prompt tokens may be an estimate; the engine knows the exact number and refuses what is too long.
+    An arm that is for other languages than the text's, or that has no room for the longest answer allowed, is excluded
+    only if another arm remains. The language is read from the text and may be wrong. The number of prompt tokens may be
+    an estimate; the engine knows the exact number and refuses what is too long.
     """
     allowed = objective.models
     unavailable = dict(objective.unavailable)
@@ -116,15 +119,25 @@ def removed(
         row.append(reason)
         if needed > arm.context_tokens:
             tight = True
-    if not tight:
-        return row
+    language = profile.language
+    if language:
+        sentence = Exclusion.LANGUAGE.sentence(language)
+        wrong = [bool(arm.languages) and language not in arm.languages for arm in arms]
+        row = _unless_all(row, [sentence * excluded for excluded in wrong])
+    if tight:
+        asked = f"{prompt} tokens, with {answer} for the answer,"
+        room = [arm.context_tokens for arm in arms]
+        sentences = [Exclusion.CONTEXT.sentence(asked, size) for size in room]
+        row = _unless_all(
+            row, [s * (needed > size) for s, size in zip(sentences, room)]
+        )
+    return row
 
-    with_room = row.copy()
-    for k, arm in enumerate(arms):
-        if not row[k] and needed > arm.context_tokens:
-            asked = f"{prompt} tokens, with {answer} for the answer,"
-            with_room[k] = Exclusion.CONTEXT.sentence(asked, arm.context_tokens)
-    return row if all(with_room) else with_room
+
+def _unless_all(row: list[str], more: Sequence[str]) -> list[str]:
+    """[K] the sentences with those of a further limit, unless that would leave no arm."""
+    both = [sentence or further for sentence, further in zip(row, more)]
+    return row if all(both) else both
 
 
 def total_load(arms: Sequence[Arm], states: Mapping[str, ModelState]) -> float:

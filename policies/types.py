@@ -36,6 +36,7 @@ class Arm:
     variant_of: the arm of whose application this one is a variant: the same weights, asked with other defaults. Both
         share its replicas, its load and its price; each has its own scores, lengths and times. "" for an arm with an
         application of its own.
+    languages: of the texts that it is for, some of profiling.classifier.LANGUAGES; empty for all.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Arm:
     inherit: float = 50.0
     revision: str = ""
     variant_of: str = ""
+    languages: tuple[str, ...] = ()
 
     @property
     def application(self) -> str:
@@ -98,6 +100,7 @@ class TaskProfile:
     profiler_version: number of the forecaster's fit that made the forecast; version 0 has learned from no request.
     needs: the capabilities that an arm must have to answer (capabilities.py).
     min_output_tokens: the client's own least length of the answer, or 0.
+    language: of the text, one of profiling.classifier.LANGUAGES; "" if that is not sure.
 
     Raises:
         ValueError: a feature is not finite.
@@ -119,6 +122,7 @@ class TaskProfile:
     longest_prompt_tokens: int = 0
     needs: tuple[str, ...] = ()
     min_output_tokens: int = 0
+    language: str = ""
 
     def __post_init__(self) -> None:
         # One NaN would spread into everything that is learned. The sum is the quickest check.

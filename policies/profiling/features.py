@@ -71,11 +71,13 @@ class Reading:
     kind: the kind of work, one of KINDS.
     care: whether the text asks for accuracy.
     haste: whether the text asks for speed.
+    language: of the text, one of classifier.LANGUAGES; "" if that is not sure.
     """
 
     kind: str = "other"
     care: bool = False
     haste: bool = False
+    language: str = ""
 
 
 def profile(
@@ -129,6 +131,7 @@ def profile(
         accuracy_sensitivity=float(reading.care),
         time_sensitivity=float(reading.haste),
         reasons=tuple(reasons),
+        language=reading.language,
     )
 
 

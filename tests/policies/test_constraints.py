@@ -40,6 +40,7 @@ STORED = {
         Exclusion.VARIANT,
         ("reasoning_effort",),
     ),
+    "is not for texts in 'de'": (Exclusion.LANGUAGE, ("de",)),
 }
 
 
@@ -72,6 +73,35 @@ def test_an_arm_that_lacks_a_need_is_excluded() -> None:
         assert without == f"cannot {capability.words}" and able == ""
         assert Exclusion.of(without) is Exclusion.CAPABILITY
         assert removed(arms, make_profile(), Objective(), states) == ["", ""]
+
+
+def test_an_arm_for_other_languages_is_excluded_if_another_remains() -> None:
+    """An arm that names no language is for all; a text whose language is not sure may go anywhere."""
+    arms = (Arm("english", languages=("en",)), Arm("both", languages=("en", "de")))
+    everything = Arm("all")
+    states = (ModelState(), ModelState(), ModelState())
+    german = replace(make_profile(), language="de")
+    other = Exclusion.LANGUAGE.sentence("de")
+    assert removed(arms, german, Objective(), states) == [other, ""]
+    assert removed((*arms, everything), german, Objective(), states) == [other, "", ""]
+    assert removed(arms, make_profile(), Objective(), states) == ["", ""]
+    # no arm is for Polish, the only one for German is ill, and the client names the English one
+    polish = replace(german, language="pl")
+    assert removed(arms, polish, Objective(), states) == ["", ""]
+    ill = (ModelState(), ModelState(healthy=False))
+    assert removed(arms, german, Objective(), ill)[0] == ""
+    named = Objective(models=("english",))
+    assert removed(arms, german, named, states)[0] == ""
+
+
+def test_language_and_room_together_leave_an_arm() -> None:
+    """The language counts first: the arm for it stays without room for the longest answer, and the engine cuts it."""
+    profile = replace(make_profile(), language="de", max_output_tokens=600)
+    roomy = Arm("roomy", context_tokens=5_000, languages=("en",))
+    german = Arm("german", context_tokens=600, languages=("de",))
+    states = (ModelState(), ModelState())
+    reasons = removed((roomy, german), profile, Objective(), states)
+    assert reasons == [Exclusion.LANGUAGE.sentence("de"), ""]
 
 
 def test_the_load_of_an_application_counts_once() -> None:

@@ -41,6 +41,31 @@ def test_an_empty_text_asks_for_nothing(text: str) -> None:
     assert read(text) == Reading("other", False, False)
 
 
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Please explain how a heat pump works.", "en"),
+        ("Erkläre mir bitte, wie eine Wärmepumpe funktioniert.", "de"),
+        ("Explique-moi comment fonctionne une pompe à chaleur.", "fr"),
+        ("请解释一下热泵是怎么工作的。", "zh"),
+        ("ヒートポンプの仕組みを説明してください。", "ja"),
+        ("اشرح لي كيف تعمل المضخة الحرارية", "ar"),
+        ("Объясни, пожалуйста, как работает тепловой насос.", "ru"),
+    ],
+)
+def test_the_language_of_a_sentence_is_read(text: str, language: str) -> None:
+    """These sentences share no template with the training."""
+    assert read(text).language == language
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2+2", "x", "😀", "def f(x): return x", "Jag vill boka ett bord"]
+)
+def test_a_language_that_is_not_sure_is_none(text: str) -> None:
+    """Of texts in no language, and in one that the training does not have."""
+    assert read(text).language == ""
+
+
 def test_the_middle_of_a_long_text_costs_nothing() -> None:
     """Only its length is read of it, so the work is bounded."""
     begin = "a b " * EDGE_CHARS
