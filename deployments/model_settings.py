@@ -63,7 +63,8 @@ class CapabilitySettings(StrictModel):
     parallel_tools: calls several tools at once. By default as `tools`.
     json_object, json_schema: can be held to JSON, and to a schema or another grammar. By default true.
     logprobs: returns log probabilities. By default true, unless `max_logprobs` is 0.
-    images, audio, video: reads these. By default if `limit_mm_per_prompt` has a number of `image`, `audio`, `video`.
+    images, audio, video: takes such parts of messages. By default if `limit_mm_per_prompt` has a number of `image`,
+        `audio`, `video`.
     thinking: thinks, and returns it apart from the answer. By default if `reasoning_parser` is set.
     vllm_parameters: takes the parameters that vLLM has beside OpenAI's. By default if the engine is vLLM.
     languages: ISO 639-1 codes of the languages that it is for, as [en, de]. A text that is surely in another one goes

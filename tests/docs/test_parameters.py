@@ -1,5 +1,6 @@
 """The page of parameters has all capabilities, all parameters of vLLM, and a reason for each that is refused."""
 
+from deployments.model_settings import CapabilitySettings
 from deployments.parameters.vllm import (
     EngineChatParameters,
     RefusedChatParameters,
@@ -15,10 +16,12 @@ from tests.support.documents import ROOT
 
 
 def test_all_capabilities_can_be_declared() -> None:
-    """Each is a setting with the same name, and in the table."""
+    """Each is a setting with the same name, and in the table; languages are declared beside them."""
     page = capabilities_page()
-    assert all(f"| `{name.value}` |" in page for name in Capability)
-    assert page.count("\n") == len(Capability) + 2
+    declared = {name.value for name in Capability} | {"languages"}
+    assert declared == set(CapabilitySettings.model_fields)
+    assert all(f"| `{name}` |" in page for name in declared)
+    assert page.count("\n") == len(declared) + 2
 
 
 def test_all_parameters_are_in_the_tables() -> None:
