@@ -130,7 +130,8 @@ class Validation(msgspec.Struct, frozen=True):
             f"Error of the simulator on a running system ({about.model}, {about.trace}, loads "
             f"{_numbers([row.load for row in self.rows])}, fitted at {_numbers(about.fitted_loads)}, {about.day}): "
             f"p50 at most {self._largest('p50'):.0%}, p95 at most {self._largest('p95'):.0%}; {within} of "
-            f"{len(self.rows)} figures within {WITHIN:.0%} or the spread of the runs."
+            f"{len(self.rows)} figures within {WITHIN:.0%} or the spread of equal runs, which is at most "
+            f"{max(row.spread for row in self.rows):.0%}."
         )
 
     def _largest(self, percentile: str) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.cluster.workload import recorded_arrivals
 from benchmarks.live import plots
 from benchmarks.live.arrivals import TRACES
 from benchmarks.live.cells import (
@@ -113,6 +114,12 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         "--clients", type=int, default=32, help="of the closed loop that measures it"
     )
     parser.add_argument(
+        "--capacity-seconds",
+        type=float,
+        default=20.0,
+        help="of that loop; several times as long as an answer takes in it",
+    )
+    parser.add_argument(
         "--contender",
         nargs="+",
         help="by default auto and every model that calculates; variants are models, too",
@@ -142,12 +149,15 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         arguments.trace = arguments.trace[:1]
         arguments.factor = [1.0, 2.0]
         arguments.rounds, arguments.seconds = 1, 5.0
+        arguments.capacity_seconds = 10.0
     return arguments
 
 
 def main(given: list[str] | None = None, client: Client = send_apart) -> None:
     """Replay the load with a client that carries out plans, print the tables, and save the figures."""
     arguments = parse(given)
+    for trace in arguments.trace:
+        recorded_arrivals(trace, arguments.data)  # a missing one ends the command here
     system = System(arguments.url.rstrip("/"))
     before = system.running()
     dearest = before.sizes[-1]
@@ -162,7 +172,7 @@ def main(given: list[str] | None = None, client: Client = send_apart) -> None:
         system.url,
         dearest,
         arguments.clients,
-        arguments.seconds,
+        arguments.capacity_seconds,
         arguments.seed,
     )
     first_rate = arguments.utilisation * capacity

@@ -16,7 +16,7 @@ from policies.types import Vector
 
 AUTO = "auto"
 STREAMS = 1000  # rounds of a seed that have tasks of their own
-WARM_SHARE = 0.25  # of the closed loop, before answers count
+WARM_SHARE = 0.4  # of the closed loop, before answers count: all clients begin at once
 MOST = 500  # requests a second that the closed loop can send
 Client = Callable[[Plan], list[Seen]]
 
@@ -99,7 +99,7 @@ def measure_capacity(
         url: of the gateway.
         model: its name.
         clients: requests in flight.
-        seconds: duration; the first quarter is not counted.
+        seconds: duration, of which the first WARM_SHARE is not counted; several times the latency of an answer.
         seed: of the tasks.
 
     Raises:

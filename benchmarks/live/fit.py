@@ -20,6 +20,7 @@ FIGURES = (("TTFT", 50), ("TTFT", 95), ("latency", 50), ("latency", 95))
 PRIOR = 0.02  # weight of the first guess, where the measurements leave a parameter open
 STEP = 0.03  # of a logarithm, for the derivatives: the simulation is not smooth
 RANGE = 7.0  # logarithms of the parameters are at most so far from the first guess
+ACCURACY = 1e-3  # relative, of the sum of squares and of the logarithms
 FIRST_ROUNDS, LAST_ROUNDS = 8, 25
 # factors on the first guess at which the search begins, in the order of the parameters
 STARTS = (
@@ -179,6 +180,8 @@ def fit(runs: Sequence[Measured], bounds: Bounds) -> Fitted:
             start,
             bounds=(guess - RANGE, guess + RANGE),
             diff_step=STEP / np.maximum(np.abs(start), STEP),
+            ftol=ACCURACY,
+            xtol=ACCURACY,
             max_nfev=rounds,
         )
 

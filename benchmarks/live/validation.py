@@ -20,6 +20,7 @@ import yaml
 from tabulate import tabulate
 from tqdm import tqdm
 
+from benchmarks.cluster.workload import recorded_arrivals
 from benchmarks.live.arrivals import TRACES, window
 from benchmarks.live.cells import STREAMS, Client, measure_capacity, open_plan
 from benchmarks.live.client import send_apart
@@ -218,6 +219,12 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--clients", type=int, default=32, help="of the closed loop that measures it"
     )
+    parser.add_argument(
+        "--capacity-seconds",
+        type=float,
+        default=20.0,
+        help="of that loop; several times as long as an answer takes in it",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--again",
@@ -238,6 +245,7 @@ def main(given: list[str] | None = None, client: Client = send_apart) -> None:
         former = read(arguments.again)
         setting, runs = former.setting, list(former.runs)
     else:
+        recorded_arrivals(arguments.trace, arguments.data)  # a missing one ends here
         bounds = bounds_of(arguments.config, arguments.model)
         system = System(arguments.url.rstrip("/"))
         replicas = system.running().replicas
@@ -246,7 +254,7 @@ def main(given: list[str] | None = None, client: Client = send_apart) -> None:
             system.url,
             arguments.model,
             arguments.clients,
-            arguments.seconds,
+            arguments.capacity_seconds,
             arguments.seed,
         )
         system.settle(replicas)

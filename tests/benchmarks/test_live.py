@@ -276,7 +276,7 @@ def test_a_client_without_a_gateway_says_which(
 
 
 def test_the_capacity_counts_answers_after_the_beginning() -> None:
-    """Eight answers a second between the first and the fourth second; a refused request is none."""
+    """Eight answers a second after the first 1.6 of 4 seconds; a refused request is none."""
 
     def closed(plan: Plan) -> list[Seen]:
         assert plan.clients == 4 and plan.seconds == 4.0

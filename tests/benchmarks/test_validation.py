@@ -179,7 +179,8 @@ def test_a_validation_is_read_as_it_was_saved(tmp_path: Path) -> None:
     assert read(tmp_path / "deep" / "v.json") == example()
     assert sentence_of(tmp_path / "deep" / "v.json") == (
         "Error of the simulator on a running system (large, azure_conv, loads 0.4, fitted at 0.2, 1, 2026-11-30): "
-        "p50 at most 10%, p95 at most 30%; 1 of 2 figures within 15% or the spread of the runs."
+        "p50 at most 10%, p95 at most 30%; 1 of 2 figures within 15% or the spread of equal runs, which is at most "
+        "10%."
     )
 
 
