@@ -236,7 +236,7 @@ def _quantiles(times: Times) -> Vector:
 
 
 def predict(fitted: Fitted, runs: Sequence[Measured], bounds: Bounds) -> list[Row]:
-    """The FIGURES at each load, predicted and measured.
+    """The FIGURES at each load, predicted and measured. A load at which a run has no answers is left out.
 
     Args:
         fitted: the parameters.
@@ -248,6 +248,8 @@ def predict(fitted: Fitted, runs: Sequence[Measured], bounds: Bounds) -> list[Ro
         own = [run for run in runs if run.load == load]
         real = [measured(run) for run in own]
         expected = [simulated(fitted, run, bounds) for run in own]
+        if not all(len(times.of("TTFT")) for times in (*real, *expected)):
+            continue
         for name, share in FIGURES:
             values = [_percentile(times, name, share) for times in real]
             predicted = [_percentile(times, name, share) for times in expected]
@@ -265,5 +267,4 @@ def predict(fitted: Fitted, runs: Sequence[Measured], bounds: Bounds) -> list[Ro
 
 
 def _percentile(times: Times, name: str, share: int) -> float:
-    values = times.of(name)
-    return float(np.percentile(values, share)) if len(values) else float("nan")
+    return float(np.percentile(times.of(name), share))

@@ -133,7 +133,7 @@ def validated(setting: Setting, runs: Sequence[Measured]) -> Validation:
     """The parameters that fit the runs at some loads best, and their errors at the others.
 
     Raises:
-        SystemExit: no request was answered.
+        SystemExit: no request of the fitted loads, or none of the others, was answered.
     """
     fitted_runs = [run for run in runs if run.load in setting.fitted_loads]
     others = [run for run in runs if run.load not in setting.fitted_loads]
@@ -142,6 +142,8 @@ def validated(setting: Setting, runs: Sequence[Measured]) -> Validation:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     rows = predict(fitted, others, setting.bounds)
+    if not rows:
+        raise SystemExit("no load of --predict had answers, so there is no error")
     return Validation(setting, fitted, tuple(rows), tuple(runs))
 
 

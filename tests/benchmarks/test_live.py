@@ -11,6 +11,7 @@ import pytest
 
 from assets.tasks import KINDS, Task
 from benchmarks.live import __main__ as command
+from benchmarks.live import system
 from benchmarks.live.arrivals import window
 from benchmarks.live.cells import (
     AUTO,
@@ -213,6 +214,42 @@ def test_the_table_names_auto_first_and_the_measured_delay_of_the_client() -> No
     lines = table(utilities(nano=(0.6,), auto=(0.5,))).splitlines()
     assert lines[2].split("|")[1].strip() == "auto"
     assert "| 0.95 " in lines[2] and "| 1.0 " in lines[2]
+
+
+# --- system -----------------------------------------------------------------------------------------------------
+
+
+def test_the_sizes_are_the_models_that_calculate() -> None:
+    """The language model, the embedder and variants are none; all that chat have a price."""
+    with serving(LiveGateway({})) as gateway:
+        found = System(gateway.url).running()
+    assert found.sizes == ("nano", "small", "large")
+    assert set(found.prices) == {"nano", "general", "small", "large", "large-direct"}
+    assert found.replicas == 4 and found.in_flight == 0
+    assert found.prices["large"].cost_usd(10, 20) == pytest.approx(30e-6)
+
+
+def test_a_decision_on_its_way_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that the router does not know is left out."""
+    monkeypatch.setattr(system, "LOOK_S", 0.0)
+    with serving(LiveGateway({})) as gateway:
+        found = System(gateway.url).recorded_s(["a", "late", "running", "unknown"])
+    assert found == {"a": 0.001, "late": 0.001, "running": 0.001}
+    assert Counter(gateway.looked_up) == {"a": 1, "late": 2, "running": 2, "unknown": 1}
+
+
+def test_the_next_cell_waits_for_replicas_that_were_added(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system settles when they are gone, or the wait ends."""
+    monkeypatch.setattr(system, "LOOK_S", 0.0)
+    with serving(LiveGateway({}, replicas=3)) as gateway:
+        assert System(gateway.url).settle(4)
+        assert gateway.replicas == 1
+        monkeypatch.setattr(system, "SETTLE_S", 0.2)
+        assert not System(gateway.url).settle(3)
 
 
 # --- client -----------------------------------------------------------------------------------------------------

@@ -153,6 +153,15 @@ def test_the_spread_is_that_of_equal_runs() -> None:
     assert row.spread == pytest.approx(0.2 / 1.1)
 
 
+def test_a_load_without_answers_is_left_out() -> None:
+    """Its percentiles are unknown; a validation without any load is refused."""
+    refused = Measured(0.5, 0, (Asked(0.0, False, 0, 0, 0.0, 0.0),) * 3)
+    assert {row.load for row in predict(TRUE, [refused, run_of(0.2)], BOUNDS)} == {0.2}
+    setting = Setting("large", "azure_conv", "2026-11-30", 9.0, BOUNDS, (0.2,))
+    with pytest.raises(SystemExit, match="no load of --predict had answers"):
+        command.validated(setting, [run_of(0.2), refused])
+
+
 # --- record -----------------------------------------------------------------------------------------------------
 
 

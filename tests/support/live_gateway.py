@@ -20,11 +20,13 @@ class LiveGateway:
 
     answers: by question; another question gets "?".
     refuses: whether it refuses a request, by its model and number.
+    replicas: of each model that chats; a look at the state removes one of them, until one is left.
     asked: model and question of each request. scores: by decision. looked_up: decisions.
     """
 
     answers: Mapping[str, str]
     refuses: Callable[[str, int], bool] = lambda model, number: False
+    replicas: int = 1
     url: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
@@ -50,11 +52,12 @@ class LiveGateway:
                 "variant_of": "",
                 "prompt_price_usd": price,
                 "output_price_usd": price,
-                "replicas": 1,
+                "replicas": self.replicas,
                 "in_flight": 0,
             }
             for name, price in PRICES.items()
         }
+        self.replicas = max(1, self.replicas - 1)
         embedder = {**models["nano"], "tasks": ["embed"], "replicas": 5}
         variant = {**models["large"], "variant_of": "large"}
         ordered = {
@@ -100,6 +103,12 @@ class LiveGateway:
     async def _decision(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         self.looked_up.append(name)
+        if name == "unknown":
+            return web.json_response({}, status=404)
+        if name == "late" and self.looked_up.count(name) == 1:
+            return web.json_response({}, status=503)
+        if name == "running" and self.looked_up.count(name) == 1:
+            return web.json_response({"outcome": None})
         return web.json_response({"outcome": {"latency_s": 0.001}})
 
 
