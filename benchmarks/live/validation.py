@@ -24,8 +24,9 @@ from benchmarks.cluster.workload import recorded_arrivals
 from benchmarks.live.arrivals import TRACES, window
 from benchmarks.live.cells import STREAMS, Client, measure_capacity, open_plan
 from benchmarks.live.client import send_apart
-from benchmarks.live.fit import fit, predict
+from benchmarks.live.fit import fit
 from benchmarks.live.plan import Seen
+from benchmarks.live.prediction import predict
 from benchmarks.live.system import System
 from benchmarks.replay.run import configured
 from benchmarks.validation import (

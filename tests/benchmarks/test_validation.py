@@ -12,8 +12,9 @@ from benchmarks import validation as record
 from benchmarks.cluster import __main__ as cluster
 from benchmarks.live import validation as command
 from benchmarks.live.client import send
-from benchmarks.live.fit import first_guess, fit, measured, predict, simulated
+from benchmarks.live.fit import first_guess, fit
 from benchmarks.live.plan import OK, Plan, Seen
+from benchmarks.live.prediction import measured, predict, simulated
 from benchmarks.validation import (
     Asked,
     Bounds,
