@@ -20,6 +20,7 @@ from benchmarks.autoscaling.scaler import RuleScaler
 from benchmarks.cluster import routers
 from benchmarks.cluster.simulation import Plan, Simulation
 from benchmarks.decisions.streams import ALL_PORTFOLIOS
+from benchmarks.validation import DEFAULT_FILE, sentence_of
 from policies.types import Objective
 
 
@@ -89,6 +90,11 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="score points for the cost of the dearest size",
     )
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        help=f"file of benchmarks.live.validation, whose error is printed; default: {DEFAULT_FILE}, if it is there",
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--pictures", type=Path, help="folder for the pictures")
     parser.add_argument(
@@ -104,6 +110,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     """Simulate, print the tables, and save the figures."""
     arguments = parse(given)
+    error = sentence_of(arguments.validation)
     rules = [rule for rule in RULES if rule.name in arguments.rule]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     objective = Objective(
@@ -129,16 +136,19 @@ def main(given: list[str] | None = None) -> None:
                     progress.update()
             found[period] = report.points([row for row in rows if row.period == period])
             progress.clear()
-            print(f"\n{arguments.portfolio}, {period}\n\n{report.table(found[period])}")
+            print(
+                f"\n{arguments.portfolio}, {period}\n\n{report.table(found[period])}\n\n{error}"
+            )
             if arguments.pictures:
                 name = f"autoscaling-{period.replace(' ', '-')}.png"
                 print(plots.draw(found[period], period, arguments.pictures / name))
             if arguments.json:
-                save(arguments, found, rows)
+                save(arguments, error, found, rows)
 
 
 def save(
     arguments: argparse.Namespace,
+    error: str,
     found: Mapping[str, Sequence[report.Point]],
     rows: Sequence[report.Figures],
 ) -> None:
@@ -149,6 +159,7 @@ def save(
     }
     saved = {
         "options": options,
+        "error": error,
         "points": {name: report.plain(own) for name, own in found.items()},
         "rows": report.plain(rows),
     }

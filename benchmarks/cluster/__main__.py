@@ -16,6 +16,7 @@ from tqdm import tqdm
 from benchmarks.cluster import capacity, hardware, plots, report, routers, simulation
 from benchmarks.cluster.workload import TRACES, workload
 from benchmarks.decisions.streams import ALL_PORTFOLIOS, load
+from benchmarks.validation import DEFAULT_FILE, sentence_of
 from policies.types import Objective
 
 EVENTS = ("", "degrade", "death", "price")
@@ -164,6 +165,11 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         default=0.1,
         help="score points for the cost of the dearest size",
     )
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        help=f"file of benchmarks.live.validation, whose error is printed; default: {DEFAULT_FILE}, if it is there",
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--pictures", type=Path, help="folder for the pictures")
     parser.add_argument(
@@ -180,6 +186,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     """Simulate, print the tables, and save the figures."""
     arguments = parse(given)
+    error = sentence_of(arguments.validation)
     rows: list[report.Figures] = []
     with tqdm(unit="run") as progress:
         for setting in settings(arguments):
@@ -191,7 +198,7 @@ def main(given: list[str] | None = None) -> None:
         for rate in sorted({row.load for row in group}):
             at = [row for row in group if row.load == rate]
             title = f"{portfolio} on {trace}, load {rate:g}" + (event and f", {event}")
-            print(f"\n{title}\n\n{report.table(at)}")
+            print(f"\n{title}\n\n{report.table(at)}\n\n{error}")
         if arguments.pictures:
             name = "-".join(
                 part for part in ("cluster", portfolio, trace, event) if part
@@ -202,7 +209,7 @@ def main(given: list[str] | None = None) -> None:
             name: str(value) if isinstance(value, Path) else value
             for name, value in vars(arguments).items()
         }
-        saved = {"options": options, "rows": report.plain(rows)}
+        saved = {"options": options, "error": error, "rows": report.plain(rows)}
         arguments.json.write_text(json.dumps(saved, indent=1, allow_nan=True))
 
 

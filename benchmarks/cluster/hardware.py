@@ -26,7 +26,7 @@ class Engine:
     step_s: float
     sequence_s: float
     kv_tokens: int
-    chunk: int = 512
+    chunk: float = 512
     max_running: int = 64
     start_s: float = 60.0
 

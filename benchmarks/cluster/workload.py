@@ -112,14 +112,24 @@ def workload(
     )
 
 
+def recorded_arrivals(trace: str, data: str | None = None) -> Vector:
+    """[N] seconds of the arrivals of a whole recording, ascending.
+
+    Raises:
+        SystemExit: the recording is missing.
+    """
+    recording = _read(data_folder(data) / "load", trace)
+    return np.sort(recording.arrival_s.to_numpy(float))
+
+
 def recorded_rate(trace: str, data: str | None = None) -> float:
     """Requests a second in a recording with arrivals, in the mean.
 
     Raises:
         SystemExit: the recording is missing.
     """
-    arrival = _read(data_folder(data) / "load", trace).arrival_s
-    return len(arrival) / float(arrival.max() - arrival.min())
+    arrival = recorded_arrivals(trace, data)
+    return len(arrival) / float(arrival[-1] - arrival[0])
 
 
 def _read(folder: Path, trace: str) -> pd.DataFrame:

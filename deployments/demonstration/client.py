@@ -37,6 +37,20 @@ class Answer:
     output_tokens: int
 
 
+def body_of(model: str, task: Task) -> dict[str, Any]:
+    """The request that asks a model a task. Its answer is streamed."""
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": task.question}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0,
+        # every right reply is one line, and the longest that a model was trained to give has 87 tokens
+        "max_tokens": MAX_TOKENS,
+        "stop": ["\n"],
+    }
+
+
 async def ask(
     client: httpx.AsyncClient,
     model: str,
@@ -48,16 +62,7 @@ async def ask(
     Raises:
         RuntimeError: the gateway answered with an error.
     """
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": task.question}],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": 0,
-        # every right reply is one line, and the longest that a model was trained to give has 87 tokens
-        "max_tokens": MAX_TOKENS,
-        "stop": ["\n"],
-    }
+    body = body_of(model, task)
     if router:
         body["router"] = router
     began = time.perf_counter()

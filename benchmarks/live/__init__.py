@@ -1,0 +1,1 @@
+"""Recorded load on the running system, and the simulator's error there."""
