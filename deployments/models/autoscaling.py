@@ -98,7 +98,7 @@ class DemandPolicy:
         requests: float = ctx.total_num_requests
         if demand < 0.0:
             last = ctx.current_num_replicas == 1 and ctx.target_num_replicas <= 1
-            wanted = 0.0 if last else requests
+            wanted = 0.0 if last and not ctx.config.min_replicas else requests
         elif demand <= LEAST:
             wanted = max(requests, demand)
         else:

@@ -192,6 +192,7 @@ def test_a_last_replica_that_is_not_worth_its_price_stops(
     assert decided(with_requests(state_of(1), 20.0, monkeypatch), 1) == 0
     bounded = state_of(1, min_replicas=1)
     assert decided(with_requests(bounded, 20.0, monkeypatch), 1) == 1
+    assert not any(router.told[-2:])
     router.answer = RuntimeError("killed")
     assert decided(with_requests(state_of(1), 20.0, monkeypatch), 1) == 1
 
