@@ -21,16 +21,18 @@ class Account:
     balance: score points, at least 0.
     wanted: whether the model should have a replica.
     rate: score points a minute that were paid in lately.
+    ready: whether the model has a replica.
     """
 
     balance: float = 0.0
     wanted: bool = False
     rate: float = 0.0
+    ready: bool = False
 
     @classmethod
-    def full(cls, most: float) -> "Account":
-        """The account of a model of which nothing is known but that it has a replica."""
-        return cls(most, True)
+    def of(cls, ready: bool, most: float) -> "Account":
+        """The account of a model of which nothing is known but whether it has a replica: full or empty."""
+        return cls(most if ready else 0.0, ready, ready=ready)
 
     def fill(self, most: float) -> None:
         """Pay in so much that a replica is wanted, whatever it costs."""

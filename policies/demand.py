@@ -144,13 +144,10 @@ class DemandMeter:
             now_s: monotonic; when the count began.
         """
         for name, replicas in ready.items():
-            was_ready = self._lost_s.get(name) == inf
             if replicas > 0:
                 self._lost_s[name] = inf
-            elif was_ready:
+            elif self._lost_s.get(name) == inf:
                 self._lost_s[name] = now_s
-            if was_ready != (replicas > 0):
-                self._accounts.pop(name, None)  # it begins anew
 
     def measure(
         self, policy: Policy, states: Mapping[str, ModelState], now_s: float
@@ -222,10 +219,13 @@ class DemandMeter:
         for name in set(self._application.values()):
             state = states.get(name, IDLE)
             most = given.replica * (self._start_s(name) + given.stays_s) / 60.0
-            if name not in self._accounts and state.healthy:
-                self._accounts[name] = Account.full(most)
-                continue
-            account = self._accounts.setdefault(name, Account())
+            account = self._accounts.get(name)
+            if account is None or account.ready != state.healthy:
+                # it begins anew with a start and with a stop
+                account = Account.of(state.healthy, most)
+                self._accounts[name] = account
+                if state.healthy:
+                    continue
             several = state.healthy and state.replicas > 1
             paid, alone = 0.0, False
             if sample and not several:

@@ -55,7 +55,7 @@ def test_the_rate_is_that_of_the_latest_requests() -> None:
 
 def test_a_full_account_wants_a_replica() -> None:
     """As that of a model of which nothing is known but that it has one."""
-    assert Account.full(MOST).wanted
+    assert Account.of(True, MOST).wanted and not Account.of(False, MOST).wanted
     account = Account()
     account.fill(MOST)
     assert account.wanted and account.balance == MOST
