@@ -1,16 +1,16 @@
-"""Counterfactual demand: how many requests a model would have in flight, had it been warm and idle.
+"""Counterfactual demand: how many requests a model would have in flight, had it been warm and idle, and whether a
+replica of it is worth its price.
 
 The autoscaler sees the requests that were sent to a size. It does not see those that went elsewhere because the size
 has no replica or is full. This module decides the latest requests once more, under the present load and with one arm
 idle. A request that goes to that arm then, and would not now, is its demand; by Little's law it is worth its rate times
 its duration in requests in flight. The count is counterfactual, so it can be added to the requests that were sent.
 
-A request counts in proportion to the utility that is lost, so a dear size is not started for crumbs. An arm without a
-replica is wanted only if the loss would pay for its start: c is what a replica costs in score points a minute, C the
-time that it needs to start, H the time for which demand is expected to last, so the loss a minute must exceed
-c (C + H) / H. All of it fades without traffic. The requests before it lost its last replica count only if no arm could
-answer them: most of the others went to it, and a model that was stopped for want of requests would be started again at
-once.
+A request counts in proportion to the utility that is lost, so a dear size is not started for crumbs. A model without a
+replica is wanted only once the loss has paid for one, and its last replica only as long as it saves what it costs; both
+are decided by one account (account.py). While it has its last replica, the latest requests are decided once more
+without it. A request that only this model can answer fills its account. All of it fades without traffic. The requests
+before it lost its last replica are no demand unless no arm could answer them: most of the others went to it.
 
 Variants of a model are arms of one application, so their demand is the model's: it is idle for all of them or for none.
 Demand goes by the name of the application, which is that of the model.
@@ -24,13 +24,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from policies.account import Account
 from policies.base import Policy
 from policies.constraints import Exclusion
-from policies.events import BACKGROUND, FORCED, Decision, Outcome
+from policies.events import BACKGROUND, CALIBRATION, FORCED, Decision, Outcome
 from policies.types import ModelState, Request
 
 IDLE = ModelState()
-LEAST = 0.01  # requests of an arm that must start
+GONE = ModelState(replicas=0, healthy=False)
+LEAST = 0.01  # requests that say no more than that a model should have a replica
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class DemandSettings:
     full_gain: score points from which on a request counts in full.
     refused: score points that are lost with a request that no arm could answer.
     replica: c, score points a minute that a replica costs.
-    lasts_s: H, time for which demand is expected to last.
+    stays_s: H, time for which a replica should stay to be worth a start.
     start_s: C of an arm that was not started yet.
     least_s: shortest time over which a rate is measured.
     """
@@ -54,7 +56,7 @@ class DemandSettings:
     full_gain: float = 0.05
     refused: float = 1.0
     replica: float = 0.5
-    lasts_s: float = 300.0
+    stays_s: float = 600.0
     start_s: float = 60.0
     least_s: float = 5.0
 
@@ -63,14 +65,29 @@ class Demand(NamedTuple):
     """What the arms of one application would get, had it been warm and idle.
 
     requests: that it would have in flight beyond those that it has, each weighed by the utility lost; 0 if it has no
-        replica and the loss would not pay for a start.
+        replica and none is wanted.
     loss: score points a minute that are lost because it is cold or full.
     start_s: time from the wish for a first replica to its first token, as learned; 0 if that was never seen.
+    saved: score points a minute that would be lost without its last replica; None if it has none, or several.
+    balance: of its account, in score points (account.py); None if it has several replicas.
+    spare: whether its last replica is not worth its price.
     """
 
     requests: float = 0.0
     loss: float = 0.0
     start_s: float = 0.0
+    saved: float | None = None
+    balance: float | None = None
+    spare: bool = False
+
+    @property
+    def wish(self) -> float:
+        """What the autoscaler gets: the requests, at least LEAST for a last replica that is worth its price, and
+        -1 for one that is not.
+        """
+        if self.spare:
+            return -1.0
+        return self.requests if self.saved is None else max(self.requests, LEAST)
 
 
 class DemandMeter:
@@ -87,6 +104,12 @@ class DemandMeter:
         self.start_s: dict[str, float] = {}
         self._settings = settings
         self._recent: deque[tuple[float, Decision]] = deque(maxlen=settings.kept)
+        self._accounts: dict[str, Account] = {}  # by application
+        # requests since the accounts were booked: the latest of them, their number, and the arms that some need
+        self._new: deque[Decision] = deque(maxlen=settings.kept)
+        self._came = 0
+        self._needed: set[str] = set()
+        self._booked_s = inf
         self._application: dict[str, str] = {}  # by arm
         # by application that had a replica, since when it has none; inf while it has one
         self._lost_s: dict[str, float] = {}
@@ -100,11 +123,18 @@ class DemandMeter:
         """Take note of a request: one that the router decided, or one that no arm could answer.
 
         Second answers in the background and second tries leave out the first arm, so they say nothing here. A request
-        that named its arm and got it would not have gone elsewhere.
+        that named its arm and got it would not have gone elsewhere; it needs its arm, as a calibration does.
         """
-        named = decision.arm and decision.fallback == FORCED
-        if not named and decision.fallback not in (*BACKGROUND, "model", "hedge"):
+        if decision.arm and decision.fallback in (FORCED, CALIBRATION):
+            self._needed.add(decision.arm)
+        elif decision.fallback not in (*BACKGROUND, "model", "hedge"):
             self._recent.append((now_s, decision))
+            self._new.append(decision)
+            self._came += 1
+            self._booked_s = min(self._booked_s, now_s)
+            eligible = [e.arm for e in decision.estimates if not e.removed_by]
+            if len({self._application.get(arm, arm) for arm in eligible}) == 1:
+                self._needed.add(eligible[0])
 
     def counted(self, ready: Mapping[str, int], now_s: float) -> None:
         """Take note of how many replicas are ready.
@@ -134,6 +164,7 @@ class DemandMeter:
             self._recent.popleft()
         self._application = {arm.name: arm.application for arm in policy.arms}
         found = dict.fromkeys(self._application.values(), Demand())
+        self._book(policy, states, now_s)
         busy = [
             name
             for name, state in ((name, states.get(name, IDLE)) for name in found)
@@ -145,7 +176,7 @@ class DemandMeter:
                 continue
             now = self._decide(policy, window.sample, states)
             for name in names:
-                arms = [arm for arm, of in self._application.items() if of == name]
+                arms = self._arms_of(name)
                 idle = {**states, **dict.fromkeys(arms, IDLE)}
                 then = self._decide(policy, window.sample, idle, arms)
                 both = [self._of_request(arms, *pair) for pair in zip(now, then)]
@@ -154,9 +185,7 @@ class DemandMeter:
                     requests / window.span_s, 60.0 * lost / window.whole_span_s
                 )
         return {
-            name: self._of_application(
-                name, demand, states.get(name, IDLE).healthy, now_s
-            )
+            name: self._of_application(name, demand, states.get(name, IDLE), now_s)
             for name, demand in found.items()
         }
 
@@ -168,6 +197,66 @@ class DemandMeter:
             seconds = self._ready_s.pop(name) + first_s - outcome.waited_s
             known = self.start_s.get(name, seconds)
             self.start_s[name] = 0.5 * (known + seconds)
+
+    def _arms_of(self, application: str) -> list[str]:
+        return [arm for arm, of in self._application.items() if of == application]
+
+    def _book(
+        self, policy: Policy, states: Mapping[str, ModelState], now_s: float
+    ) -> None:
+        """Book the requests since the last time, and the price of that time, to the account of each application."""
+        given = self._settings
+        every = -(-len(self._new) // given.sample) or 1
+        sample = list(self._new)[::-every]
+        scale = self._came / max(1, len(sample))
+        minutes = max(0.0, now_s - self._booked_s) / 60.0
+        needed = {self._application.get(arm, arm) for arm in self._needed}
+        self._new.clear()
+        self._came = 0
+        self._needed.clear()
+        self._booked_s = now_s
+        now = self._decide(policy, sample, states) if sample else []
+        for name in set(self._application.values()):
+            state = states.get(name, IDLE)
+            most = given.replica * (self._start_s(name) + given.stays_s) / 60.0
+            account = self._accounts.get(name)
+            if account is None or account.ready != state.healthy:
+                # it begins anew with a start and with a stop
+                account = Account.of(state.healthy, most)
+                self._accounts[name] = account
+                if state.healthy:
+                    continue
+            several = state.healthy and state.replicas > 1
+            paid, alone = 0.0, False
+            if sample and not several:
+                paid, alone = self._paid(policy, name, sample, now, states)
+            account.book(
+                scale * paid, given.replica, most, minutes, given.memory_s / 60.0
+            )
+            if several or alone or name in needed:
+                account.fill(most)
+
+    def _paid(
+        self,
+        policy: Policy,
+        name: str,
+        sample: list[Decision],
+        now: list[Decision],
+        states: Mapping[str, ModelState],
+    ) -> tuple[float, bool]:
+        """Score points that requests lose because an application has no replica, or would lose without its last one,
+        and whether no other one could answer some of them.
+        """
+        arms = self._arms_of(name)
+        if states.get(name, IDLE).healthy:
+            without = {**states, **dict.fromkeys(arms, GONE)}
+            before, after = self._decide(policy, sample, without), now
+        else:
+            idle = {**states, **dict.fromkeys(arms, IDLE)}
+            before, after = now, self._decide(policy, sample, idle, arms)
+        gains = [self._of_request(arms, *pair)[1] for pair in zip(before, after)]
+        refused = [gain > 0.0 and not one.arm for gain, one in zip(gains, before)]
+        return sum(gains), any(refused)
 
     def _by_loss(self, applications: Sequence[str]) -> dict[float, list[str]]:
         """Applications by the time since which they have no replica; -inf for the others and those never ready."""
@@ -219,26 +308,32 @@ class DemandMeter:
         seconds = sum(e.propensity * e.answer_s for e in idle) / chosen
         return weight * moved * seconds, gain
 
+    def _start_s(self, application: str) -> float:
+        return self.start_s.get(application, 0.0) or self._settings.start_s
+
     def _of_application(
-        self, name: str, demand: Demand, ready: bool, now_s: float
+        self, name: str, demand: Demand, state: ModelState, now_s: float
     ) -> Demand:
         """The demand of an application with a replica, or of one without; a start that it causes is timed."""
-        given = self._settings
+        account = self._accounts[name]
         start_s = self.start_s.get(name, 0.0)
         requests = demand.requests
-        if ready:
+        if state.healthy:
             wished_s = self._wished_s.pop(name, None)
             if wished_s is not None:
                 self._ready_s[name] = now_s - wished_s
+            if state.replicas > 1:
+                return Demand(requests, demand.loss, start_s)
+            saved, spare = account.rate, not account.wanted
         else:
-            needed = (start_s or given.start_s) + given.lasts_s
-            if demand.loss > given.replica * needed / given.lasts_s:
+            saved, spare = None, False
+            if account.wanted:
                 requests = max(requests, LEAST)
                 self._wished_s.setdefault(name, now_s)
             else:
                 requests = 0.0
                 self._wished_s.pop(name, None)
-        return Demand(requests, demand.loss, start_s)
+        return Demand(requests, demand.loss, start_s, saved, account.balance, spare)
 
 
 class _Window:

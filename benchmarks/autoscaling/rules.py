@@ -17,7 +17,7 @@ class Rule:
     """How many replicas the sizes have.
 
     name: what the rule does. knob: the setting by which it differs from others of that name.
-    demand: whether the router's counterfactual demand counts, as with DemandPolicy.
+    demand: whether the router's demand counts, as with DemandPolicy.
     wake_up: whether a request that a size without a replica could answer sends a wake-up request to it.
     least: replicas that a larger size has at least; the smallest size has one at least.
     target: requests in flight that a replica is meant to have.
@@ -56,10 +56,7 @@ RULES = (
     Rule(SERVE),
     Rule(WARM, least=1),
     *(Rule(WAKE, f"zero {s:g} s", wake_up=True, zero_s=s) for s in (60.0, 300.0)),
-    *(
-        Rule(DEMAND, f"price {c:g}", demand=True, replica=c)
-        for c in (0.5, 1.0, 1.5, 2.0)
-    ),
+    *(Rule(DEMAND, f"price {c:g}", demand=True, replica=c) for c in (0.2, 0.35, 0.5)),
     Rule(DEMAND, "price 0.5, zero 60 s", demand=True, zero_s=60.0),
 )
 
@@ -94,7 +91,7 @@ class Controller:
 
         Args:
             in_flight: requests that were sent to the size and are not answered.
-            demand: requests that it would have beyond these, had it been warm and idle.
+            demand: what the router answers DemandPolicy (Demand.wish).
             ready: replicas that run.
             now_s: ascending.
         """

@@ -14,7 +14,8 @@ from policies.types import ModelState
 
 CALL_PAUSE_S = 60.0  # between the end of a wake-up request and the next one
 CALL_TIMEOUT_S = 900.0
-NEED = DemandSettings()  # its bound says when a larger size is needed, for every rule
+NEED = DemandSettings()  # its price says when a larger size is needed, for every rule
+NEED_S = 300.0  # time in which the loss must pay for a replica and its start
 
 
 class RuleScaler:
@@ -90,7 +91,7 @@ class RuleScaler:
         self._end_calls(ready, now_s)
         for pool in pools:
             name = pool.size.name
-            demand = demands[name].requests if self._rule.demand else 0.0
+            demand = demands[name].wish if self._rule.demand else 0.0
             sent = pool.places.running + (name in self._calls_s)
             wanted = self._controllers[name].look(sent, demand, ready[name], now_s)
             pool.resize(wanted)
@@ -112,7 +113,7 @@ class RuleScaler:
                 self.waits_s.append(now_s - self._needed_s.pop(name))
             return
         self._at_zero_s[name] = min(self._at_zero_s[name], now_s)
-        bound = NEED.replica * (self._larger[name] + NEED.lasts_s) / NEED.lasts_s
+        bound = NEED.replica * (self._larger[name] + NEED_S) / NEED_S
         if loss > bound and name not in self._needed_s:
             since_s = self._at_zero_s[name]
             self._needed_s[name] = next(s for s in self._came_s if s >= since_s)

@@ -1,7 +1,10 @@
 """The number of replicas of a model: Serve's own figure, and the demand that only the router knows.
 
 Serve sees the requests that were sent to a model. The router also knows those that went elsewhere, because the model
-has no replica or is full (policies/demand.py). serve_config.yaml names the class in a model's `autoscaling_config`:
+has no replica or is full, and what the last replica saves (policies/demand.py). A last replica that is worth its price
+is kept through a pause, and one that is not is stopped although requests are in flight, which it still answers. The
+router knows it some seconds before, so that it sends new requests elsewhere: a request that finds no replica would
+start one. serve_config.yaml names the class in a model's `autoscaling_config`:
 
     policy: {policy_function: "deployments.models.autoscaling:DemandPolicy"}
 
@@ -21,6 +24,7 @@ from typing import Any
 import ray
 from ray.serve.config import AutoscalingContext
 
+LEAST = 0.01  # a demand that says no more than that the model should have a replica
 ANSWER_S = 2.0  # time for an answer of the router
 log = logging.getLogger("ray.serve")
 
@@ -32,6 +36,7 @@ class DemandPolicy:
         router, namespace: of the router actor.
         every_s: time between two questions to the router.
         stale_s: time after which an answer counts no more.
+        notice_s: time for which the router knows that the last replica will stop.
     """
 
     def __init__(
@@ -40,15 +45,18 @@ class DemandPolicy:
         namespace: str = "router",
         every_s: float = 1.0,
         stale_s: float = 15.0,
+        notice_s: float = 10.0,
     ):
         self._router = router
         self._namespace = namespace
         self._every_s = every_s
         self._stale_s = stale_s
+        self._notice_s = notice_s
         self._actor: Any = None
         self._task: asyncio.Task[None] | None = None
         self._demand = 0.0
         self._answered_s = self._asked_s = -math.inf
+        self._spare_s = math.inf  # since when no replica is wanted
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """The number of replicas wanted, and nothing to keep: a new instance begins with Serve's own figure."""
@@ -60,41 +68,71 @@ class DemandPolicy:
 
     def _wanted(self, ctx: AutoscalingContext) -> float:
         now_s = time.monotonic()
-        with suppress(Exception):
-            self._ask(str(ctx.app_name), now_s)
         demand = 0.0
         if now_s - self._answered_s < self._stale_s:
             demand = self._demand
-        return self.wanted(ctx, demand)
+        wanted = self.wanted(ctx, demand)
+        if demand < 0.0 and ctx.current_num_replicas == 1 and wanted <= 0.0:
+            self._spare_s = min(self._spare_s, now_s)
+        else:
+            self._spare_s = math.inf
+        delay_s = ctx.config.downscale_to_zero_delay_s
+        if delay_s is None:
+            delay_s = ctx.config.downscale_delay_s
+        spare_for_s = now_s - self._spare_s
+        with suppress(Exception):
+            self._ask(str(ctx.app_name), spare_for_s > delay_s - self._notice_s, now_s)
+        if 0.0 <= spare_for_s < self._notice_s - delay_s:
+            return LEAST  # Serve's own delay is too short for the notice
+        return wanted
 
     @staticmethod
     def wanted(ctx: AutoscalingContext, demand: float) -> float:
-        """The number of replicas for the requests that Serve sees, and this many that it does not see."""
+        """The number of replicas for the requests that Serve sees, and this many that it does not see.
+
+        Args:
+            ctx: Serve's figures.
+            demand: of the router; negative for a last replica that is not worth its price.
+        """
         target: float = ctx.config.get_target_ongoing_requests()
-        wanted: float = (ctx.total_num_requests + demand) / target
+        requests: float = ctx.total_num_requests
+        if demand < 0.0:
+            last = ctx.current_num_replicas == 1 and ctx.target_num_replicas <= 1
+            wanted = 0.0 if last and not ctx.config.min_replicas else requests
+        elif demand <= LEAST:
+            wanted = max(requests, demand)
+        else:
+            wanted = requests + demand
+        wanted /= target
         if ctx.current_num_replicas == 0:
             # a replica that is being started is kept, as in Serve's own policy
             wanted = max(float(ctx.target_num_replicas), wanted)
         return wanted
 
-    def _ask(self, model: str, now_s: float) -> None:
-        """Ask the router in the background, unless it was asked just now."""
+    def _ask(self, model: str, leaves: bool, now_s: float) -> None:
+        """Ask the router in the background, unless it was asked just now.
+
+        Args:
+            model: the application.
+            leaves: whether its last replica will stop soon.
+            now_s: monotonic.
+        """
         waits = self._task is not None and not self._task.done()
         if waits or now_s - self._asked_s < self._every_s:
             return
         self._asked_s = now_s
-        self._task = asyncio.get_running_loop().create_task(self._poll(model))
+        self._task = asyncio.get_running_loop().create_task(self._poll(model, leaves))
 
-    async def _poll(self, model: str) -> None:
+    async def _poll(self, model: str, leaves: bool) -> None:
         try:
             async with asyncio.timeout(ANSWER_S):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(
                         ray.get_actor, self._router, namespace=self._namespace
                     )
-                demand = float(await self._actor.demand.remote(model))
+                demand = float(await self._actor.demand.remote(model, leaves))
             if math.isfinite(demand):
-                self._demand = max(0.0, demand)
+                self._demand = demand
                 self._answered_s = time.monotonic()
         except Exception:
             self._actor = None  # look it up again; a stale demand counts no more

@@ -125,6 +125,16 @@ class Telemetry:
             "Score points a minute that are lost because the model is cold or full.",
             ("arm",),
         )
+        self._saved = Gauge(
+            "router_saved_utility",
+            "Score points a minute that would be lost without the model's last replica.",
+            ("arm",),
+        )
+        self._balance = Gauge(
+            "router_demand_balance",
+            "Score points that the model's last replica has saved or would have saved, less its price.",
+            ("arm",),
+        )
         self._start = Gauge(
             "router_start_seconds",
             "From the wish for a first replica to its first token.",
@@ -278,6 +288,10 @@ class Telemetry:
         for arm, demand in demands.items():
             self._demand.set(demand.requests, {"arm": arm})
             self._lost.set(demand.loss, {"arm": arm})
+            saved = UNKNOWN if demand.saved is None else demand.saved
+            self._saved.set(saved, {"arm": arm})
+            balance = UNKNOWN if demand.balance is None else demand.balance
+            self._balance.set(balance, {"arm": arm})
             if demand.start_s:
                 self._start.set(demand.start_s, {"arm": arm})
 

@@ -344,9 +344,10 @@ class Router:
         for decision in decisions:
             self._projections.demand.decided(decision, time.monotonic())
 
-    async def demand(self, model: str) -> float:
-        """Requests that a model would have in flight beyond those it has, were it warm and idle."""
-        return self._demands().get(model, Demand()).requests
+    async def demand(self, model: str, leaves: bool = False) -> float:
+        """See Demand.wish; `leaves`: the last replica of the model will stop soon."""
+        self._arm_stats.report_leaving(model, leaves)
+        return self._demands().get(model, Demand()).wish
 
     def _demands(self) -> dict[str, Demand]:
         """The demand of each application, at most a second old; empty if it is off, or no replicas were counted yet."""

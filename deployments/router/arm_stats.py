@@ -23,6 +23,10 @@ from policies.scarcity import ScarcityPrices
 from policies.types import Arm, ModelState
 
 STALE_S = 30.0  # after this time without a report, an ingress counts as having no requests in flight
+LEAVING_S = (
+    5.0  # time after which the notice of a replica that will stop counts no more
+)
+LEAVING_PRICE = 10.0  # of a second there, score points: only requests that no other arm can answer go there
 WINDOW_S = 10.0  # window over which tokens per second are measured
 
 
@@ -49,6 +53,7 @@ class ArmStats:
         self._in_flight: dict[str, tuple[float, dict[str, int]]] = {}
         # of each ingress: the decisions that the router did not have at that time
         self._undelivered: dict[str, Spending] = {}
+        self._leaving_s: dict[str, float] = {}  # by application, when it was reported
         self._recent: deque[Decision] = deque(maxlen=SIZE)
         self._figures = RecentFigures()
         self._window = Window()
@@ -89,6 +94,15 @@ class ArmStats:
     def report_undelivered(self, ingress: str, undelivered: Spending) -> None:
         """Store what an ingress has decided, and the router does not have yet."""
         self._undelivered[ingress] = undelivered
+
+    def report_leaving(self, application: str, leaves: bool) -> None:
+        """Store whether the last replica of an application will stop soon, so that no request is sent there that
+        another one can answer.
+        """
+        if leaves:
+            self._leaving_s[application] = time.monotonic()
+        else:
+            self._leaving_s.pop(application, None)
 
     def undelivered(self, exclude: str) -> Spending:
         """What the router lacks of the ingresses that have reported lately, without one of them."""
@@ -137,6 +151,8 @@ class ArmStats:
         }
         for ingress in self._undelivered.keys() - self._in_flight.keys():
             del self._undelivered[ingress]
+        left_s = time.monotonic() - LEAVING_S
+        leaving = {name for name, at_s in self._leaving_s.items() if at_s > left_s}
         in_flight = Counter[str]()
         for ingress, (_, counts) in self._in_flight.items():
             if ingress != exclude:
@@ -148,6 +164,7 @@ class ArmStats:
                 tokens_per_s=self._meters[application].tokens_per_s(now),
                 healthy=not self.replicas or self.replicas.get(application, 0) > 0,
                 lacks=self.lacks.get(name, frozenset()),
+                price=LEAVING_PRICE if application in leaving else 0.0,
                 target_replicas=self.target_replicas.get(application, 1),
             )
             for name, application in self._applications.items()

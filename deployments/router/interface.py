@@ -252,7 +252,7 @@ class RouterHandle(PrivacyHandle, Protocol):
     ]
     observe: Method[[list[tuple[Decision, Outcome]], str, dict[str, int]], None]
     report_unserved: Method[[list[Decision]], None]
-    demand: Method[[str], float]
+    demand: Method[[str, bool], float]
     feedback: Method[[list[Feedback], str], list[str]]
     salt: Method[[], bytes]
     rows: Method[[int, int], list[tuple[int, float, str, bytes]]]

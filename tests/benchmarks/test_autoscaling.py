@@ -197,7 +197,7 @@ def test_demand_starts_what_serve_leaves_at_zero(made: World) -> None:
         assert 0.0 < found[name].gpu_hours[1] < found[WARM].gpu_hours[1]
     (wait_s,) = found[DEMAND].waits_s
     start_s = made.sizes[1].engine.start_s
-    assert start_s < wait_s < start_s + 15.0
+    assert start_s < wait_s < start_s + 600.0
 
 
 def test_a_price_beyond_every_loss_starts_nothing(made: World) -> None:

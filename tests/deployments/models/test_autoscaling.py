@@ -26,10 +26,12 @@ class FakeRouter:
     def __init__(self, demand: Any = 0.0):
         self.answer = demand
         self.asked = 0
+        self.told: list[bool] = []
         self.demand = self
 
-    def remote(self, model: str) -> Awaitable[float]:
+    def remote(self, model: str, leaves: bool) -> Awaitable[float]:
         self.asked += 1
+        self.told.append(leaves)
         assert model == "large"
 
         async def reply() -> float:
@@ -67,7 +69,7 @@ def state_of(running: int = 0, **options: Any) -> DeploymentAutoscalingState:
             "downscale_delay_s": 0,
             "policy": {
                 "policy_function": PATH,
-                "policy_kwargs": {"every_s": 0},
+                "policy_kwargs": {"every_s": 0, "notice_s": 0},
             },
             **options,
         }
@@ -167,7 +169,7 @@ def test_the_demand_is_added_to_the_requests(
         float("inf"),
         "much",
         None,
-        -5.0,
+        float("-inf"),
     ],
 )
 def test_a_router_that_is_dead_silent_or_wrong_changes_nothing(
@@ -180,6 +182,68 @@ def test_a_router_that_is_dead_silent_or_wrong_changes_nothing(
     assert decided(state, 1) == 2
     assert time.monotonic() - began < 5.0
     assert decided(with_requests(state_of(1), 0.0, monkeypatch), 1) == 0
+
+
+def test_a_last_replica_that_is_not_worth_its_price_stops(
+    router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests in flight do not keep it, and the bounds hold; without the router it is Serve's own rule again."""
+    router.answer = -1.0
+    assert decided(with_requests(state_of(1), 20.0, monkeypatch), 1) == 0
+    bounded = state_of(1, min_replicas=1)
+    assert decided(with_requests(bounded, 20.0, monkeypatch), 1) == 1
+    assert not any(router.told[-2:])
+    router.answer = RuntimeError("killed")
+    assert decided(with_requests(state_of(1), 20.0, monkeypatch), 1) == 1
+
+
+def test_of_several_replicas_none_stops_for_the_price(
+    router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve's own figure is for them; a model at zero stays there."""
+    router.answer = -1.0
+    assert decided(with_requests(state_of(2), 40.0, monkeypatch), 2) == 2
+    assert decided(state_of(0), 0) == 0
+
+
+def test_a_last_replica_that_is_worth_its_price_is_kept(
+    router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a request too; the wish is for one replica, and not for one more request."""
+    router.answer = 0.01
+    assert decided(with_requests(state_of(1), 0.0, monkeypatch), 1) == 1
+    assert decided(with_requests(state_of(1), 24.0, monkeypatch), 1) == 1
+    assert decided(with_requests(state_of(2), 48.0, monkeypatch), 2) == 2
+
+
+@pytest.mark.parametrize("delay_s", [300.0, 0.0])
+def test_the_router_knows_some_seconds_before_the_last_replica_stops(
+    delay_s: float, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no request is on its way to a model without replicas; a delay shorter than the notice is extended."""
+    policy = DemandPolicy(every_s=0)
+    state = with_requests(
+        state_of(1, downscale_to_zero_delay_s=delay_s), 3.0, monkeypatch
+    )
+    router.answer = -1.0
+
+    async def steps() -> None:
+        async def wish() -> float:
+            for _ in range(4):
+                number = policy(state.get_autoscaling_context(1))[0]
+                await asyncio.sleep(0.02)
+            return number
+
+        assert (await wish() > 0.0) == (delay_s == 0.0)
+        assert router.told[-1] == (delay_s == 0.0)
+        policy._spare_s -= max(delay_s - 5.0, 11.0)
+        assert await wish() == 0.0
+        assert router.told[-1]
+        router.answer = 0.0
+        assert await wish() > 0.0
+        assert not router.told[-1]
+
+    on_one_loop(steps)
 
 
 def on_one_loop(steps: Callable[[], Awaitable[None]]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from deployments.router import arm_stats
 from deployments.router.arm_stats import ArmStats
 from policies.events import Decision, Event, Feedback, Outcome, Record
 from policies.types import Arm, Objective
@@ -148,3 +149,20 @@ def test_events_before_the_snapshot_rebuild_the_windows_and_not_the_totals() -> 
     assert stats.figures().total.decisions == 1
     stats.reset()
     assert stats.totals.of_all().decisions == 0 and stats.recent == 0
+
+
+def test_a_replica_that_will_stop_has_a_price_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests that another model can answer go there; nothing excludes it, and the notice ends by itself."""
+    stats = ArmStats()
+    stats.set_arms([Arm("small"), Arm("large")])
+    stats.report_leaving("large", True)
+    for states in (stats.states(), stats.states("ingress")):
+        assert states["large"].healthy and states["large"].price >= 1.0
+        assert states["small"].price == 0.0
+    stats.report_leaving("large", False)
+    assert stats.states()["large"].price == 0.0
+    stats.report_leaving("large", True)
+    monkeypatch.setattr(arm_stats, "LEAVING_S", 0.0)
+    assert stats.states()["large"].price == 0.0

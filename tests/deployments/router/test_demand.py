@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from policies.demand import LEAST
 from tests.support.gateway import Gateway, eventually
 
 
@@ -37,7 +38,7 @@ def test_requests_that_another_model_answers_are_demand_for_the_cold_one(
     """The better model is wanted without a request sent to it; the one that answers has no further demand."""
     at_zero(gateway, "large")
     assert demand(gateway, "large") == 0.0
-    for _ in range(12):
+    for _ in range(30):
         answer = gateway.chat()
         assert answer.headers["x-router-model"] == "small"
         decision = answer.headers["x-router-decision-id"]
@@ -45,7 +46,7 @@ def test_requests_that_another_model_answers_are_demand_for_the_cold_one(
         assert gateway.client.post("/v1/feedback", json=bad).status_code == 200
     eventually(lambda: demand(gateway, "large") > 0.0)
     assert not gateway.models["large"].calls
-    assert demand(gateway, "small") == demand(gateway, "minilm") == 0.0
+    assert demand(gateway, "small") == demand(gateway, "minilm") == LEAST
     shown = state_of(gateway, "large")["demand"]
     assert shown["requests"] > 0.0 and shown["loss"] > 0.5 and shown["start_s"] == 0.0
     gateway.tune(demand_autoscaling=False)
@@ -64,7 +65,7 @@ def test_one_request_that_names_a_cold_model_starts_it(
     assert refused.status_code == 503 and refused.headers["retry-after"]
     eventually(lambda: demand(gateway, "large") > 0.0)
     assert not gateway.models["large"].calls
-    assert demand(gateway, "small") == 0.0
+    assert demand(gateway, "small") == LEAST
 
 
 def test_all_models_may_be_at_zero(gateway: Gateway) -> None:
@@ -91,7 +92,7 @@ def test_the_time_of_a_start_survives_a_restart_of_the_router(
     gateway.replicas["large"] = 1
     eventually(
         lambda: (
-            demand(gateway, "large") == 0.0
+            demand(gateway, "large") == LEAST
             and gateway.chat(model="large").status_code == 200
         )
     )
