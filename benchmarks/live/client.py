@@ -192,7 +192,13 @@ def send_apart(plan: Plan) -> list[Seen]:
     ended = subprocess.run(command, input=given, stdout=subprocess.PIPE, check=False)
     if ended.returncode:
         raise SystemExit(f"the client of {plan.url} failed")
-    return msgspec.json.decode(ended.stdout, type=list[Seen])
+    try:
+        return msgspec.json.decode(ended.stdout, type=list[Seen])
+    except msgspec.DecodeError as error:
+        size = len(ended.stdout)
+        raise SystemExit(
+            f"the client of {plan.url} wrote {size} bytes that are no report: {error}"
+        ) from None
 
 
 def main() -> None:
