@@ -322,7 +322,8 @@ def record_traffic(
         ),
         {"reward": 0.6, "votes": 40.0, "regret": 0.01, "estimated_saving": 0.3},
     )
-    telemetry.demand({arm: Demand(2.0, 1.5, 40.0) for arm in arms})
+    warm = Demand(2.0, 1.5, 40.0, saved=0.7, balance=3.0)
+    telemetry.demand(dict.fromkeys(arms, warm))
     telemetry.roles({"champion": (3, 0.8), "challenger": (4, 0.2)})
     telemetry.suspended(1, 2)
     telemetry.record_check(time.time(), 3, "thompson", 1, 0, 7)
