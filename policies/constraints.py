@@ -121,16 +121,19 @@ def removed(
             tight = True
     language = profile.language
     if language:
-        sentence = Exclusion.LANGUAGE.sentence(language)
-        wrong = [bool(arm.languages) and language not in arm.languages for arm in arms]
-        row = _unless_all(row, [sentence * excluded for excluded in wrong])
+        wrong = [arm.languages and language not in arm.languages for arm in arms]
+        if any(wrong):
+            sentence = Exclusion.LANGUAGE.sentence(language)
+            row = _unless_all(row, [sentence if is_wrong else "" for is_wrong in wrong])
     if tight:
         asked = f"{prompt} tokens, with {answer} for the answer,"
-        room = [arm.context_tokens for arm in arms]
-        sentences = [Exclusion.CONTEXT.sentence(asked, size) for size in room]
-        row = _unless_all(
-            row, [s * (needed > size) for s, size in zip(sentences, room)]
-        )
+        no_room = [
+            Exclusion.CONTEXT.sentence(asked, arm.context_tokens)
+            if needed > arm.context_tokens
+            else ""
+            for arm in arms
+        ]
+        row = _unless_all(row, no_room)
     return row
 
 

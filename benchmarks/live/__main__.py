@@ -26,6 +26,7 @@ from benchmarks.live.cells import (
     AUTO,
     Cell,
     Client,
+    add_capacity_options,
     is_right,
     measure_capacity,
     open_plan,
@@ -105,20 +106,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         default=0.5,
         help="of the dearest size at the first rate",
     )
-    parser.add_argument(
-        "--capacity",
-        type=float,
-        help="answers a second of the dearest size; by default it is measured",
-    )
-    parser.add_argument(
-        "--clients", type=int, default=32, help="of the closed loop that measures it"
-    )
-    parser.add_argument(
-        "--capacity-seconds",
-        type=float,
-        default=20.0,
-        help="of that loop; several times as long as an answer takes in it",
-    )
+    add_capacity_options(parser)
     parser.add_argument(
         "--contender",
         nargs="+",

@@ -1,5 +1,6 @@
 """The cells of a replay: one contender on one window of recorded arrivals, and the order of the cells."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,24 @@ def open_plan(url: str, model: str, tasks: Sequence[Task], arrivals_s: Vector) -
         for at_s, task in zip(arrivals_s.tolist(), tasks, strict=True)
     ]
     return Plan(url, tuple(sendings), key_headers())
+
+
+def add_capacity_options(parser: ArgumentParser) -> None:
+    """Add the options of `measure_capacity` to a command line."""
+    parser.add_argument(
+        "--capacity",
+        type=float,
+        help="answers a second of the model; by default it is measured",
+    )
+    parser.add_argument(
+        "--clients", type=int, default=32, help="of the closed loop that measures it"
+    )
+    parser.add_argument(
+        "--capacity-seconds",
+        type=float,
+        default=20.0,
+        help="of that loop; several times as long as an answer takes in it",
+    )
 
 
 def measure_capacity(

@@ -144,7 +144,8 @@ class Client:
         running = []
         for number, sending in enumerate(self._plan.sendings):
             intended_s = began_s + sending.at_s
-            if (wait_s := intended_s - time.perf_counter()) > 0:
+            # uvloop counts in milliseconds, so a sleep may end too soon
+            while (wait_s := intended_s - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             running.append(asyncio.create_task(self._ask(number, sending, intended_s)))
         await asyncio.gather(*running)

@@ -22,7 +22,13 @@ from tqdm import tqdm
 
 from benchmarks.cluster.workload import recorded_arrivals
 from benchmarks.live.arrivals import TRACES, window
-from benchmarks.live.cells import STREAMS, Client, measure_capacity, open_plan
+from benchmarks.live.cells import (
+    STREAMS,
+    Client,
+    add_capacity_options,
+    measure_capacity,
+    open_plan,
+)
 from benchmarks.live.client import send_apart
 from benchmarks.live.fit import fit
 from benchmarks.live.plan import Seen
@@ -214,20 +220,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=2, help="of each load")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a run")
-    parser.add_argument(
-        "--capacity",
-        type=float,
-        help="answers a second of the model; by default it is measured",
-    )
-    parser.add_argument(
-        "--clients", type=int, default=32, help="of the closed loop that measures it"
-    )
-    parser.add_argument(
-        "--capacity-seconds",
-        type=float,
-        default=20.0,
-        help="of that loop; several times as long as an answer takes in it",
-    )
+    add_capacity_options(parser)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--again",

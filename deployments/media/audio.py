@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from deployments.errors import field_error
+from deployments.media.integers import big, little
 from deployments.media.medium import Medium, MediumUrl
 from policies.capabilities import Capability
 
@@ -40,23 +41,15 @@ def seconds_of(data: bytes) -> float | None:
     return _mp3_seconds(data)
 
 
-def _big(data: bytes) -> int:
-    return int.from_bytes(data, "big")
-
-
-def _little(data: bytes) -> int:
-    return int.from_bytes(data, "little")
-
-
 def _wav_seconds(data: bytes) -> float | None:
     at = 12
     bytes_per_s = 0
     for _ in range(MAX_CHUNKS):
         name = data[at : at + 4]
-        length = _little(data[at + 4 : at + 8])
+        length = little(data[at + 4 : at + 8])
         at += 8
         if name == b"fmt ":
-            bytes_per_s = _little(data[at + 8 : at + 12])
+            bytes_per_s = little(data[at + 8 : at + 12])
         if name == b"data":
             # a stream of unknown length states the largest one
             length = min(length, max(0, len(data) - at))
@@ -69,7 +62,7 @@ def _flac_seconds(data: bytes) -> float | None:
     """From STREAMINFO (RFC 9639, sec. 8.2); without a number of samples there as long as 16 bits each would be."""
     if len(data) < 26:
         return None
-    bits = _big(data[18:26])
+    bits = big(data[18:26])
     rate = bits >> 44
     samples = bits & (2**36 - 1) or len(data) // 2
     return samples / rate if rate else None
@@ -81,9 +74,9 @@ def _ogg_seconds(data: bytes) -> float | None:
     rate = OPUS_RATE if b"OpusHead" in head else 0
     vorbis = head.find(b"\x01vorbis")
     if vorbis >= 0:
-        rate = _little(head[vorbis + 12 : vorbis + 16])
+        rate = little(head[vorbis + 12 : vorbis + 16])
     last = data.rfind(b"OggS")
-    return _little(data[last + 6 : last + 14]) / rate if rate else None
+    return little(data[last + 6 : last + 14]) / rate if rate else None
 
 
 def _mp3_seconds(data: bytes) -> float | None:
@@ -114,9 +107,9 @@ def _frames(data: bytes, at: int) -> int | None:
     """The number of frames that the first frame of an MP3 of changing bit rate states; None if it states none."""
     found = XING.search(data, at, at + FRAME_BYTES)
     if found is not None:
-        return _big(data[found.end() + 4 : found.end() + 8])
+        return big(data[found.end() + 4 : found.end() + 8])
     vbri = data.find(b"VBRI", at, at + FRAME_BYTES)
-    return _big(data[vbri + 14 : vbri + 18]) if vbri >= 0 else None
+    return big(data[vbri + 14 : vbri + 18]) if vbri >= 0 else None
 
 
 def tokens_of(data: bytes, field: str) -> int:

@@ -5,6 +5,7 @@ from math import ceil
 from typing import Literal
 
 from deployments.errors import field_error
+from deployments.media.integers import big, little
 from deployments.media.medium import MediumUrl
 from policies.capabilities import Capability
 
@@ -25,9 +26,9 @@ def size_of(data: bytes) -> Size | None:
     Nothing is decoded, so a small file of a huge image costs nothing.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
-        return _big(data[16:20]), _big(data[20:24])
+        return big(data[16:20]), big(data[20:24])
     if data[:6] in (b"GIF87a", b"GIF89a"):
-        return _little(data[6:8]), _little(data[8:10])
+        return little(data[6:8]), little(data[8:10])
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_size(data)
     if data.startswith(b"\xff\xd8"):
@@ -35,23 +36,15 @@ def size_of(data: bytes) -> Size | None:
     return None
 
 
-def _big(data: bytes) -> int:
-    return int.from_bytes(data, "big")
-
-
-def _little(data: bytes) -> int:
-    return int.from_bytes(data, "little")
-
-
 def _webp_size(data: bytes) -> Size | None:
     kind = data[12:16]
     if kind == b"VP8X":
-        return _little(data[24:27]) + 1, _little(data[27:30]) + 1
+        return little(data[24:27]) + 1, little(data[27:30]) + 1
     if kind == b"VP8L":
-        bits = _little(data[21:25])
+        bits = little(data[21:25])
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if kind == b"VP8 ":
-        return _little(data[26:28]) & 0x3FFF, _little(data[28:30]) & 0x3FFF
+        return little(data[26:28]) & 0x3FFF, little(data[28:30]) & 0x3FFF
     return None
 
 
@@ -59,7 +52,7 @@ def _jpeg_size(data: bytes) -> Size | None:
     """The size of a JPEG, which one of its segments has."""
     for marker, at in _jpeg_segments(data):
         if marker in JPEG_SIZES:
-            return _big(data[at + 5 : at + 7]), _big(data[at + 3 : at + 5])
+            return big(data[at + 5 : at + 7]), big(data[at + 3 : at + 5])
     return None
 
 
@@ -72,7 +65,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             at += 1
             continue
         yield marker, at + 2
-        at += 2 + max(2, _big(data[at + 2 : at + 4]))
+        at += 2 + max(2, big(data[at + 2 : at + 4]))
 
 
 class ImageUrl(MediumUrl):

@@ -18,7 +18,7 @@ MAX_URL = 2_048  # characters of a URL that is no data URL
 
 
 class Medium(StrictModel):
-    """An image, a sound or a video.
+    """An image, audio or a video.
 
     Attributes:
         capability: what an arm needs to read it.

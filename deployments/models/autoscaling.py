@@ -24,7 +24,8 @@ from typing import Any
 import ray
 from ray.serve.config import AutoscalingContext
 
-LEAST = 0.01  # a demand that says no more than that the model should have a replica
+from policies.demand import LEAST
+
 ANSWER_S = 2.0  # time for an answer of the router
 log = logging.getLogger("ray.serve")
 

@@ -23,10 +23,10 @@ from policies.scarcity import ScarcityPrices
 from policies.types import Arm, ModelState
 
 STALE_S = 30.0  # after this time without a report, an ingress counts as having no requests in flight
-LEAVING_S = (
-    5.0  # time after which the notice of a replica that will stop counts no more
-)
-LEAVING_PRICE = 10.0  # of a second there, score points: only requests that no other arm can answer go there
+# Time after which the notice of a replica that will stop counts no more.
+LEAVING_S = 5.0
+# Of a second there, in score points: only requests that no other arm can answer go there.
+LEAVING_PRICE = 10.0
 WINDOW_S = 10.0  # window over which tokens per second are measured
 
 

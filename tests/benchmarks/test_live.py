@@ -298,6 +298,7 @@ def test_the_client_sends_every_request_once_and_reads_its_answer() -> None:
         if one.answered:
             assert one.text == tasks[one.number].answer
             assert one.latency_s >= one.ttft_s > 0 and one.output_tokens == 3
+            assert one.lag_s >= 0
 
 
 def test_a_client_without_a_gateway_says_which(
