@@ -142,7 +142,8 @@ class Load:
             intended += rng.expovariate(self._plan.rate)
             if intended > began + self._plan.seconds:
                 break
-            if (wait := intended - clock()) > 0:
+            # uvloop counts in milliseconds, so a sleep may end too soon
+            while (wait := intended - clock()) > 0:
                 await asyncio.sleep(wait)
             running.append(asyncio.create_task(self.ask(intended)))
         await asyncio.gather(*running)

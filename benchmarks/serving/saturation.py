@@ -158,7 +158,8 @@ class SaturationRun:
             intended += self._random.expovariate(self._plan.rate)
             if intended >= begins + seconds:
                 break
-            if (wait := intended - time.perf_counter()) > 0:
+            # uvloop counts in milliseconds, so a sleep may end too soon
+            while (wait := intended - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             self._start(self.ask("auto", intended, "auto"))
         await asyncio.sleep(max(0.0, begins + seconds - time.perf_counter()))
