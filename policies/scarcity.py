@@ -1,12 +1,13 @@
 """The price of a scarce arm: what a request must gain on it to take a place from another one.
 
-Each arm has a price in score points for a request of usual duration. It is the dual variable of the arm's capacity,
-found by projected subgradient steps (Nedić and Ozdaglar, IEEE TAC 2009): it rises while more requests are in flight
-than the arm is meant to have, and falls to 0 while there is room. A request pays in proportion to the time for which it
-will hold its place. So requests that gain little from a scarce arm leave it first. A price removes no arm.
+Each arm has a price in score points for a request of usual work. It is the dual variable of the arm's capacity, found
+by projected subgradient steps (Nedić and Ozdaglar, IEEE TAC 2009): it rises while more requests are in flight than the
+arm is meant to have, and falls to 0 while there is room. A request pays in proportion to its work: its prompt tokens,
+and its expected output tokens with a factor (`work`). So a scarce arm keeps the requests that gain much from it for
+little work, as in the knapsack problem (Dantzig, Operations Research 1957). A price removes no arm.
 
-Variants of a model are arms of one application and have one price: they take places from each other. A second costs
-them the same, so one that answers in a shorter time pays less.
+Variants of a model are arms of one application and have one price: they take places from each other. A token costs
+them the same, so one that answers with fewer tokens pays less.
 
 The steps are in proportion to the time that passes, so several ingresses that see the same load find the same prices,
 and an old price fades.
@@ -22,7 +23,15 @@ from policies.events import ArmEstimate, Decision
 from policies.types import Arm, ModelState
 
 IDLE = ModelState()
-EVERY = 8  # decisions, of which one shows the usual durations
+EVERY = 8  # decisions, of which one shows the usual durations and the usual work
+# An output token takes a replica with a full batch about as long as so many prompt tokens. In the list prices of hosted
+# models it costs three to five times as much as one; a factor of 2 or 8 decides nearly the same (benchmarks/LOG.md).
+OUTPUT_WORK = 4.0
+
+
+def work(prompt_tokens: float, output_tokens: float) -> float:
+    """How much of a replica with a full batch a request takes, in thousands of prompt tokens."""
+    return (prompt_tokens + OUTPUT_WORK * output_tokens) / 1000.0
 
 
 @dataclass(frozen=True)
@@ -30,18 +39,38 @@ class ScarcitySettings:
     """The constants of the rule.
 
     target: share of its slots that an arm is meant to have in flight.
-    step: score points by which the dual changes in one usual duration while an arm has twice its target in flight.
+    step: score points by which the dual changes in one usual duration of an answer while an arm has twice its target in
+        flight.
     gain: score points by which the price is higher at once while an arm has twice its target in flight. It damps the
         oscillation that the delay between a choice and its end would cause.
     most: highest price in score points.
-    memory: number of decisions over which the usual duration is averaged.
+    memory: number of decisions over which the usual duration and work are averaged.
     """
 
-    target: float = 0.25
+    target: float = 0.125
     step: float = 0.02
     gain: float = 0.2
     most: float = 1.0
     memory: float = 500.0
+
+
+@dataclass
+class Usual:
+    """The usual request of an application: means over the latest ones that were seen.
+
+    seconds: from leaving the queue to the last token. work: see `work`. seen: number of requests.
+    """
+
+    seconds: float = 0.0
+    work: float = 0.0
+    seen: int = 0
+
+    def add(self, seconds: float, taken: float, most: float) -> None:
+        """Take note of a request; the mean is over about so many (`most`)."""
+        self.seen += 1
+        weight = 1.0 / min(self.seen, most)
+        self.seconds += weight * (seconds - self.seconds)
+        self.work += weight * (taken - self.work)
 
 
 class ScarcityPrices:
@@ -72,7 +101,7 @@ class ScarcityPrices:
         self._groups = list(groups.items())
         # of each application
         self._duals = [0.0] * len(tasks)  # score points
-        self._usual_s = [0.0] * len(tasks)  # 0: not known yet
+        self._usual = [Usual() for _ in tasks]
         self._at_s = 0.0
         self._decisions = 0
 
@@ -116,7 +145,7 @@ class ScarcityPrices:
     def _step(
         self, excess: list[float], passed_s: float
     ) -> Iterator[tuple[int, float]]:
-        """Move the duals; gives the numbers of the applications that have a price, and the price of a second.
+        """Move the duals; gives the numbers of the applications that have a price, and the price of a unit of work.
 
         Args:
             excess: of each application, the load beyond its target as a share of that; infinite without a replica.
@@ -126,43 +155,48 @@ class ScarcityPrices:
         for rivals, members in self._groups:
             common = max(0.0, min([excess[n] for n in rivals]))
             for k in members:
-                usual_s = self._usual_s[k]
+                usual = self._usual[k]
                 beyond = excess[k] - common
-                if not usual_s or excess[k] == inf:
+                if not usual.seen or excess[k] == inf:
                     continue
-                share = passed_s / usual_s
+                share = passed_s / usual.seconds
                 if beyond > 0.0 and share > 1.0:
                     share = 1.0  # a longer gap says nothing of the load within it
                 dual = self._duals[k] + given.step * min(beyond, 1.0) * share
                 self._duals[k] = dual = min(max(dual, 0.0), given.most)
                 price = min(dual + given.gain * beyond, given.most)
                 if price > 0.0:
-                    yield k, price / usual_s
+                    yield k, price / usual.work
 
     def decided(self, decision: Decision) -> None:
-        """Take note of how long a request would hold a place at each application; most decisions are skipped to save
+        """Take note of the duration and the work of a request at each application; most decisions are skipped to save
         time.
         """
         self._decisions += 1
         if self._decisions % EVERY != 1:
             return
-        weight = EVERY / self._settings.memory
-        for k, names in enumerate(self._served):
-            seconds = _expected_s([decision.estimate(name) for name in names])
-            if seconds > 0.0:
-                usual_s = self._usual_s[k] or seconds
-                self._usual_s[k] = usual_s + weight * (seconds - usual_s)
+        most = self._settings.memory / EVERY
+        prompt_tokens = decision.profile.prompt_tokens
+        for usual, names in zip(self._usual, self._served):
+            shares = _shares([decision.estimate(name) for name in names])
+            if shares:
+                usual.add(
+                    sum(share * e.answer_s for share, e in shares),
+                    sum(
+                        share * work(prompt_tokens, e.output_tokens)
+                        for share, e in shares
+                    ),
+                    most,
+                )
 
 
-def _expected_s(estimates: list[ArmEstimate]) -> float:
-    """How long a request would hold a place at the application of these arms; 0 if no arm has an estimate.
+def _shares(estimates: list[ArmEstimate]) -> list[tuple[float, ArmEstimate]]:
+    """The estimates of the arms of one application that have one, with their shares of its requests.
 
     The arms count by their propensities, or equally if none could be chosen.
     """
     known = [e for e in estimates if e.answer_s > 0.0]
-    if not known:
-        return 0.0
     total = sum(e.propensity for e in known)
     if total <= 0.0:
-        return sum(e.answer_s for e in known) / len(known)
-    return sum(e.propensity * e.answer_s for e in known) / total
+        return [(1.0 / len(known), e) for e in known]
+    return [(e.propensity / total, e) for e in known]

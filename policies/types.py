@@ -140,7 +140,7 @@ class ModelState(msgspec.Struct, frozen=True, gc=False):
     healthy: False excludes the arm from the choice.
     wait_s: expected time in the queue before the request is sent to the arm.
     lacks: the capabilities that the arm does not have (capabilities.py).
-    price: score points that a request pays for each second that the arm works on it (scarcity.py); 0 with room.
+    price: score points that a request pays for a thousand tokens of work (scarcity.py); 0 with room.
     target_replicas: number of replicas that the application should have now; 0 if the autoscaler has none of it.
     """
 

@@ -112,7 +112,7 @@ class Telemetry:
         )
         self._price = Gauge(
             "router_scarcity_price",
-            "Score points that a request pays for each second at a scarce arm.",
+            "Score points that a request pays for a thousand tokens of work at a scarce arm.",
             ("arm",),
         )
         self._demand = Gauge(

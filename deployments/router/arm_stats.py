@@ -25,8 +25,8 @@ from policies.types import Arm, ModelState
 STALE_S = 30.0  # after this time without a report, an ingress counts as having no requests in flight
 # Time after which the notice of a replica that will stop counts no more.
 LEAVING_S = 5.0
-# Of a second there, in score points: only requests that no other arm can answer go there.
-LEAVING_PRICE = 10.0
+# Of a thousand tokens there, in score points: only requests that no other arm can answer go there.
+LEAVING_PRICE = 1000.0
 WINDOW_S = 10.0  # window over which tokens per second are measured
 
 

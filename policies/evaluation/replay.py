@@ -21,6 +21,7 @@ from policies.events import (
     Decision,
     Record,
 )
+from policies.scarcity import work
 from policies.types import Arm, ModelState, Request, Vector
 
 # Values of Decision.fallback of decisions that were not drawn by a policy. A second attempt, because a model failed
@@ -328,22 +329,24 @@ def _states(
         arms: of the policy that decides again.
     """
     needs = frozenset(decision.profile.needs)
-    states = [
-        (e.arm, _state(e, needs, decision.scarcity(e))) for e in decision.estimates
-    ]
+    prompt_tokens = decision.profile.prompt_tokens
+    states = []
+    for e in decision.estimates:
+        taken = work(prompt_tokens, e.output_tokens)
+        price = decision.scarcity(e) / taken if taken > 0.0 else 0.0
+        states.append((e.arm, _state(e, needs, price)))
     total = max((e.total_load for e in decision.estimates), default=0.0)
     rest = total - total_load(arms, dict(states))
     return (*states, ("", ModelState(in_flight=rest)))
 
 
 def _state(
-    estimate: ArmEstimate, needs: frozenset[str] = frozenset(), scarcity: float = 0.0
+    estimate: ArmEstimate, needs: frozenset[str] = frozenset(), price: float = 0.0
 ) -> ModelState:
     """An arm's live state at a decision, from the log: one replica with the load per replica.
 
     The wait in the queue is the expected latency less that of the tokens; less than 1 µs is a rounding error. An arm
-    that lacked a capability lacks all that the request needs. The price of a second is what the request paid, over the
-    seconds for which it did.
+    that lacked a capability lacks all that the request needs.
     """
     reason = Exclusion.of(estimate.removed_by)
     answer_s = estimate.answer_s
@@ -352,5 +355,5 @@ def _state(
         healthy=reason is not Exclusion.NO_REPLICA,
         wait_s=max(0.0, round(estimate.latency_s - answer_s, 6)),
         lacks=needs if reason is Exclusion.CAPABILITY else frozenset(),
-        price=scarcity / answer_s if answer_s > 0.0 else 0.0,
+        price=price,
     )

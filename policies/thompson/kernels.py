@@ -215,7 +215,8 @@ def expect(
         asked: [B, 9] prompt tokens, usual output tokens, limit of output tokens, the arm that the client named or -1,
             the weights λ_latency and λ_cost, the chance to be scored, the probability of a uniform draw, and 1 if the
             request pays the prices of scarce arms.
-        load: [4, K] requests in flight, replicas, the seconds in the queue, and the price of a second of each arm.
+        load: [5, K] requests in flight, replicas, the seconds in the queue, and the scarcity prices of a prompt token
+            and of an output token of each arm.
         total: requests in flight over all arms.
         terms: [5, K] context tokens, price of a prompt token, of an output token, factors on the output tokens and on
             TPOT.
@@ -273,7 +274,8 @@ def expect(
             found[b, 5, k] = tokens
             found[b, 6, k] = here
             found[b, 7, k] = others
-            found[b, SCARCITY, k] = asked[b, 8] * load[3, k] * (ttft + decoding)
+            scarcity = load[3, k] * prompt + load[4, k] * tokens
+            found[b, SCARCITY, k] = asked[b, 8] * scarcity
     return found
 
 

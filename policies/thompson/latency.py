@@ -15,6 +15,7 @@ from msgspec import structs
 
 from policies.events import ArmEstimate, Decision, Outcome
 from policies.profiling.features import D
+from policies.scarcity import work
 from policies.thompson import kernels
 from policies.thompson.posterior import LinearPosterior
 from policies.thompson.smearing import ENOUGH, Smearing
@@ -89,7 +90,8 @@ class LatencyModel:
             [s.in_flight for s in live],
             [max(1, s.replicas) for s in live],
             [s.wait_s for s in live],
-            [s.price for s in live],
+            [s.price * work(1.0, 0.0) for s in live],
+            [s.price * work(0.0, 1.0) for s in live],
         )
         load = np.array(rows, np.float64)
         posteriors = (

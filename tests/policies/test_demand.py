@@ -88,7 +88,7 @@ def test_an_idle_arm_has_no_demand() -> None:
 def test_a_full_arm_has_the_demand_that_goes_elsewhere() -> None:
     """Requests that a price or a full queue sends to another arm would come back to an idle one."""
     policy = taught()
-    loaded = {**WARM, "large": ModelState(in_flight=20.0, price=1.0)}
+    loaded = {**WARM, "large": ModelState(in_flight=20.0, price=50.0)}
     priced = run(DemandMeter(), policy, loaded, 4.0, 0.0, 60.0)["large"]
     assert priced.requests > 2.0 and priced.loss > 0.0
     busy = {**WARM, "large": ModelState(in_flight=20.0)}

@@ -4,26 +4,41 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from policies.events import ArmEstimate, Decision
-from policies.scarcity import ScarcityPrices, ScarcitySettings
+from policies.scarcity import ScarcityPrices, ScarcitySettings, work
 from policies.thompson.policy import Thompson
 from policies.types import Arm, ModelState, Objective
 from tests.support.requests import make_profile, make_request
 
 ARMS = (Arm("small"), Arm("large"), Arm("embedder", ("embed",)))
 SECONDS = {"small": 2.0, "large": 8.0}
+TOKENS = {"small": 100.0, "large": 50.0}
+PROFILE = replace(make_profile(), prompt_tokens=200)
+WORK = {"small": 0.6, "large": 0.4}  # thousands of tokens
 DEFAULT = ScarcitySettings()
-SLOTS = 40.0  # a quarter of them is the target
+SLOTS = 80.0  # an eighth of them is the target
+
+
+def usual(propensity: dict[str, float] | None = None) -> Decision:
+    """A decision that expects of each arm its usual answer."""
+    estimates = tuple(
+        ArmEstimate(
+            arm,
+            ttft_s=seconds,
+            output_tokens=TOKENS[arm],
+            propensity=(propensity or {}).get(arm, 0.0),
+        )
+        for arm, seconds in SECONDS.items()
+    )
+    return Decision("d", "small", 0, "v1", PROFILE, Objective(), estimates)
 
 
 def known(settings: ScarcitySettings = DEFAULT) -> ScarcityPrices:
-    """Prices that know the usual durations of two arms."""
+    """Prices that know the usual answers of two arms."""
     prices = ScarcityPrices(ARMS, settings)
-    estimates = tuple(ArmEstimate(arm, ttft_s=s) for arm, s in SECONDS.items())
-    prices.decided(
-        Decision("d", "small", 0, "v1", make_profile(), Objective(), estimates)
-    )
+    prices.decided(usual())
     return prices
 
 
@@ -38,9 +53,9 @@ def states(
 
 
 def price(prices: ScarcityPrices, now_s: float, *load: float) -> tuple[float, float]:
-    """Score points of a request of usual duration on each arm, at a load."""
+    """Score points of a request of usual work on each arm, at a load."""
     found = prices.priced(states(*load), now_s, SLOTS)
-    return found["small"].price * 2.0, found["large"].price * 8.0
+    return found["small"].price * WORK["small"], found["large"].price * WORK["large"]
 
 
 def test_arms_with_room_cost_nothing() -> None:
@@ -113,17 +128,19 @@ def test_no_slots_mean_no_prices() -> None:
     assert price(prices, 100.0, 5.0, 50.0)[1] == 0.0
 
 
-def test_a_request_pays_for_the_time_it_holds_its_place() -> None:
-    """The utility falls by the price of a second, times the seconds of work; the wait in the queue is not charged."""
+def test_a_request_pays_for_its_work() -> None:
+    """The utility falls by the price of its prompt tokens and of four times its output tokens, whatever they take."""
     policy = Thompson(ARMS)
     request = make_request(objective=Objective(latency_weight=0.01, cost_weight=3.0))
+    request = replace(request, profile=replace(request.profile, prompt_tokens=700))
     rng = np.random.default_rng(0)
     loaded = {"large": ModelState(in_flight=9, wait_s=2.0)}
-    priced = {"large": ModelState(in_flight=9, wait_s=2.0, price=0.05)}
+    priced = {"large": ModelState(in_flight=9, wait_s=2.0, price=0.2)}
     (free,) = policy.decide([request], loaded, rng, 0)
     (charged,) = policy.decide([request], priced, rng, 0)
     one, other = free.estimate("large"), charged.estimate("large")
-    assert charged.scarcity(other) == pytest.approx(0.05 * (other.latency_s - 2.0))
+    taken = 0.7 + 4 * other.output_tokens / 1000
+    assert charged.scarcity(other) == pytest.approx(0.2 * taken)
     assert other.utility == pytest.approx(one.utility - charged.scarcity(other))
     assert charged.expected_reward(other) == pytest.approx(one.utility)
     assert other.propensity < one.propensity
@@ -156,30 +173,59 @@ def test_requests_that_gain_little_leave_a_scarce_arm_first() -> None:
             for arm in ("small", "large"):
                 decision = decided(text, {}, (arm,))
                 policy.score(decision, 0.6 + gain * (arm == "large"))
-    seconds = decided(hard, {}).estimate("large").answer_s
-    scarce = {"large": ModelState(price=0.15 / seconds)}
+    taken = {
+        text: work(
+            decided(text, {}).profile.prompt_tokens,
+            decided(text, {}).estimate("large").output_tokens,
+        )
+        for text in (hard, easy)
+    }
+    scarce = {"large": ModelState(price=0.15 / taken[hard])}
+    assert taken[easy] > 0.5 * taken[hard]
     assert decided(hard, scarce).estimate("large").propensity > 0.9
     assert decided(easy, scarce).estimate("large").propensity < 0.1
     assert decided(easy, scarce, ("large",)).arm == "large"
 
 
 def test_variants_of_a_model_have_one_price() -> None:
-    """A second costs them the same, so the one that answers in a shorter time pays less."""
+    """A token costs them the same, so the one that answers with fewer tokens pays less."""
     arms = (*ARMS, Arm("large-direct", parent="large", variant_of="large"))
     prices = ScarcityPrices(arms)
-    estimates = (
-        ArmEstimate("small", ttft_s=2.0, propensity=0.2),
-        ArmEstimate("large", ttft_s=8.0, propensity=0.2),
-        ArmEstimate("large-direct", ttft_s=1.0, propensity=0.6),
-    )
-    prices.decided(
-        Decision("d", "small", 0, "v1", make_profile(), Objective(), estimates)
-    )
+    decision = usual({"small": 0.2, "large": 0.2})
+    direct = ArmEstimate("large-direct", ttft_s=1.0, output_tokens=10.0, propensity=0.6)
+    prices.decided(structs.replace(decision, estimates=(*decision.estimates, direct)))
     live = states(3.0, 20.0)
     live["large-direct"] = live["large"]
     found = prices.priced(live, 0.0, SLOTS)
     assert found["small"].price == 0.0
     assert found["large"].price == found["large-direct"].price > 0.0
-    # a request of usual duration takes 0.25 * 8 + 0.75 * 1 seconds
-    usual_s = 2.75
-    assert found["large"].price * usual_s == pytest.approx(DEFAULT.gain)
+    # a request of usual work takes 0.25 * 0.4 + 0.75 * 0.24 thousand tokens
+    assert found["large"].price * 0.28 == pytest.approx(DEFAULT.gain)
+
+
+def test_the_usual_request_follows_the_latest_ones() -> None:
+    """The first decisions count equally, so a wrong first expectation does not stay; later ones replace the oldest."""
+    prices = ScarcityPrices(ARMS)
+    first = structs.replace(usual(), profile=replace(PROFILE, prompt_tokens=20_000))
+    prices.decided(first)
+    for _ in range(8 * 19):
+        prices.decided(usual())
+    found = prices.priced(states(5.0, 20.0), 0.0, SLOTS)
+    # one of twenty was seen with 20.2 thousand tokens, the others with 0.4
+    assert found["large"].price * 1.39 == pytest.approx(DEFAULT.gain)
+
+
+def test_a_long_prompt_leaves_a_scarce_arm_before_a_short_one() -> None:
+    """Of two requests that gain as much, the one with more work goes elsewhere."""
+    policy = Thompson((Arm("small"), Arm("large", prior_quality=0.9)))
+    rng = np.random.default_rng(0)
+    scarce = {"large": ModelState(price=0.2)}
+    shares = []
+    for tokens in (100, 5000):
+        request = make_request()
+        request = replace(
+            request, profile=replace(request.profile, prompt_tokens=tokens)
+        )
+        (decision,) = policy.decide([request], scarce, rng, 0)
+        shares.append(decision.estimate("large").propensity)
+    assert shares[0] > 0.5 > 0.1 > shares[1]

@@ -39,7 +39,7 @@ def test_a_request_pays_for_a_place_at_a_busy_model(
     tuning = gateway.ingress.router_client
     eventually(lambda: tuning._reported_tuning is tuning.tuning)
     assert price(charged(gateway)) == 0.0
-    tuning.in_flight["large"] += 6  # the target is a quarter of eight slots
+    tuning.in_flight["large"] += 6  # the target is an eighth of eight slots
     paid = charged(gateway)
     assert price(paid) > 0.0
     if not snapshot_max_age_s:

@@ -122,7 +122,7 @@ def test_latency_and_cost_by_the_formulas_of_latency_py(
         )
         variance = ttft**2 * doubt + decoding**2 * doubts
         latency = (0.0, 0.7)[k] + ttft + decoding
-        scarcity = (0.0, 0.02)[k] * (ttft + decoding)
+        scarcity = (0.0, 0.02)[k] * (profile.prompt_tokens + 4 * tokens) / 1000
         assert found[b, :, k] == pytest.approx(
             [latency, variance, cost, ttft, tpot, tokens, load, total, scarcity]
         )
