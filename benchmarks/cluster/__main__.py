@@ -199,6 +199,12 @@ def main(given: list[str] | None = None) -> None:
             at = [row for row in group if row.load == rate]
             title = f"{portfolio} on {trace}, load {rate:g}" + (event and f", {event}")
             print(f"\n{title}\n\n{report.table(at)}\n\n{error}")
+        print(f"\n{portfolio} on {trace}{event and f', {event}'}, all loads")
+        for router in (routers.OURS, routers.COLD):
+            if any(row.router == router for row in group):
+                print(f"\n{report.comparison(group, router)}")
+        if event:
+            print(f"\n{report.recovery(group, HINDSIGHT)}")
         if arguments.pictures:
             name = "-".join(
                 part for part in ("cluster", portfolio, trace, event) if part

@@ -6,22 +6,41 @@
 - RouteBalance's published rule: quality and length from the nearest prompts, trained offline; latency priced at the
   choice of the size. Its three presets weigh the normalised terms, and sizes that would miss the limits on the first
   token and on the pace are left out where another one remains.
-- ACQB's rule: Thompson sampling with decaying forced exploration, among the sizes that have a free slot.
+- online learners (`ONLINE`): ACQB's rule, which is Thompson sampling with decaying forced exploration, and five peers
+  of benchmarks/decisions. A choice without a free slot goes to the size with the shortest queue.
 - hindsight: knows all scores, lengths and the prices of a linear programme.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from benchmarks.cluster.capacity import scarcity, work
 from benchmarks.cluster.hardware import Size
 from benchmarks.cluster.workload import Workload
-from benchmarks.decisions.peers import ForcedExploration
+from benchmarks.decisions.peers import (
+    ClusterMeans,
+    EpsilonGreedy,
+    ForcedExploration,
+    LinUCB,
+    ParetoBandit,
+    Peer,
+)
+from benchmarks.decisions.peers import NearestPrompts as NearestScores
 from policies.baselines import Static
 from policies.events import Decision
 from policies.types import Arm, ModelState, Objective, Request, Vector
 
+# what learns from the scores online; each knows the cost, and none the latency
+ONLINE: dict[str, Callable[[Sequence[Arm], float, int, int], Peer]] = {
+    "acqb": partial(ForcedExploration, c=0.1),
+    "cluster means": ClusterMeans,
+    "epsilon-greedy": EpsilonGreedy,
+    "linucb": LinUCB,
+    "nearest scores": NearestScores,
+    "paretobandit": ParetoBandit,
+}
 NEAREST = 25
 TTFT_S, TPOT_S = 0.5, 0.03  # limits of the service level objective
 PRESETS = {  # weights of quality, latency and cost
@@ -29,6 +48,11 @@ PRESETS = {  # weights of quality, latency and cost
     "balanced": (1 / 3, 1 / 3, 1 / 3),
     "fast": (0.1, 0.8, 0.1),
 }
+
+
+def preset_name(preset: str) -> str:
+    """The name of the router with a preset of RouteBalance."""
+    return f"routebalance {preset}"
 
 
 class LiveRule(Static):
@@ -176,35 +200,35 @@ def _normalised(values: Vector, rows: list[int]) -> Vector:
     return np.asarray(values / max(float(values[rows].max()), 1e-12))
 
 
-class Queueing(LiveRule):
-    """Thompson sampling with decaying forced exploration among the sizes with a free slot."""
+class OnlineLearner(LiveRule):
+    """A learner of the scores, among the sizes with a free slot.
 
-    name = "acqb"
+    Args:
+        arms: the sizes.
+        cost: [K], see LiveRule.
+        sizes: the same sizes.
+        learner: chooses by the features, and learns the scores.
+    """
+
+    name = "online learner"
 
     def __init__(
-        self,
-        arms: Sequence[Arm],
-        cost: Vector,
-        sizes: Sequence[Size],
-        cost_weight: float,
-        dims: int,
-        seed: int,
+        self, arms: Sequence[Arm], cost: Vector, sizes: Sequence[Size], learner: Peer
     ):
         super().__init__(arms, cost)
-        self.learner = ForcedExploration(arms, cost_weight, dims, seed, c=0.1)
-        self.learner.cost = cost_weight * self.cost
+        self.learner = learner
         self._slots = np.array([size.engine.max_running for size in sizes], float)
         self._column = {arm.name: k for k, arm in enumerate(arms)}
 
     def values(
         self, request: Request, eligible: Sequence[int], rng: np.random.Generator
     ) -> Vector:
-        """See LiveRule. A drawn size without a free slot is replaced by the one with the shortest queue."""
-        drawn = self.learner.choose(request.profile.features)
+        """See LiveRule. A chosen size without a free slot is replaced by the one with the shortest queue."""
+        chosen = self.learner.choose(request.profile.features)
         free = self.loads() < self._slots
         value = -self.loads() / self._slots
-        if free[drawn]:
-            value[drawn] = 1.0
+        if free[chosen]:
+            value[chosen] = 1.0
         return value
 
     def score(

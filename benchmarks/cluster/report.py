@@ -7,20 +7,27 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from tabulate import tabulate
 
-from benchmarks.cluster.peers import TPOT_S, TTFT_S
+from benchmarks.cluster.peers import ONLINE, PRESETS, TPOT_S, TTFT_S, preset_name
 from benchmarks.cluster.simulation import Run
 from policies.types import Objective
+
+WINDOW = 50  # requests
+EQUAL_P95 = 1.05  # a p95 up to so many times as long counts as equal
+EQUAL_QUALITY = 0.005  # a quality lower by at most this counts as equal
+BACK = 0.02  # utility; the regret after an event counts as before if it is larger by at most this
 
 
 @dataclass(frozen=True)
 class Figures:
     """The figures of one router in one run.
 
-    quality: mean score, 0 for a refused request. p50_s, p95_s, ttft_p95_s: of the answered ones.
+    quality: mean score, 0 for a refused request. mean_s, p50_s, p95_s, ttft_p95_s: of the answered ones.
     within: share of all requests with a first token within TTFT_S and a pace within TPOT_S.
     refused: share. utility: mean, see Run.utility. regret: the utility that hindsight has more.
     gpu_hours, busy_gpu_hours: see Run. decision_ms: mean.
     shares: of the sizes among all requests.
+    utilities: mean of each window of WINDOW requests. dearest_scores: number of scores that the dearest size has got up
+        to the end of each window.
     """
 
     portfolio: str
@@ -30,6 +37,7 @@ class Figures:
     seed: int
     router: str
     quality: float
+    mean_s: float
     p50_s: float
     p95_s: float
     ttft_p95_s: float
@@ -44,6 +52,8 @@ class Figures:
     retries: int
     shares: tuple[float, ...]
     utilisation: tuple[float, ...]
+    utilities: tuple[float, ...]
+    dearest_scores: tuple[int, ...]
 
 
 def figures(
@@ -62,13 +72,17 @@ def figures(
         where: portfolio, trace, event, load, seed, router.
         sizes: number of sizes.
     """
-    utility = float(run.utility(objective).mean())
+    utilities = run.utility(objective)
+    utility = float(utilities.mean())
+    ends = range(WINDOW, len(utilities) + 1, WINDOW)
+    given = np.cumsum(run.scored & (run.chosen == sizes - 1))
     answered = run.latency_s[~np.isnan(run.latency_s)]
     first = run.ttft_s[~np.isnan(run.ttft_s)]
     within = (run.ttft_s <= TTFT_S) & (run.tpot_s <= TPOT_S)
     return Figures(
         *where,
         quality=float(run.score.mean()),
+        mean_s=float(answered.mean()) if len(answered) else float("nan"),
         p50_s=_percentile(answered, 50),
         p95_s=_percentile(answered, 95),
         ttft_p95_s=_percentile(first, 95),
@@ -83,6 +97,8 @@ def figures(
         retries=run.retries,
         shares=tuple(float((run.chosen == k).mean()) for k in range(sizes)),
         utilisation=tuple(float(share) for share in run.utilisation),
+        utilities=tuple(float(utilities[end - WINDOW : end].mean()) for end in ends),
+        dearest_scores=tuple(int(given[end - 1]) for end in ends),
     )
 
 
@@ -135,6 +151,100 @@ def table(rows: Sequence[Figures]) -> str:
         "shares",
     )
     return str(tabulate(shown, headers, tablefmt="pipe", disable_numparse=True))
+
+
+def comparison(rows: Sequence[Figures], router: str) -> str:
+    """A router beside RouteBalance and beside the online learners: a row for each load, means over the seeds.
+
+    At equal p95: its quality less that of the best preset of RouteBalance whose p95 is at most EQUAL_P95 times as long,
+    or of the preset with the shortest p95 if none is so fast. At equal quality: the mean latency of the fastest preset
+    whose quality is at most EQUAL_QUALITY lower, over its own; a dash if none is so good. Beside the learners: its
+    utility less that of the best one.
+    """
+    shown = []
+    for load in sorted({row.load for row in rows}):
+        found = {
+            name: means(
+                [row for row in rows if row.load == load and row.router == name]
+            )
+            for name in dict.fromkeys(row.router for row in rows if row.load == load)
+        }
+        own = found.get(router)
+        presets = [found[n] for n in map(preset_name, PRESETS) if n in found]
+        learners = {name: found[name] for name in ONLINE if name in found}
+        if own is None or not presets:
+            continue
+        quick = [p for p in presets if p["p95_s"] <= EQUAL_P95 * own["p95_s"]]
+        beside = quick or [min(presets, key=lambda p: p["p95_s"])]
+        good = [p for p in presets if p["quality"] >= own["quality"] - EQUAL_QUALITY]
+        faster = min((p["mean_s"] for p in good), default=None)
+        best = max(learners, key=lambda name: learners[name]["utility"], default="")
+        shown.append(
+            (
+                f"{load:g}",
+                f"{own['quality'] - max(p['quality'] for p in beside):+.3f}",
+                f"{faster / own['mean_s']:.1f}" if faster is not None else "–",
+                f"{own['utility'] - max(p['utility'] for p in presets):+.3f}",
+                f"{own['utility'] - learners[best]['utility']:+.3f} ({best})"
+                if best
+                else "–",
+            )
+        )
+    headers = (
+        f"{router}, load",
+        "quality at RouteBalance's p95",
+        "RouteBalance's mean latency at equal quality, times",
+        "utility − RouteBalance's",
+        "utility − best online learner's",
+    )
+    return str(tabulate(shown, headers, tablefmt="pipe", disable_numparse=True))
+
+
+def recovery(rows: Sequence[Figures], hindsight: str) -> str:
+    """How soon each router is back after an event: a row for each router and load, means over the seeds.
+
+    It is back once its regret over two windows, the first of which begins at the event or later, is at most BACK above
+    that of the quarter of the requests before the event.
+    """
+    shown = []
+    for load in sorted({row.load for row in rows}):
+        at = [row for row in rows if row.load == load]
+        best = _course([row for row in at if row.router == hindsight])
+        for name in dict.fromkeys(row.router for row in at if row.router != hindsight):
+            own = [row for row in at if row.router == name]
+            regret = best - _course(own)
+            noon = len(regret) // 2
+            before = float(regret[noon // 2 : noon].mean())
+            pairs = 0.5 * (regret[noon:-1] + regret[noon + 1 :])
+            back = np.flatnonzero(pairs <= before + BACK)
+            first = int(back[0]) if len(back) else None
+            scores = np.mean([row.dearest_scores for row in own], axis=0)
+            shown.append(
+                (
+                    name,
+                    f"{load:g}",
+                    f"{before:.3f}",
+                    f"{float(regret[noon:].mean()):.3f}",
+                    f"{(first + 2) * WINDOW}" if first is not None else "never",
+                    f"{scores[noon + first + 1] - scores[noon - 1]:.0f}"
+                    if first is not None
+                    else "–",
+                )
+            )
+    headers = (
+        "router",
+        "load",
+        "regret before",
+        "regret after",
+        "back after requests",
+        "scores of the dearest size in them",
+    )
+    return str(tabulate(shown, headers, tablefmt="pipe", disable_numparse=True))
+
+
+def _course(rows: Sequence[Figures]) -> np.ndarray:
+    """[W] the utility of each window, mean over the rows."""
+    return np.asarray(np.mean([row.utilities for row in rows], axis=0))
 
 
 def means(rows: Sequence[Figures]) -> dict[str, float]:

@@ -1,21 +1,23 @@
 """The product's policy and its peers by name, each prepared with the same calibration prompts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cluster.hardware import Size
 from benchmarks.cluster.peers import (
+    ONLINE,
     PRESETS,
     Hindsight,
     LeastLoaded,
     LiveRule,
     NearestPrompts,
     Neighbours,
-    Queueing,
+    OnlineLearner,
     RouteBalance,
+    preset_name,
 )
 from benchmarks.cluster.simulation import arms_of
 from benchmarks.cluster.workload import Workload
@@ -60,9 +62,9 @@ class World:
 def names(world: World) -> list[str]:
     """All routers, the product's policy first."""
     fixed = [FIXED + size.name for size in world.sizes]
-    balanced = [f"routebalance {preset}" for preset in PRESETS]
+    balanced = [preset_name(preset) for preset in PRESETS]
     rules = ["static", "uniform", "least loaded", "nearest prompts", *balanced]
-    return [OURS, UNPRICED, COLD, *fixed, *rules, "acqb", "hindsight"]
+    return [OURS, UNPRICED, COLD, *fixed, *rules, *ONLINE, "hindsight"]
 
 
 def make(name: str, world: World) -> Policy:
@@ -89,14 +91,19 @@ def make(name: str, world: World) -> Policy:
     if name.startswith("routebalance "):
         preset = name.partition(" ")[2]
         return RouteBalance(arms, world.cost, world.sizes, _neighbours(world), preset)
-    if name == "acqb":
+    if name in ONLINE:
         dims = world.portfolio.features.shape[1]
-        queueing = Queueing(arms, world.cost, world.sizes, weight, dims, world.seed)
+        # these learners take an arm's price of an output token as its cost
+        priced = [
+            replace(arm, output_price_usd=cost)
+            for arm, cost in zip(arms, world.cost.tolist(), strict=True)
+        ]
+        learner = ONLINE[name](priced, weight, dims, world.seed)
         for row in world.calibration:
             x = world.portfolio.profiles[row].features
             for k, score in enumerate(world.portfolio.scores[row].tolist()):
-                queueing.learner.update(x, k, score)
-        return queueing
+                learner.update(x, k, score)
+        return OnlineLearner(arms, world.cost, world.sizes, learner)
     if name == "hindsight":
         return Hindsight(
             arms, world.cost, world.sizes, world.load, world.rate, world.objective
@@ -110,8 +117,8 @@ def reprice(world: World) -> Callable[[Policy, Vector], Policy]:
     """A change of a router's costs [K]."""
 
     def changed(router: Policy, cost: Vector) -> Policy:
-        if isinstance(router, Queueing):
-            router.learner.cost = world.objective.cost_weight * cost
+        if isinstance(router, OnlineLearner):
+            router.learner.reprice(cost)
         if isinstance(router, LiveRule):
             router.cost = cost
             return router

@@ -54,6 +54,7 @@ class Run:
     """What happened to N requests on K sizes.
 
     chosen: [N] column of the size that answered; -1 if the request was refused.
+    scored: [N] whether the answer got a score.
     score, cost: [N] 0 if refused. ttft_s, latency_s, tpot_s: [N] NaN if refused.
     decision_s: [N] processor time of each decision.
     utilisation: [K] share of the replicas' time with work.
@@ -62,6 +63,7 @@ class Run:
     """
 
     chosen: Vector
+    scored: Vector
     score: Vector
     cost: Vector
     ttft_s: Vector
@@ -331,6 +333,7 @@ class Simulation:
         pools = self._pools
         return Run(
             chosen,
+            self._scored & ~refused,
             np.where(refused, 0.0, self._scores[rows, chosen]),
             np.where(refused, 0.0, self._costs[rows, chosen]),
             first,

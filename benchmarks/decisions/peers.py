@@ -41,6 +41,10 @@ class Peer:
         """Learn the score of an arm for a request with features x [D]."""
         raise NotImplementedError
 
+    def reprice(self, cost: Vector) -> None:
+        """Use other costs [K] of an answer from the next choice on."""
+        self.cost = self.cost_weight * cost
+
     def choose_many(self, x: Vector) -> list[int]:
         """Indices of the arms for requests with features x [B, D]."""
         return [self.choose(row) for row in x]
@@ -136,6 +140,11 @@ class ParetoBandit(Peer):
 
     def update(self, x: Vector, arm: int, score: float) -> None:
         self.bandit.update(self.arms[arm].name, x, score, advance_time=False)
+
+    def reprice(self, cost: Vector) -> None:
+        super().reprice(cost)
+        for arm, penalty in zip(self.arms, self.cost.tolist(), strict=True):
+            self._penalties[arm.name] = penalty
 
     def rearm(self, arms: Sequence[Arm]) -> "ParetoBandit":
         """Use other arms or prices from the next choice on. Existing arms keep their indices."""

@@ -1,19 +1,22 @@
 """Tests of the simulated cluster."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.cluster import __main__ as command
-from benchmarks.cluster import capacity, routers
+from benchmarks.cluster import capacity, report, routers
 from benchmarks.cluster.hardware import Engine, Size
+from benchmarks.cluster.peers import ONLINE
 from benchmarks.cluster.replica import BLOCK, Job, Replica
 from benchmarks.cluster.simulation import Plan, Run, Simulation
 from benchmarks.cluster.workload import Workload, workload
 from benchmarks.decisions.streams import load
+from policies.base import Policy
 from policies.types import ModelState, Request
 from tests.support import streams as recordings
 
@@ -236,6 +239,7 @@ def test_the_command_prints_and_saves(
     command.main([*given, "--pictures", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "load 0.5" in shown and "least loaded" in shown and "hindsight" in shown
+    assert "all loads" in shown
     rows = json.loads(saved.read_text())["rows"]
     assert {row["router"] for row in rows} == {
         routers.OURS,
@@ -261,3 +265,68 @@ def test_a_workload_is_as_long_as_its_arrivals(folder: str) -> None:
     portfolio = load(PORTFOLIO, data=folder)
     made = workload("azure_conv", portfolio, np.arange(50), 10_000, 0, folder)
     assert isinstance(made, Workload) and len(made) == 300 == len(made.profiles)
+
+
+def figures(router: str, **given: Any) -> report.Figures:
+    """Figures of a router at load 1, in which nothing happens."""
+    zero = {one.name: 0.0 for one in fields(report.Figures)}
+    named = {"portfolio": "", "trace": "", "event": "", "seed": 0, "load": 1.0}
+    empty = {"shares": (), "utilisation": (), "utilities": (), "dearest_scores": ()}
+    return report.Figures(**{**zero, **named, **empty, "router": router, **given})
+
+
+def test_a_router_is_compared_at_equal_p95_and_at_equal_quality() -> None:
+    """Presets that are slower, or worse, are no peers; the best learner is named."""
+    rows = [
+        figures(routers.OURS, quality=0.5, p95_s=10.0, mean_s=4.0, utility=0.40),
+        figures("routebalance quality", quality=0.6, p95_s=11.0, mean_s=9.0),
+        figures("routebalance balanced", quality=0.48, p95_s=10.4, mean_s=5.0),
+        figures("routebalance fast", quality=0.498, p95_s=9.0, mean_s=6.0),
+        figures("acqb", utility=0.1),
+        figures("linucb", utility=0.3),
+    ]
+    table = report.comparison(rows, routers.OURS)
+    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["1", "+0.002", "1.5", "+0.400", "+0.100 (linucb)"]
+    alone = report.comparison([rows[0], rows[1]], routers.OURS)
+    assert "-0.100" in alone  # slower, but there is no other one
+    assert "–" in alone.splitlines()[-1]
+    assert len(report.comparison(rows[1:], routers.OURS).splitlines()) == 2
+
+
+def test_a_router_is_back_when_its_regret_is_as_before() -> None:
+    """The requests and the scores of the dearest size count from the event to the end of the second good window."""
+    best = (0.5,) * 16
+    given = tuple(range(16))
+    lost = (0.4,) * 8 + (0.1, 0.24, 0.4, 0.4) + (0.4,) * 4
+    rows = [
+        figures("hindsight", utilities=best, dearest_scores=given),
+        figures("quick", utilities=lost, dearest_scores=given),
+        figures("stuck", utilities=(0.4,) * 8 + (0.3,) * 8, dearest_scores=given),
+    ]
+    lines = report.recovery(rows, "hindsight").splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells == [
+        ["quick", "1", "0.100", "0.157", "200", "4"],
+        ["stuck", "1", "0.100", "0.200", "never", "–"],
+    ]
+
+
+def test_a_new_price_reaches_an_online_learner(folder: str) -> None:
+    """It chooses by the new costs at the next request."""
+    made = world(folder, 0.3, count=60)
+    for name in ONLINE.keys() - {
+        "acqb",
+        "epsilon-greedy",
+    }:  # these choose by chance, too
+        router = routers.make(name, made)
+        after = routers.reprice(made)(router, np.array([1e6, 0.0]))
+        assert play_one(after, made) == made.sizes[1].name, name
+
+
+def play_one(router: Policy, made: routers.World) -> str:
+    """The size that a router chooses for the first request on an idle cluster."""
+    states = {size.name: ModelState() for size in made.sizes}
+    request = Request("0", made.load.profiles[0], made.objective)
+    (decision,) = router.decide([request], states, np.random.default_rng(0), 0)
+    return decision.arm
