@@ -141,7 +141,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[""],
         choices=EVENTS,
-        help="what happens half of the way",
+        help='what happens half of the way; with "" among them, a table says how soon each router is back',
     )
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--seeds", type=int, default=3)
@@ -201,10 +201,10 @@ def main(given: list[str] | None = None) -> None:
             print(f"\n{title}\n\n{report.table(at)}\n\n{error}")
         print(f"\n{portfolio} on {trace}{event and f', {event}'}, all loads")
         for router in (routers.OURS, routers.COLD):
-            if any(row.router == router for row in group):
-                print(f"\n{report.comparison(group, router)}")
-        if event:
-            print(f"\n{report.recovery(group, HINDSIGHT)}")
+            print(f"\n{report.comparison(group, router)}")
+        undisturbed = groups.get((portfolio, trace, ""))
+        if event and undisturbed:
+            print(f"\n{report.recovery(group, undisturbed)}")
         if arguments.pictures:
             name = "-".join(
                 part for part in ("cluster", portfolio, trace, event) if part

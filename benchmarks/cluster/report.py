@@ -12,9 +12,10 @@ from benchmarks.cluster.simulation import Run
 from policies.types import Objective
 
 WINDOW = 50  # requests
+LEAST_WINDOWS = 4  # without so many nothing is said of a recovery
 EQUAL_P95 = 1.05  # a p95 up to so many times as long counts as equal
 EQUAL_QUALITY = 0.005  # a quality lower by at most this counts as equal
-BACK = 0.02  # utility; the regret after an event counts as before if it is larger by at most this
+BACK = 0.02  # utility; a loss larger by at most this counts as equal
 
 
 @dataclass(frozen=True)
@@ -200,42 +201,48 @@ def comparison(rows: Sequence[Figures], router: str) -> str:
     return str(tabulate(shown, headers, tablefmt="pipe", disable_numparse=True))
 
 
-def recovery(rows: Sequence[Figures], hindsight: str) -> str:
+def recovery(rows: Sequence[Figures], undisturbed: Sequence[Figures]) -> str:
     """How soon each router is back after an event: a row for each router and load, means over the seeds.
 
-    It is back once its regret over two windows, the first of which begins at the event or later, is at most BACK above
-    that of the quarter of the requests before the event.
+    Lost is the utility of the same requests without the event, less that with it. A router is back once what it loses
+    in two windows, the first of which begins at the event or later, is at most BACK above what it loses in the last
+    quarter of all requests. That loss is lasting: the capacity, the quality or the price is gone.
+
+    Args:
+        rows: with the event, half of the way.
+        undisturbed: of the same routers, loads and seeds without it.
     """
     shown = []
     for load in sorted({row.load for row in rows}):
-        at = [row for row in rows if row.load == load]
-        best = _course([row for row in at if row.router == hindsight])
-        for name in dict.fromkeys(row.router for row in at if row.router != hindsight):
-            own = [row for row in at if row.router == name]
-            regret = best - _course(own)
-            noon = len(regret) // 2
-            before = float(regret[noon // 2 : noon].mean())
-            pairs = 0.5 * (regret[noon:-1] + regret[noon + 1 :])
-            back = np.flatnonzero(pairs <= before + BACK)
-            first = int(back[0]) if len(back) else None
+        for name in dict.fromkeys(row.router for row in rows):
+            own = [r for r in rows if r.router == name and r.load == load]
+            usual = [r for r in undisturbed if r.router == name and r.load == load]
+            lost = _course(usual) - _course(own)
+            if len(lost) < LEAST_WINDOWS:
+                continue
+            noon = len(lost) // 2
+            for_good = float(lost[-(len(lost) // 4) :].mean())
+            pairs = 0.5 * (lost[noon:-1] + lost[noon + 1 :])
+            back = np.flatnonzero(pairs <= for_good + BACK)
+            first = int(back[0]) if len(back) else len(pairs) - 1
             scores = np.mean([row.dearest_scores for row in own], axis=0)
             shown.append(
                 (
                     name,
                     f"{load:g}",
-                    f"{before:.3f}",
-                    f"{float(regret[noon:].mean()):.3f}",
-                    f"{(first + 2) * WINDOW}" if first is not None else "never",
-                    f"{scores[noon + first + 1] - scores[noon - 1]:.0f}"
-                    if first is not None
-                    else "–",
+                    f"{float(lost[noon:].mean()):.3f}",
+                    f"{float(pairs[0]):.3f}",
+                    f"{for_good:.3f}",
+                    f"{(first + 2) * WINDOW}",
+                    f"{scores[noon + first + 1] - scores[noon - 1]:.0f}",
                 )
             )
     headers = (
         "router",
         "load",
-        "regret before",
-        "regret after",
+        "lost after the event",
+        f"in the first {2 * WINDOW}",
+        "in the last quarter",
         "back after requests",
         "scores of the dearest size in them",
     )

@@ -233,13 +233,14 @@ def test_the_command_prints_and_saves(
 ) -> None:
     """The command prints a table for each load, and saves the figures and a picture."""
     saved = tmp_path / "cluster.json"
-    given = ["--data", folder, "--portfolio", PORTFOLIO, "--requests", "60"]
+    given = ["--data", folder, "--portfolio", PORTFOLIO, "--requests", "200"]
     given += ["--load", "0.5", "1", "--seeds", "1", "--calibrate", "20"]
     given += ["--router", routers.OURS, "least loaded", "--json", str(saved)]
+    given += ["--event", "", "death"]
     command.main([*given, "--pictures", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "load 0.5" in shown and "least loaded" in shown and "hindsight" in shown
-    assert "all loads" in shown
+    assert "all loads" in shown and "back after requests" in shown
     rows = json.loads(saved.read_text())["rows"]
     assert {row["router"] for row in rows} == {
         routers.OURS,
@@ -294,21 +295,23 @@ def test_a_router_is_compared_at_equal_p95_and_at_equal_quality() -> None:
     assert len(report.comparison(rows[1:], routers.OURS).splitlines()) == 2
 
 
-def test_a_router_is_back_when_its_regret_is_as_before() -> None:
+def test_a_router_is_back_when_it_loses_as_much_as_in_the_end() -> None:
     """The requests and the scores of the dearest size count from the event to the end of the second good window."""
-    best = (0.5,) * 16
     given = tuple(range(16))
-    lost = (0.4,) * 8 + (0.1, 0.24, 0.4, 0.4) + (0.4,) * 4
+    usual = (0.5,) * 16
+    lost = (0.5,) * 8 + (0.1, 0.24, 0.4, 0.4) + (0.4,) * 4
+    worse = (0.5,) * 12 + (0.4, 0.4, 0.4, 0.3)
+    names = ("quick", "worse")
     rows = [
-        figures("hindsight", utilities=best, dearest_scores=given),
-        figures("quick", utilities=lost, dearest_scores=given),
-        figures("stuck", utilities=(0.4,) * 8 + (0.3,) * 8, dearest_scores=given),
+        figures(name, utilities=course, dearest_scores=given)
+        for name, course in zip(names, (lost, worse), strict=True)
     ]
-    lines = report.recovery(rows, "hindsight").splitlines()[2:]
+    before = [figures(name, utilities=usual, dearest_scores=given) for name in names]
+    lines = report.recovery(rows, before).splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells == [
-        ["quick", "1", "0.100", "0.157", "200", "4"],
-        ["stuck", "1", "0.100", "0.200", "never", "–"],
+        ["quick", "1", "0.157", "0.330", "0.100", "200", "4"],
+        ["worse", "1", "0.062", "0.000", "0.125", "100", "2"],
     ]
 
 
