@@ -116,4 +116,6 @@ class RuleScaler:
         bound = NEED.replica * (self._larger[name] + NEED_S) / NEED_S
         if loss > bound and name not in self._needed_s:
             since_s = self._at_zero_s[name]
-            self._needed_s[name] = next(s for s in self._came_s if s >= since_s)
+            first = next((s for s in self._came_s if s >= since_s), None)
+            if first is not None:  # the loss may be that of requests before
+                self._needed_s[name] = first

@@ -178,6 +178,19 @@ def test_a_wake_up_request_starts_one_replica_and_pauses(clock: Clock) -> None:
 
 
 @pytest.mark.slow
+def test_a_need_begins_with_a_request_that_came_without_a_replica() -> None:
+    """The loss of the last minute alone, whose requests came while there was a replica, is no need."""
+    scaler = RuleScaler(Rule(WAKE), SIZES)
+    large = SIZES[-1].name
+    for count, (ready, now_s) in enumerate(((1, 10.0), (0, 20.0), (0, 30.0))):
+        if count == 2:
+            scaler._came_s.append(25.0)
+        scaler._note_need(large, 1e9, ready, now_s)
+        assert scaler.unmet == (count == 2)
+    scaler._note_need(large, 1e9, 1, 45.0)
+    assert scaler.waits_s == [20.0] and scaler.unmet == 0
+
+
 def test_demand_starts_what_serve_leaves_at_zero(made: World) -> None:
     """At zero the larger size never answers by Serve's own rule; by demand or wake-up requests it does, for less."""
     found = {
