@@ -1,10 +1,14 @@
 """The price of a scarce arm: what a request must gain on it to take a place from another one.
 
-Each arm has a price in score points for a request of usual work. It is the dual variable of the arm's capacity, found
-by projected subgradient steps (Nedić and Ozdaglar, IEEE TAC 2009): it rises while more requests are in flight than the
-arm is meant to have, and falls to 0 while there is room. A request pays in proportion to its work: its prompt tokens,
-and its expected output tokens with a factor (`work`). So a scarce arm keeps the requests that gain much from it for
-little work, as in the knapsack problem (Dantzig, Operations Research 1957). A price removes no arm.
+Each arm has a price for a request of usual work. It is the dual variable of the arm's capacity, found by projected
+subgradient steps (Nedić and Ozdaglar, IEEE TAC 2009): it rises while more requests are in flight than the arm is meant
+to have, and falls to 0 while there is room. Its unit is what the duration of a usual answer costs, by the weights of
+the requests on latency, because a request that fills an arm costs the others time (Pigou, The Economics of Welfare,
+1920). Where time is worth nothing, so is a place.
+
+A request pays in proportion to its work: its prompt tokens, and its expected output tokens with a factor (`work`). So a
+scarce arm keeps the requests that gain much from it for little work, as in the knapsack problem (Dantzig, Operations
+Research 1957). A price removes no arm.
 
 Variants of a model are arms of one application and have one price: they take places from each other. A token costs
 them the same, so one that answers with fewer tokens pays less.
@@ -39,18 +43,17 @@ class ScarcitySettings:
     """The constants of the rule.
 
     target: share of its slots that an arm is meant to have in flight.
-    step: score points by which the dual changes in one usual duration of an answer while an arm has twice its target in
-        flight.
-    gain: score points by which the price is higher at once while an arm has twice its target in flight. It damps the
-        oscillation that the delay between a choice and its end would cause.
-    most: highest price in score points.
+    step: by how much the dual changes in the duration of a usual answer while an arm has twice its target in flight.
+    gain: by how much the price is higher at once while an arm has twice its target in flight. It damps the oscillation
+        that the delay between a choice and its end would cause.
+    most: the highest price. Prices are in units of what the duration of a usual answer costs.
     memory: number of decisions over which the usual duration and work are averaged.
     """
 
     target: float = 0.125
-    step: float = 0.02
-    gain: float = 0.2
-    most: float = 1.0
+    step: float = 0.2
+    gain: float = 2.0
+    most: float = 10.0
     memory: float = 500.0
 
 
@@ -58,18 +61,21 @@ class ScarcitySettings:
 class Usual:
     """The usual request of an application: means over the latest ones that were seen.
 
-    seconds: from leaving the queue to the last token. work: see `work`. seen: number of requests.
+    seconds: from leaving the queue to the last token. delay: the score points that these seconds cost, by the weight of
+    the latency in its objective. work: see `work`. seen: number of requests.
     """
 
     seconds: float = 0.0
+    delay: float = 0.0
     work: float = 0.0
     seen: int = 0
 
-    def add(self, seconds: float, taken: float, most: float) -> None:
+    def add(self, seconds: float, delay: float, taken: float, most: float) -> None:
         """Take note of a request; the mean is over about so many (`most`)."""
         self.seen += 1
         weight = 1.0 / min(self.seen, most)
         self.seconds += weight * (seconds - self.seconds)
+        self.delay += weight * (delay - self.delay)
         self.work += weight * (taken - self.work)
 
 
@@ -100,7 +106,7 @@ class ScarcityPrices:
             ).append(n)
         self._groups = list(groups.items())
         # of each application
-        self._duals = [0.0] * len(tasks)  # score points
+        self._duals = [0.0] * len(tasks)  # units, see ScarcitySettings
         self._usual = [Usual() for _ in tasks]
         self._at_s = 0.0
         self._decisions = 0
@@ -145,7 +151,8 @@ class ScarcityPrices:
     def _step(
         self, excess: list[float], passed_s: float
     ) -> Iterator[tuple[int, float]]:
-        """Move the duals; gives the numbers of the applications that have a price, and the price of a unit of work.
+        """Move the duals; gives the numbers of the applications that have a price, and the price of a unit of work in
+        score points.
 
         Args:
             excess: of each application, the load beyond its target as a share of that; infinite without a replica.
@@ -166,7 +173,7 @@ class ScarcityPrices:
                 self._duals[k] = dual = min(max(dual, 0.0), given.most)
                 price = min(dual + given.gain * beyond, given.most)
                 if price > 0.0:
-                    yield k, price / usual.work
+                    yield k, price * usual.delay / usual.work
 
     def decided(self, decision: Decision) -> None:
         """Take note of the duration and the work of a request at each application; most decisions are skipped to save
@@ -179,15 +186,12 @@ class ScarcityPrices:
         prompt_tokens = decision.profile.prompt_tokens
         for usual, names in zip(self._usual, self._served):
             shares = _shares([decision.estimate(name) for name in names])
-            if shares:
-                usual.add(
-                    sum(share * e.answer_s for share, e in shares),
-                    sum(
-                        share * work(prompt_tokens, e.output_tokens)
-                        for share, e in shares
-                    ),
-                    most,
-                )
+            if not shares:
+                continue
+            seconds = sum(share * e.answer_s for share, e in shares)
+            tokens = sum(share * e.output_tokens for share, e in shares)
+            delay = decision.objective.latency_weight * seconds
+            usual.add(seconds, delay, work(prompt_tokens, tokens), most)
 
 
 def _shares(estimates: list[ArmEstimate]) -> list[tuple[float, ArmEstimate]]:

@@ -17,6 +17,7 @@ SECONDS = {"small": 2.0, "large": 8.0}
 TOKENS = {"small": 100.0, "large": 50.0}
 PROFILE = replace(make_profile(), prompt_tokens=200)
 WORK = {"small": 0.6, "large": 0.4}  # thousands of tokens
+WEIGHT = 0.05  # score points a second
 DEFAULT = ScarcitySettings()
 SLOTS = 80.0  # an eighth of them is the target
 
@@ -32,7 +33,8 @@ def usual(propensity: dict[str, float] | None = None) -> Decision:
         )
         for arm, seconds in SECONDS.items()
     )
-    return Decision("d", "small", 0, "v1", PROFILE, Objective(), estimates)
+    objective = Objective(latency_weight=WEIGHT)
+    return Decision("d", "small", 0, "v1", PROFILE, objective, estimates)
 
 
 def known(settings: ScarcitySettings = DEFAULT) -> ScarcityPrices:
@@ -53,9 +55,13 @@ def states(
 
 
 def price(prices: ScarcityPrices, now_s: float, *load: float) -> tuple[float, float]:
-    """Score points of a request of usual work on each arm, at a load."""
+    """The price of a request of usual work on each arm at a load, in units of what its duration costs."""
     found = prices.priced(states(*load), now_s, SLOTS)
-    return found["small"].price * WORK["small"], found["large"].price * WORK["large"]
+    small, large = (
+        found[arm].price * WORK[arm] / (WEIGHT * SECONDS[arm])
+        for arm in ("small", "large")
+    )
+    return small, large
 
 
 def test_arms_with_room_cost_nothing() -> None:
@@ -84,7 +90,7 @@ def test_several_observers_find_the_same_price() -> None:
         seen = price(often, tick / 10.0, 5.0, 30.0)
     for tick in range(41):
         other = price(rarely, tick * 2.0, 5.0, 30.0)
-    assert seen == pytest.approx(other, rel=1e-6) and seen[1] > 0.4
+    assert seen == pytest.approx(other, rel=1e-6) and seen[1] > 4.0
 
 
 def test_a_pause_does_not_raise_a_price() -> None:
@@ -107,7 +113,7 @@ def test_only_the_difference_counts_when_all_arms_for_a_task_are_full() -> None:
     for second in range(5000):
         small, large = price(prices, float(second), 40.0, 50.0)
     assert small == 0.0
-    assert 0.2 < large <= DEFAULT.most
+    assert DEFAULT.gain < large <= DEFAULT.most
 
 
 def test_an_arm_without_replicas_is_no_alternative() -> None:
@@ -199,8 +205,9 @@ def test_variants_of_a_model_have_one_price() -> None:
     found = prices.priced(live, 0.0, SLOTS)
     assert found["small"].price == 0.0
     assert found["large"].price == found["large-direct"].price > 0.0
-    # a request of usual work takes 0.25 * 0.4 + 0.75 * 0.24 thousand tokens
-    assert found["large"].price * 0.28 == pytest.approx(DEFAULT.gain)
+    # a request of usual work takes 0.25 * 0.4 + 0.75 * 0.24 thousand tokens, and 0.25 * 8 + 0.75 * 1 seconds
+    usual_delay = WEIGHT * 2.75
+    assert found["large"].price * 0.28 == pytest.approx(DEFAULT.gain * usual_delay)
 
 
 def test_the_usual_request_follows_the_latest_ones() -> None:
@@ -212,7 +219,7 @@ def test_the_usual_request_follows_the_latest_ones() -> None:
         prices.decided(usual())
     found = prices.priced(states(5.0, 20.0), 0.0, SLOTS)
     # one of twenty was seen with 20.2 thousand tokens, the others with 0.4
-    assert found["large"].price * 1.39 == pytest.approx(DEFAULT.gain)
+    assert found["large"].price * 1.39 == pytest.approx(DEFAULT.gain * WEIGHT * 8)
 
 
 def test_a_long_prompt_leaves_a_scarce_arm_before_a_short_one() -> None:
@@ -229,3 +236,15 @@ def test_a_long_prompt_leaves_a_scarce_arm_before_a_short_one() -> None:
         (decision,) = policy.decide([request], scarce, rng, 0)
         shares.append(decision.estimate("large").propensity)
     assert shares[0] > 0.5 > 0.1 > shares[1]
+
+
+def test_a_place_is_worth_what_time_is_worth() -> None:
+    """Ten times the weight on latency means ten times the price; without a weight no place has one."""
+    found = []
+    for weight in (0.0, 0.01, 0.1):
+        prices = ScarcityPrices(ARMS)
+        objective = Objective(latency_weight=weight)
+        prices.decided(structs.replace(usual(), objective=objective))
+        found.append(prices.priced(states(5.0, 20.0), 0.0, SLOTS)["large"].price)
+    assert found[0] == 0.0
+    assert found[2] == pytest.approx(10 * found[1]) and found[1] > 0.0
