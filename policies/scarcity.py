@@ -145,7 +145,10 @@ class ScarcityPrices:
         for k, price in self._step(excess, passed_s):
             for name in self._served[k]:
                 state = states.get(name, IDLE)
-                priced[name] = structs.replace(state, price=price)
+                if (
+                    price > state.price
+                ):  # one that is meant to drive requests away stays
+                    priced[name] = structs.replace(state, price=price)
         return priced
 
     def _step(
@@ -164,7 +167,7 @@ class ScarcityPrices:
             for k in members:
                 usual = self._usual[k]
                 beyond = excess[k] - common
-                if not usual.seen or excess[k] == inf:
+                if not usual.work or excess[k] == inf:
                     continue
                 share = passed_s / usual.seconds
                 if beyond > 0.0 and share > 1.0:

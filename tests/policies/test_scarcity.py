@@ -248,3 +248,19 @@ def test_a_place_is_worth_what_time_is_worth() -> None:
         found.append(prices.priced(states(5.0, 20.0), 0.0, SLOTS)["large"].price)
     assert found[0] == 0.0
     assert found[2] == pytest.approx(10 * found[1]) and found[1] > 0.0
+
+
+def test_a_request_without_tokens_makes_no_price() -> None:
+    """An estimate that has a duration and no tokens says nothing of the usual work."""
+    prices = ScarcityPrices(ARMS)
+    empty = (ArmEstimate("small", ttft_s=1.0), ArmEstimate("large", ttft_s=1.0))
+    profile = replace(PROFILE, prompt_tokens=0)
+    prices.decided(structs.replace(usual(), estimates=empty, profile=profile))
+    assert prices.priced(states(5.0, 20.0), 0.0, SLOTS)["large"].price == 0.0
+
+
+def test_a_higher_price_that_an_arm_already_has_stays() -> None:
+    """The router sets one where a last replica will stop."""
+    live = states(5.0, 20.0)
+    live["large"] = structs.replace(live["large"], price=1000.0)
+    assert known().priced(live, 0.0, SLOTS)["large"].price == 1000.0
