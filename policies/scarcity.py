@@ -145,10 +145,9 @@ class ScarcityPrices:
         for k, price in self._step(excess, passed_s):
             for name in self._served[k]:
                 state = states.get(name, IDLE)
-                if (
-                    price > state.price
-                ):  # one that is meant to drive requests away stays
-                    priced[name] = structs.replace(state, price=price)
+                # an arm whose last replica will stop has a higher price already
+                price = max(price, state.price)
+                priced[name] = structs.replace(state, price=price)
         return priced
 
     def _step(
